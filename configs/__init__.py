@@ -1,0 +1,1 @@
+"""Scenarios: each file is a few differences from `common.py`."""

@@ -1,0 +1,122 @@
+"""The same from Python: `pdiff.load(workdir)`, then `sample`, `apply` and `accuracy`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, Float, PyTree
+
+from pdiff import dist, files, generator, rng
+from pdiff.checkpoint import Checkpoints
+from pdiff.errors import PdiffError
+from pdiff.evaluators.accuracy import Scorer
+from pdiff.generator import Generator
+from pdiff.report import results as results_lib
+from pdiff.sample import Samplers
+from pdiff.tasks.base import Task
+
+
+class LoadedGenerator:
+    """A trained generator. `family` lists its tasks, `target` is the network that it generates."""
+
+    def __init__(self, static: Generator, params: PyTree, default_sampler: str):
+        self.family, self.target, self.config = static.family, static.target, static.config
+        self.default_sampler = default_sampler
+        self._static, self._params, self._mesh = static, params, dist.make_mesh()
+        self._samplers = Samplers(static, self._mesh)
+
+    def sample(
+        self,
+        *,
+        prompt: str | None = None,
+        task_id: int | str | None = None,
+        num_samples: int = 1,
+        sampler: str | None = None,
+        seed: int = 0,
+    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """Networks for a description, or for one of the family's tasks by its id or name.
+
+        A task is asked for by all conditions that the run samples with, and by its id if it is a seen one.
+
+        Raises:
+          PdiffError: neither or both were given, the prompt cannot be read, or there is no such task.
+        """
+        if (prompt is None) == (task_id is None):
+            raise PdiffError("sample: give prompt or task_id, one of them")
+        use = self.config.condition.use
+        if prompt is not None:
+            if "text" not in use:
+                raise PdiffError(f"prompt: this generator was trained on {', '.join(use)} and reads no text; give a task")
+            task, given = self.family.tasks[0], ("text",)
+        else:
+            task = self.task(task_id)
+            given = self.config.sample.condition
+            if "id" in use and task.split == "seen":
+                given = tuple({*given, "id"})
+        condition = self._static.condition([task] * num_samples, prompt and [prompt] * num_samples, given)
+        name = sampler or self.default_sampler
+        return self._samplers.networks(self._params, name, condition, rng.stream(seed, "sample"))
+
+    def task(self, name: int | str) -> Task:
+        """A task by id or name.
+
+        Raises:
+          PdiffError: there is no such task.
+        """
+        for task in self.family.tasks:
+            if str(name) in (task.name, str(task.id)):
+                return task
+        raise PdiffError(
+            f"task: got {name!r}; allowed: an id from 0 to {len(self.family.tasks) - 1}, "
+            f"or a name such as {self.family.tasks[0].name}"
+        )
+
+    def apply(
+        self, params: PyTree[Float[Array, "..."]], x: Float[Array, "n features"]
+    ) -> Float[Array, "n classes"]:
+        """Logits of one network; `vmap` it over stacked ones."""
+        return self.target.apply(params, x)
+
+    def accuracy(self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str) -> Float[np.ndarray, " samples"]:
+        """Test accuracy of stacked networks on a task's images."""
+        count = len(jax.tree.leaves(params)[0])
+        return Scorer(self._static, "test", self._mesh)(params, np.full(count, self.task(task).id))
+
+
+def load(workdir: str | Path) -> LoadedGenerator:
+    """The generator of a run's newest checkpoint.
+
+    Raises:
+      PdiffError: there is none, or it is damaged.
+    """
+    static = generator.load(Path(workdir))
+    params = restore_params(static, Path(workdir))
+    path = Path(workdir) / "results.json"
+    chosen = static.config.sample.samplers[0]
+    if path.exists():
+        chosen = results_lib.read(path)["selection"]["sampler"]
+    return LoadedGenerator(static, params, chosen)
+
+
+def restore_params(static: Generator, workdir: Path) -> PyTree:
+    """The averaged parameters of the newest checkpoint of a run."""
+    like = jax.eval_shape(static.init, jax.random.key(0))
+    mesh = dist.make_mesh()
+    sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
+    try:
+        return checkpoints.restore_ema(like)[1]
+    finally:
+        checkpoints.close()
+
+
+def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:
+    """Stacked networks as float32 safetensors, named by Flax path."""
+    flat = traverse_util.flatten_dict(networks, sep="/")
+    # safetensors writes non-contiguous arrays wrong without a word.
+    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
+    files.write_atomic(path, safetensors.numpy.save(arrays, dict(metadata)))

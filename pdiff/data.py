@@ -1,0 +1,43 @@
+"""Training batches as a pure function of (seed, step), through grain."""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from pdiff.zoo.store import Networks
+
+
+def training_batches(
+    networks: Networks, wordings: int, *, seed: int, batch_size: int, start: int, stop: int
+) -> Iterator[dict]:
+    """Batches of steps `start` … `stop - 1`, prepared by a background thread.
+
+    Each holds stacked `params`, `task` ids, the `wording` of the description to use, and `index`,
+    the example's number in the global batch. Step n is the same batch whatever `start` is. Every
+    network is seen once before any is seen twice.
+    """
+    rows = grain.MapDataset.range(len(networks)).seed(seed).shuffle().repeat()
+
+    def gather(row: int, random: np.random.Generator) -> dict:
+        return {"row": np.int32(row), "wording": np.int32(random.integers(wordings))}
+
+    def load(batch: dict) -> dict:
+        chosen = networks[batch["row"]]
+        return {
+            "params": chosen.params,
+            "task": chosen.task,
+            "wording": batch["wording"],
+            "index": np.arange(batch_size, dtype=np.int32),
+        }
+
+    batches = rows.random_map(gather).batch(batch_size, drop_remainder=True).map(load)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    return iter(batches.slice(slice(start, stop)).to_iter_dataset(options))
+
+
+def fingerprint(networks: Networks, zoo: str, seed: int, batch_size: int) -> dict:
+    """What a resumed run's batches must agree on."""
+    size = sum(a.nbytes for a in jax.tree.leaves(networks.params))
+    return {"zoo": zoo, "networks": len(networks), "bytes": size, "seed": seed, "batch_size": batch_size}

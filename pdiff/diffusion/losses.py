@@ -1,0 +1,59 @@
+"""What the denoiser is trained for: denoising score matching, and what the decoded networks do.
+
+Both are per example, so that the caller decides how to average over devices.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from pdiff.diffusion.denoiser import loss_weight
+from pdiff.diffusion.sde import Path
+
+
+def training_noise_ratios(
+    path: Path, keys: PRNGKeyArray, sigma_max: float, at_sigma_max: float
+) -> Float[Array, " batch"]:
+    """Noise-to-signal ratios from the path's own distribution, a share of them at the top.
+
+    The posterior mean sample and the first step of every sampler stand at sigma_max, where a
+    log-normal distribution hardly ever trains.
+    """
+
+    def draw(key):
+        top = jax.random.bernoulli(jax.random.fold_in(key, 1), at_sigma_max)
+        return jnp.where(top, sigma_max, path.sample_noise_ratio(jax.random.fold_in(key, 2), ()))
+
+    return jax.vmap(draw)(keys)
+
+
+def denoising_loss(
+    denoised: Float[Array, "batch tokens dim"],
+    x0: Float[Array, "batch tokens dim"],
+    sigma: Float[Array, " batch"],
+    varying: Bool[Array, "tokens dim"],
+) -> Float[Array, " batch"]:
+    """Weighted denoising score matching (Vincent 2011; weights of Karras et al. 2022, Table 1).
+
+    The mean squared error over the elements that vary over the zoo, times (sigma^2 + 1) / sigma^2:
+    about 1 for a network that has learned nothing, at every sigma.
+    """
+    error = jnp.where(varying, (denoised - x0) ** 2, 0).sum((1, 2)) / varying.sum()
+    return loss_weight(sigma) * error
+
+
+def functional_loss(
+    networks: PyTree[Float[Array, "batch ..."]],
+    apply: Callable,
+    x: Float[Array, "batch images features"],
+    y: Int[Array, "batch images"],
+) -> Float[Array, " batch"]:
+    """Cross-entropy in nats of each denoised network on images of its own task.
+
+    Squared error treats all weights alike; this looks at what they do together.
+    """
+    logits = jax.vmap(apply)(networks, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(-1)

@@ -1,0 +1,1 @@
+"""One question about generated networks in each file."""

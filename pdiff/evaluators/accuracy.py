@@ -1,0 +1,53 @@
+"""How often is a network right on its task's images?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int, PyTree
+
+from pdiff import dist
+from pdiff.generator import Generator
+
+
+class Scorer:
+    """Accuracy of many networks, each on one task's images, under `vmap` in chunks over all devices.
+
+    Args:
+      part: `validation` or `test` images.
+    """
+
+    def __init__(self, generator: Generator, part: str, mesh: Mesh):
+        family, apply = generator.family, generator.target.apply
+        images = family.data[part]
+        self._mesh = mesh
+        self._chunk = -(-generator.config.eval.chunk_size // mesh.devices.size) * mesh.devices.size
+        constants = dist.replicate({"variables": family.variables, "x": images.x, "y": images.y}, mesh)
+
+        def right(constants, networks, task):
+            variables = jax.tree.map(lambda v: v[task], constants["variables"])
+
+            def one(network, own):
+                return apply(network, family.render(own, constants["x"])).argmax(-1) == constants["y"]
+
+            return jax.vmap(one)(networks, variables)
+
+        step = dist.data_parallel(right, mesh, (dist.REPLICATED, dist.SHARDED, dist.SHARDED), dist.SHARDED)
+        self._step = lambda args: step(constants, *dist.shard(args, mesh))
+
+    def right(
+        self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]
+    ) -> Bool[np.ndarray, "nets images"]:
+        """Which images network i gets right on task `task[i]`."""
+        return dist.map_chunks(self._step, (networks, np.asarray(task, np.int32)), len(task), self._chunk)
+
+    def __call__(
+        self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]
+    ) -> Float[np.ndarray, " nets"]:
+        """Accuracy of network i on task `task[i]`, in [0, 1]."""
+        return self.right(networks, task).mean(-1)
+
+
+def repeat(network: PyTree, count: int) -> PyTree:
+    """`count` copies of one network, without using their memory."""
+    return jax.tree.map(lambda a: np.broadcast_to(np.asarray(a), (count, *jnp.shape(a))), network)

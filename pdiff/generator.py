@@ -1,0 +1,180 @@
+"""Everything static about a generator: what it generates, for which tasks, and by which model.
+
+Training, sampling and evaluation all start from one `Generator`. It holds no trained parameters;
+those come from a checkpoint. `save` and `load` keep the part that a zoo was needed for, so that
+sampling needs no zoo.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from pdiff import config as config_lib
+from pdiff import files
+from pdiff.diffusion import denoiser, sde
+from pdiff.errors import PdiffError
+from pdiff.models.dit import DiT, make_model
+from pdiff.models.text import Tokenizer, train_tokenizer
+from pdiff.targets import Target, get_target
+from pdiff.tasks import Family, get_family
+from pdiff.tasks.base import Task
+from pdiff.weights import codec, stats
+from pdiff.weights.spec import Spec, make_spec
+from pdiff.zoo.store import Networks
+
+ARTIFACTS = "generator"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Static parts of a generator. See the fields' types; `base` supplies leaves that are not generated."""
+
+    config: ConfigDict
+    family: Family
+    target: Target
+    spec: Spec
+    stats: stats.Stats
+    base: PyTree
+    tokenizer: Tokenizer
+    model: DiT
+    path: sde.Path
+
+    def init(self, key: PRNGKeyArray) -> PyTree:
+        """Fresh parameters of the transformer."""
+        condition = self.condition([self.family.tasks[0]])
+        tokens = jnp.zeros((1, self.spec.num_tokens, self.spec.token_dim))
+        return self.model.init(key, tokens, jnp.zeros(1), condition)["params"]
+
+    def denoiser(self, params: PyTree, condition: dict) -> Callable:
+        """D(z, sigma): the estimate of the normalised weights, zero where they do not vary."""
+        varying = stats.varying(self.stats)
+        network = denoiser.precondition(lambda x, c: self.model.apply({"params": params}, x, c, condition))
+
+        def denoise(z, sigma):
+            # Noise on padding and on constants would only be a distraction, so the network never sees it.
+            return jnp.where(varying, network(jnp.where(varying, z, 0), sigma), 0)
+
+        return denoise
+
+    def encode(self, networks: PyTree[Float[Array, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
+        """Parameter trees to normalised tokens."""
+        return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode(self.spec, p)))(networks)
+
+    def decode(self, x: Float[Array, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+        """Normalised tokens to parameter trees, the base's leaves where they are not generated."""
+        return jax.vmap(lambda z: codec.decode(self.spec, stats.denormalize(self.stats, z), self.base))(x)
+
+    def condition(
+        self, tasks: Sequence[Task], texts: Sequence[str] | None = None, given: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording."""
+        use = self.config.condition.use
+        given = use if given is None else given
+        texts = [t.descriptions[0] for t in tasks] if texts is None else texts
+        inputs = {}
+        if "id" in use:
+            inputs["id"] = np.array([t.id for t in tasks], np.int32)
+        if "factors" in use:
+            inputs["factors"] = self.family.factors(tasks)
+        if "text" in use:
+            inputs["text"] = self.tokenizer.encode_all(texts).tree
+        return {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
+
+    def task_for(self, factors: tuple[float, ...], prompt: str) -> Task:
+        """A task made on the spot, for a prompt that is none of the family's."""
+        return Task(prompt, 0, "unseen", factors, (prompt,), ())
+
+
+def null_condition(condition: dict) -> dict:
+    """The same condition with every name null."""
+    return {name: c | {"keep": jnp.zeros_like(c["keep"])} for name, c in condition.items()}
+
+
+def make_generator(config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks]) -> Generator:
+    """A generator for a zoo: statistics from its seen networks, tokenizer from the training descriptions.
+
+    Raises:
+      PdiffError: the zoo, the descriptions and the config do not fit together.
+    """
+    base = jax.tree.map(lambda a: a[0], networks["base"].params)
+    spec = _spec(config, target)
+    encode = jax.jit(jax.vmap(lambda p: codec.encode(spec, p)))
+    fitted = stats.fit(
+        spec,
+        np.asarray(encode(networks["seen"].params)),
+        center=config.weights.center,
+        scale=config.weights.scale,
+        base_tokens=np.asarray(codec.encode(spec, base)),
+    )
+    # Non-seen tasks' descriptions differ from the seen ones' only in numbers, which carry no identity.
+    texts = [d for t in family.split("seen") for d in t.descriptions]
+    tokenizer = Tokenizer(
+        train_tokenizer(texts, config.condition.text_vocab_size), config.condition.text_max_length
+    )
+    return _assemble(config, family, target, fitted, base, tokenizer)
+
+
+def save(generator: Generator, workdir: Path) -> None:
+    """Keeps the parts that came from the zoo, with a manifest, in `<workdir>/generator`."""
+    where = Path(workdir) / ARTIFACTS
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(parents=True)
+    arrays = traverse_util.flatten_dict({"base": generator.base, "stats": vars(generator.stats)}, sep="/")
+    arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
+    files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
+    files.write_atomic(where / "config.json", config_lib.to_json(generator.config).encode())
+    files.write_manifest(where)
+
+
+def load(workdir: Path) -> Generator:
+    """The generator that `save` kept.
+
+    Raises:
+      PdiffError: there is none, or it is damaged.
+    """
+    where = Path(workdir) / ARTIFACTS
+    if not where.exists():
+        raise PdiffError(f"{workdir}: no generator here; allowed: a --workdir where a run has finished its zoo")
+    files.verify_manifest(where, "delete that folder and run the run's command again to rebuild it")
+    config = config_lib.from_json((where / "config.json").read_text())
+    arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
+    tree = traverse_util.unflatten_dict(arrays, sep="/")
+    tokenizer = Tokenizer((where / "tokenizer.model").read_bytes(), config.condition.text_max_length)
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    return _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
+
+
+def _spec(config: ConfigDict, target: Target) -> Spec:
+    return make_spec(
+        target.abstract(),
+        generate=config.target.generate,
+        layout=config.weights.layout,
+        token_dim=config.weights.token_dim,
+    )
+
+
+def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
+    spec = _spec(config, target)
+    return Generator(
+        config=config,
+        family=family,
+        target=target,
+        spec=spec,
+        stats=fitted,
+        base=base,
+        tokenizer=tokenizer,
+        model=make_model(config, spec, family, tokenizer.vocab_size),
+        path=sde.make_path(config.diffusion),
+    )

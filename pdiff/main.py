@@ -1,0 +1,67 @@
+"""The command line: flags, and which function each mode calls. Everything else lives elsewhere, for tests and notebooks."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from pdiff import config as config_lib
+from pdiff import run
+from pdiff.errors import PdiffError
+
+MODES = ("run", "sample", "evaluate", "report", "check")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
+_MODE = flags.DEFINE_enum("mode", "run", MODES, "What to do.")
+_PROMPT = flags.DEFINE_string("prompt", None, "sample: a description of the task.")
+_TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "sample: how many networks.", lower_bound=1)
+_SAMPLER = flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
+_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed gives other networks.")
+_OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    try:
+        _dispatch(argv)
+    except PdiffError as e:
+        _leave(str(e), getattr(e, "exit_code", 1))
+    except KeyboardInterrupt:
+        _leave("stopped at once by a second Ctrl-C; what was finished before is kept", 130)
+    except OSError as e:
+        _leave(f"{e.filename or _WORKDIR.value}: {e.strerror or e}; what was finished is kept", 1)
+
+
+def _dispatch(argv: list[str]) -> None:
+    mode, workdir = _MODE.value, _WORKDIR.value
+    if mode == "run":
+        if _CONFIG.value is None:
+            raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
+        name = Path(flags.FLAGS["config"].config_filename).stem
+        run.run(_CONFIG.value, Path(workdir or f"runs/{name}"), command=" ".join(sys.argv[1:]))
+        return
+    if workdir is None:
+        raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")
+    if _CONFIG.value is not None:
+        config_lib.validate(_CONFIG.value)
+        run.check_same_config(_CONFIG.value, Path(workdir))
+    if mode == "sample":
+        run.sample(
+            Path(workdir), prompt=_PROMPT.value, task=_TASK.value, num_samples=_NUM_SAMPLES.value,
+            sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, out=_OUT.value,
+        )  # fmt: skip
+    else:
+        {"evaluate": run.evaluate, "report": run.report, "check": run.check}[mode](Path(workdir))
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"pdiff: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=config_lib.parse_flags)

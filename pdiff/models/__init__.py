@@ -1,0 +1,1 @@
+"""The diffusion transformer, the tokenizer and the encoders of its conditions."""

@@ -1,0 +1,147 @@
+"""The diffusion transformer over weight tokens (after Peebles & Xie 2023, with condition tokens in context)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from pdiff.errors import PdiffError
+from pdiff.models import conditions
+from pdiff.models.layers import Attention, Mlp
+from pdiff.tasks import Family
+from pdiff.weights.spec import Spec
+
+
+class Block(nn.Module):
+    """A transformer block whose shift, scale and gate come from `vector` (adaLN-zero: it starts as the identity)."""
+
+    num_heads: int
+    mlp_ratio: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], vector: Float[Array, "batch width"]
+    ) -> Float[Array, "batch tokens width"]:
+        width = x.shape[-1]
+        modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype)(nn.silu(vector))
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, -1)
+        h = _layer_norm(self.dtype)(x) * (1 + scale1) + shift1
+        x = x + gate1 * Attention(self.num_heads, self.dtype)(h)
+        h = _layer_norm(self.dtype)(x) * (1 + scale2) + shift2
+        return x + gate2 * Mlp(int(self.mlp_ratio * width), width, self.dtype)(h)
+
+
+class DiT(nn.Module):
+    """F(x, c_noise, condition): weight tokens in, weight tokens out; zero at initialization.
+
+    Attributes:
+      token_leaf, token_kind, token_position: for each token its leaf, the leaf's kind and the token's
+        place in the leaf; their learned embeddings tell tokens apart.
+      encoders: the condition encoders in use, by name.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    token_leaf: tuple[int, ...]
+    token_kind: tuple[int, ...]
+    token_position: tuple[int, ...]
+    encoders: dict[str, nn.Module]
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens token_dim"],
+        c_noise: Float[Array, " batch"],
+        condition: dict[str, dict],
+    ) -> Float[Array, "batch tokens token_dim"]:
+        tokens, token_dim = x.shape[1:]
+        context = conditions.Conditions(self.encoders, self.width, name="conditions")(condition)
+        vector = Mlp(self.width, self.width, name="noise")(_noise_features(c_noise))
+        vector = (vector + nn.Dense(self.width, name="pooled")(context.mean(1))).astype(self.dtype)
+
+        h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+        for name in ("leaf", "kind", "position"):
+            h += _table(getattr(self, f"token_{name}"), self.width, name, self.dtype)
+        h = jnp.concatenate([h, context.astype(self.dtype)], 1)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
+        h = h[:, :tokens]
+        shift, scale = jnp.split(
+            nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
+                nn.silu(vector)
+            )[:, None],
+            2,
+            -1,
+        )
+        h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
+        out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
+        return out.astype(jnp.float32)
+
+
+def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) -> DiT:
+    """The transformer of a run's config for the tokens of `spec` and the tasks of `family`.
+
+    Raises:
+      PdiffError: the sequence would be longer than `model.max_tokens`.
+    """
+    model, condition = config.model, config.condition
+    length = spec.num_tokens + len(condition.use)
+    if length > model.max_tokens:
+        raise PdiffError(
+            f"model.max_tokens: the sequence has {length} tokens ({spec.num_tokens} of weights); allowed: at most "
+            f"{model.max_tokens}; raise weights.token_dim or model.max_tokens"
+        )
+    make = {
+        "id": lambda: conditions.IdCondition(model.width, len(family.tasks)),
+        "factors": lambda: conditions.FactorsCondition(
+            model.width, condition.num_harmonics, tuple(p or condition.number_period for p in family.factor_periods)
+        ),
+        "text": lambda: conditions.TextCondition(
+            model.width, condition.text_width, condition.text_depth, vocab_size,
+            condition.num_harmonics, condition.number_period,
+        ),
+    }  # fmt: skip
+    return DiT(
+        width=model.width,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        token_leaf=tuple(np.asarray(spec.token_leaf).tolist()),
+        token_kind=tuple(np.asarray(spec.token_kind).tolist()),
+        token_position=tuple(np.asarray(spec.token_position).tolist()),
+        encoders={name: make[name]() for name in condition.use},
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+    )
+
+
+def _layer_norm(dtype) -> nn.LayerNorm:
+    return nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-6, dtype=dtype)
+
+
+def _noise_features(c_noise: Float[Array, " batch"], features: int = 64) -> Float[Array, "batch features"]:
+    """Sinusoidal features of c_noise = log(sigma)/4, from one period over its whole range to ones 60 times finer."""
+    frequencies = jnp.exp(jnp.linspace(jnp.log(0.5), jnp.log(30.0), features // 2))
+    angle = c_noise[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+def _table(indices: tuple[int, ...], width: int, name: str, dtype) -> Float[Array, "tokens width"]:
+    ids: Int[Array, " tokens"] = jnp.asarray(indices)
+    embed = nn.Embed(
+        max(indices) + 1, width, embedding_init=nn.initializers.normal(0.02), dtype=dtype, name=f"embed_{name}"
+    )
+    return embed(ids)
+
+
+def count_parameters(params) -> int:
+    """Number of scalars in a parameter tree."""
+    return sum(x.size for x in jax.tree.leaves(params))

@@ -1,0 +1,24 @@
+"""Randomness as a pure function of (seed, name, step).
+
+No key is ever carried from one step to the next: any draw can be made again from the three
+numbers that define it, which is what makes a resumed run equal to one that never stopped.
+"""
+
+import zlib
+
+import jax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+
+def stream(seed: int, name: str, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
+    """The key of the stream `name` at `step`.
+
+    `name` enters through CRC-32, not `hash()`, which changes from one process to the next.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def per_example(key: PRNGKeyArray, indices: Int[Array, " n"]) -> PRNGKeyArray:
+    """One key for each global example index, so that draws do not depend on how a batch is sharded."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)

@@ -1,0 +1,212 @@
+"""The modes of the command line, as functions: the whole run, and what can be asked of a finished one.
+
+A workdir holds config.json, zoo/, generator/, checkpoints/, metrics.jsonl, tensorboard/, timing.json,
+results.json, plots/ and report.html. Each is written whole or not at all, so running the same
+command again goes on where the last one stopped.
+"""
+
+import datetime
+import json
+import logging
+import resource
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from pdiff import api, dist, files, generator, metrics
+from pdiff import config as config_lib
+from pdiff import train as train_lib
+from pdiff.checkpoint import Checkpoints
+from pdiff.errors import PdiffError
+from pdiff.evaluate import Evaluation
+from pdiff.report import html
+from pdiff.report import results as results_lib
+from pdiff.stopping import StopSignal
+from pdiff.targets import get_target
+from pdiff.tasks import get_family
+from pdiff.zoo import build
+
+log = logging.getLogger("pdiff")
+
+
+def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
+    """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
+
+    Returns the contents of results.json.
+
+    Raises:
+      PdiffError: the config is not valid, or the workdir belongs to another one.
+    """
+    config_lib.validate(config)
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    _set_up_logging()
+    _claim(config, workdir)
+    if (workdir / "results.json").exists() and (workdir / "report.html").exists():
+        log.info("%s is finished; see %s", workdir, workdir / "report.html")
+        return results_lib.read(workdir / "results.json")
+    mesh = dist.make_mesh()
+    with StopSignal() as stop:
+        where = build.directory(config, workdir)
+        with _timed(workdir, "zoo_s"):
+            networks = build.build(family, target, config, where, mesh, stop)
+        made = generator.make_generator(config, family, target, networks)
+        generator.save(made, workdir)
+        log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
+        with _timed(workdir, "train_s"):
+            zoo = build.fingerprint(config)
+            params = train_lib.train(made, networks["seen"], zoo, workdir, mesh, stop)
+        results = _evaluate(made, params, networks, workdir, command)
+    report(workdir)
+    return results
+
+
+def evaluate(workdir: Path) -> dict:
+    """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
+    _set_up_logging()
+    made = generator.load(workdir)
+    where = build.directory(made.config, workdir)
+    with StopSignal() as stop:
+        networks = build.build(made.family, made.target, made.config, where, dist.make_mesh(), stop)
+    previous = workdir / "results.json"
+    command = results_lib.read(previous)["command"] if previous.exists() else ""
+    results = _evaluate(made, api.restore_params(made, workdir), networks, workdir, command)
+    report(workdir)
+    return results
+
+
+def report(workdir: Path) -> None:
+    """Writes report.html and plots/ from results.json and metrics.jsonl."""
+    _set_up_logging()
+    html.write_report(workdir)
+    log.info("report: %s", workdir / "report.html")
+
+
+def check(workdir: Path) -> None:
+    """Checks that a run is finished, its results complete and its files undamaged.
+
+    Raises:
+      PdiffError: names what is missing or wrong.
+    """
+    _set_up_logging()
+    results = results_lib.read(workdir / "results.json")
+    faults = results_lib.check(results)
+    if faults:
+        raise PdiffError(f"{workdir / 'results.json'}: incomplete: {'; '.join(faults)}")
+    made = generator.load(workdir)
+    api.restore_params(made, workdir)
+    where = build.directory(made.config, workdir)
+    build.store.read(where, build.fingerprint(made.config))
+    if not (workdir / "report.html").exists():
+        raise PdiffError(f"{workdir / 'report.html'}: missing; --mode=report writes it")
+    log.info("%s: complete", workdir)
+
+
+def sample(
+    workdir: Path, *, prompt: str | None, task: str | None, num_samples: int, sampler: str | None, seed: int,
+    out: str | None,
+) -> None:  # fmt: skip
+    """Draws networks and writes them to the safetensors file `out`, named by Flax path, samples first."""
+    _set_up_logging()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the safetensors file to write")
+    if Path(out).exists():
+        raise PdiffError(f"--out: {out} exists; allowed: a new file")
+    if not Path(out).absolute().parent.is_dir():
+        raise PdiffError(f"--out: {out} is in no existing folder")
+    if (prompt is None) == (task is None):
+        raise PdiffError("--prompt, --task: give one of them")
+    loaded = api.load(workdir)
+    networks = loaded.sample(prompt=prompt, task_id=task, num_samples=num_samples, sampler=sampler, seed=seed)
+    api.export(networks, Path(out), {"prompt": prompt or "", "task": task or "", "seed": str(seed)})
+    log.info("%d networks: %s", num_samples, out)
+
+
+def check_same_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
+    path = workdir / "config.json"
+    if path.exists():
+        different = config_lib.difference(config, config_lib.from_json(path.read_text()))
+        if different:
+            raise PdiffError(
+                f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"
+            )
+
+
+def _claim(config: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir this config's, or raises."""
+    check_same_config(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
+
+
+def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str) -> dict:
+    measured = Evaluation(made, params, networks, dist.make_mesh()).run()
+    timing = _timing(workdir) | measured.pop("timing")
+    timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    timing["total_s"] = timing["zoo_s"] + timing["train_s"] + timing["evaluate_s"]
+    results = {
+        "config": json.loads(config_lib.to_json(made.config)),
+        "seed": made.config.seed,
+        "commit": _commit(),
+        "command": f"python -m pdiff.main {command}".strip(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "target": {"name": made.target.name, "num_params": made.spec.num_params},
+        "zoo": {split: len(n) for split, n in networks.items()},
+        "model": {"num_params": sum(x.size for x in jax.tree.leaves(params))},
+        "base_accuracy": float(networks["base"].test_accuracy[0]),
+        "arcs": {split: [list(a) for a in arcs] for split, arcs in made.family.arcs.items()},
+        "timing": timing,
+        **measured,
+    }
+    results_lib.write(workdir / "results.json", results)
+    for split, entry in results["splits"].items():
+        best = entry["generated"][results["selection"]["sampler"]]
+        log.info(
+            "%-7s generated %.3f  fine-tuned %.3f  base %.3f",
+            split, best["mean"], entry["finetuned"]["mean"], entry["base"]["mean"],
+        )  # fmt: skip
+    return results
+
+
+@contextmanager
+def _timed(workdir: Path, name: str):
+    """Adds the seconds spent inside to `name` in timing.json, so that a resumed run reports all of them."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        timing = _timing(workdir)
+        timing[name] = timing.get(name, 0.0) + time.perf_counter() - start
+        files.write_atomic(workdir / "timing.json", json.dumps(timing).encode())
+
+
+def _timing(workdir: Path) -> dict[str, float]:
+    path = workdir / "timing.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _commit() -> str:
+    """The commit of the code, if it runs from a git checkout."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _set_up_logging() -> None:
+    """pdiff's own lines to stderr, and nothing from libraries below a warning."""
+    if not log.handlers:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False

@@ -1,0 +1,68 @@
+"""Networks from a trained generator."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from pdiff import dist, rng
+from pdiff.diffusion import samplers
+from pdiff.diffusion.guidance import guided
+from pdiff.generator import Generator, null_condition
+
+
+def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Float[Array, "batch tokens dim"]]:
+    """(params, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
+
+    `index` numbers the samples: sample i is the same whatever batch or device it is drawn in.
+    """
+    config = generator.config.sample
+    sampler = samplers.get_sampler(name)
+    levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
+    shape = (generator.spec.num_tokens, generator.spec.token_dim)
+
+    def draw(params, condition, key, index):
+        keys = rng.per_example(key, index)
+        noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
+        denoise = guided(
+            lambda z, s, c: generator.denoiser(params, c)(z, s), condition, null_condition(condition), config.guidance
+        )
+        return sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
+
+    in_specs = (dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
+    return dist.data_parallel(draw, mesh, in_specs, dist.SHARDED)
+
+
+class Samplers:
+    """The samplers of a generator, each compiled once for one batch size. Trained parameters come with each call."""
+
+    def __init__(self, generator: Generator, mesh: Mesh):
+        self._mesh = mesh
+        self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
+        self._decode = jax.jit(generator.decode)
+        self._batch = generator.config.sample.batch_size
+
+    def tokens(
+        self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
+    ) -> Float[np.ndarray, "samples tokens dim"]:
+        """One sample of normalised tokens for each row of `condition`, by the sampler `name`."""
+        size, devices = len(jax.tree.leaves(condition)[0]), self._mesh.devices.size
+        chunk = -(-self._batch // devices) * devices
+        draw, params = self._make(name), dist.replicate(params, self._mesh)
+
+        def one(args):
+            condition, index = dist.shard(args, self._mesh)
+            return draw(params, condition, key, index)
+
+        return dist.map_chunks(one, (condition, np.arange(size, dtype=np.int32)), size, chunk)
+
+    def networks(
+        self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
+    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """`tokens`, decoded to parameter trees of the target."""
+        return jax.tree.map(np.asarray, self._decode(jnp.asarray(self.tokens(params, name, condition, key))))

@@ -1,0 +1,123 @@
+"""The interface of tasks and families.
+
+A family shares one set of labelled images among all its tasks. What makes a task is a small
+pytree of `variables` (for a rotation: one matrix) and one pure function, `render`, that turns
+shared images into the task's. So thousands of tasks cost no memory for images, and rendering
+runs inside the jitted steps that need it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pdiff.errors import PdiffError
+
+SPLITS = ("seen", "validation", "interp", "unseen")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One thing that a network can be asked for.
+
+    Attributes:
+      name: unique in its family.
+      id: position in `Family.tasks`; the id condition looks it up.
+      split: `seen` (in the zoo that the generator learns from), `interp` (between seen ones),
+        `unseen` (outside them), or `validation` (held out as the last two, and the only
+        tasks that may select a hyper-parameter, a sampler or a checkpoint).
+      factors: continuous coordinates, in the units of `Family.factor_names`.
+      descriptions: texts that the generator is trained with.
+      held_out_descriptions: other wordings of the same, never trained on.
+    """
+
+    name: str
+    id: int
+    split: str
+    factors: tuple[float, ...]
+    descriptions: tuple[str, ...]
+    held_out_descriptions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images: `x` is `(n, features)` float32, `y` is `(n,)` int32, `index` their source rows."""
+
+    x: Float[np.ndarray, "n features"]
+    y: Int[np.ndarray, " n"]
+    index: Int[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Tasks that share images and a target network.
+
+    Attributes:
+      name: as in the config.
+      factor_names, factor_periods: one per factor; a period of 0 means that it does not wrap.
+      num_classes: labels are 0 … num_classes - 1.
+      image_shape: of one image, before it is flattened.
+      data: `train`, `validation` and `test` images, disjoint.
+      tasks: all tasks, by id.
+      variables: pytree of arrays with a leading axis over tasks.
+      render: (variables of one task, images (n, features)) -> the task's images, pure JAX.
+      arcs: held-out regions of the first factor by split, for plots; may be empty.
+      describe: factors -> (training wordings, held-out wordings), for any factors.
+    """
+
+    name: str
+    factor_names: tuple[str, ...]
+    factor_periods: tuple[float, ...]
+    num_classes: int
+    image_shape: tuple[int, ...]
+    data: Mapping[str, Images]
+    tasks: tuple[Task, ...]
+    variables: Any
+    render: Callable[[Any, Float[Array, "n features"]], Float[Array, "n features"]]
+    describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]]
+    arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Task, ...]:
+        """The tasks of a split, by id."""
+        return tuple(t for t in self.tasks if t.split == name)
+
+    def factors(self, tasks: Sequence[Task] | None = None) -> Float[np.ndarray, "tasks factors"]:
+        return np.array([t.factors for t in (self.tasks if tasks is None else tasks)], np.float32)
+
+    def distance(self, a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np.ndarray, "n m"]:
+        """Euclidean distance between factors, the short way round for those that wrap."""
+        gap = np.abs(a[:, None] - b[None])
+        period = np.asarray(self.factor_periods)
+        wrapped = np.minimum(gap, np.where(period > 0, period - gap % np.where(period > 0, period, 1), gap))
+        return np.sqrt((wrapped**2).sum(-1))
+
+    def check(self) -> None:
+        """Raises PdiffError unless ids, names, splits of tasks and splits of images are sound."""
+        if [t.id for t in self.tasks] != list(range(len(self.tasks))):
+            raise PdiffError(f"family {self.name}: task ids must be their positions")
+        if not self.split("seen"):
+            raise PdiffError(f"family {self.name}: the held-out regions leave no seen task; make tasks.unseen smaller")
+        names = [t.name for t in self.tasks]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise PdiffError(f"family {self.name}: task names must be unique; got twice: {', '.join(twice[:5])}")
+        for task in self.tasks:
+            if task.split not in SPLITS:
+                raise PdiffError(f"task {task.name}: split {task.split!r}; allowed: {', '.join(SPLITS)}")
+            if not task.descriptions or set(task.descriptions) & set(task.held_out_descriptions):
+                raise PdiffError(f"task {task.name}: needs descriptions, disjoint from the held-out ones")
+        seen = self.factors(self.split("seen"))
+        for split in SPLITS[1:]:
+            tasks = self.split(split)
+            if tasks and self.distance(self.factors(tasks), seen).min() == 0:
+                raise PdiffError(f"family {self.name}: a task of split {split} has the factors of a seen one")
+        used: set[int] = set()
+        for part, images in self.data.items():
+            rows = set(images.index.tolist())
+            if used & rows:
+                raise PdiffError(f"family {self.name}: {len(used & rows)} {part} images are also in another part")
+            if not np.isfinite(images.x).all():
+                raise PdiffError(f"family {self.name}: the {part} images hold values that are not finite")
+            used |= rows

@@ -1,0 +1,213 @@
+"""Training the denoiser: one jitted step, and the loop around it."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from tqdm import tqdm
+
+from pdiff import data as data_lib
+from pdiff import dist, rng
+from pdiff.checkpoint import Checkpoints
+from pdiff.diffusion import losses
+from pdiff.errors import PdiffError
+from pdiff.evaluators.accuracy import Scorer
+from pdiff.generator import Generator
+from pdiff.metrics import MetricsWriter
+from pdiff.sample import Samplers
+from pdiff.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
+from pdiff.stopping import StopSignal
+from pdiff.weights import stats
+from pdiff.zoo.store import Networks
+
+
+def make_constants(generator: Generator) -> dict:
+    """The arrays that every step reads: images, task variables and tokenized descriptions.
+
+    They are an argument of the step, replicated once, and not baked into its program.
+    """
+    family, images = generator.family, generator.family.data["train"]
+    constants = {"variables": family.variables, "x": images.x, "y": images.y, "factors": family.factors()}
+    if "text" in generator.config.condition.use:
+        wordings = len(family.tasks[0].descriptions)
+        text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
+        constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
+    return constants
+
+
+def training_condition(
+    generator: Generator, constants: dict, task: Int[Array, " batch"], wording: Int[Array, " batch"], keys: PRNGKeyArray
+) -> dict:
+    """The condition of each example, every name dropped with its own probability and all with `drop_all`."""
+    config = generator.config.condition
+    inputs = {
+        "id": lambda: task,
+        "factors": lambda: constants["factors"][task],
+        "text": lambda: jax.tree.map(lambda table: table[task, wording], constants["text"]),
+    }
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(keys)
+    keep_any = uniform[:, -1] >= config.drop_all
+    return {
+        name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
+        for i, name in enumerate(config.use)
+    }
+
+
+def loss_fn(
+    params: PyTree, generator: Generator, batch: dict, constants: dict, keys: PRNGKeyArray
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean loss over the examples of one device, and its parts."""
+    config = generator.config.diffusion
+    streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
+    condition = training_condition(generator, constants, batch["task"], batch["wording"], streams[:, 0])
+    x0 = generator.encode(batch["params"])
+    sigma = losses.training_noise_ratios(generator.path, streams[:, 1], config.sigma_max, config.at_sigma_max)
+    noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
+    denoised = generator.denoiser(params, condition)(x0 + sigma[:, None, None] * noise, sigma)
+
+    denoising = losses.denoising_loss(denoised, x0, sigma, stats.varying(generator.stats)).mean()
+    parts = {"denoising_loss": denoising}
+    if config.functional_weight:
+        draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
+        rows = draw(streams[:, 3])
+        variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
+        x = jax.vmap(generator.family.render)(variables, constants["x"][rows])
+        networks = generator.decode(denoised)
+        parts["functional_loss"] = losses.functional_loss(
+            networks, generator.target.apply, x, constants["y"][rows]
+        ).mean()
+    loss = denoising + config.functional_weight * parts.get("functional_loss", 0.0)
+    return loss, {"loss": loss, **parts}
+
+
+def per_device_step(generator: Generator, optimizer: optax.GradientTransformation):
+    """(state, batch, constants) -> (state, metrics) for one device of the axis 'data'."""
+    config = generator.config
+
+    def step(state: TrainState, batch: dict, constants: dict):
+        keys = rng.per_example(rng.stream(config.seed, "train/step", state.step), batch["index"])
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, generator, batch, constants, keys)
+        grads, metrics = jax.lax.pmean((grads, metrics), dist.DATA)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, state.step, config.train.ema_decay)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return step
+
+
+def make_step(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh):
+    """The jitted step over all devices; the state that is passed in is donated."""
+    in_specs = (dist.REPLICATED, dist.SHARDED, dist.REPLICATED)
+    out_specs = (dist.REPLICATED, dist.REPLICATED)
+    return dist.data_parallel(per_device_step(generator, optimizer), mesh, in_specs, out_specs, donate_argnums=0)
+
+
+def train(
+    generator: Generator, networks: Networks, zoo: str, workdir: Path, mesh: Mesh, stop: StopSignal
+) -> PyTree:
+    """Trains to `train.steps` updates, from the newest checkpoint if there is one, and returns the averaged parameters.
+
+    `networks` are the seen ones; `zoo` is their fingerprint.
+
+    Raises:
+      PdiffError: the loss is not finite, or a checkpoint is damaged or of other data.
+      Interrupted: a signal came; the state is in a checkpoint.
+    """
+    config = generator.config.train
+    dist.per_device(config.batch_size, mesh, "train.batch_size")
+    optimizer = make_optimizer(config)
+    fresh = jax.jit(lambda key: init_state(generator.init(key), optimizer))
+    state = dist.replicate(fresh(rng.stream(generator.config.seed, "train/init")), mesh)
+    identity = data_lib.fingerprint(networks, zoo, generator.config.seed, config.batch_size)
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", config.keep_checkpoints)
+    state = checkpoints.restore(state, identity) or state
+    start = int(state.step)
+
+    step_fn = make_step(generator, optimizer, mesh)
+    constants = dist.replicate(make_constants(generator), mesh)
+    batches = data_lib.training_batches(
+        networks,
+        len(generator.family.tasks[0].descriptions),
+        seed=generator.config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        stop=config.steps,
+    )
+    validate = Validation(generator, mesh)
+    writer = MetricsWriter(workdir, start)
+    schedule = learning_rate_schedule(config)
+    pending: list[dict] = []
+    clock = time.perf_counter()
+
+    def flush(step: int) -> None:
+        """Fetches the metrics since the last time: the only place where the host waits for the device."""
+        nonlocal clock
+        if not pending:
+            return
+        means = {k: float(np.mean([m[k] for m in jax.device_get(pending)])) for k in pending[0]}
+        if not np.isfinite(list(means.values())).all():
+            raise PdiffError(
+                f"training diverged between steps {step - len(pending)} and {step}: {_format(means)}; "
+                f"the last checkpoint is of step {(checkpoints.steps() or ['none'])[-1]}; "
+                "try a lower --config.train.learning_rate or --config.train.grad_clip, in a new --workdir"
+            )
+        elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+        means |= {"learning_rate": float(schedule(step)), "steps_per_s": len(pending) / elapsed}
+        writer.write(step, means)
+        progress.set_postfix_str(f"loss {means['loss']:.3f}")
+        pending.clear()
+
+    try:
+        with tqdm(total=config.steps, initial=start, desc="train", unit="step") as progress:
+            for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
+                state, metrics = step_fn(state, dist.shard(batch, mesh), constants)
+                pending.append(metrics)
+                progress.update()
+                last = step == config.steps
+                if step % config.log_every == 0 or last:
+                    flush(step)
+                if step % config.validate_every == 0 or last:
+                    flush(step)
+                    writer.write(step, validate(state.ema))
+                    clock = time.perf_counter()
+                if step % config.checkpoint_every == 0 or last or stop.signum is not None:
+                    flush(step)
+                    checkpoints.save(state, identity)
+                    stop.check(f"after {step} of {config.steps} training steps, all in a checkpoint")
+                    clock = time.perf_counter()
+    finally:
+        writer.close()
+        checkpoints.close()
+    return jax.device_get(state.ema)
+
+
+class Validation:
+    """Mean accuracy of one sample for each validation task, on validation images, by sampler."""
+
+    def __init__(self, generator: Generator, mesh: Mesh):
+        self._generator, self._mesh = generator, mesh
+        self._tasks = generator.family.split("validation")
+        self._score = Scorer(generator, "validation", mesh)
+        self._samplers = Samplers(generator, mesh)
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        if not self._tasks:
+            return {}
+        condition = self._generator.condition(self._tasks, given=self._generator.config.sample.condition)
+        key = rng.stream(self._generator.config.seed, "train/validation")
+        ids = np.array([t.id for t in self._tasks], np.int32)
+        return {
+            f"validation/{name}": float(self._score(self._samplers.networks(params, name, condition, key), ids).mean())
+            for name in self._generator.config.sample.samplers[:2]
+        }
+
+
+def _format(values: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.4g}" for k, v in values.items())

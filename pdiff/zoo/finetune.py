@@ -1,0 +1,111 @@
+"""Training many small networks at once: `scan` over steps inside `vmap` over networks.
+
+Minibatches are drawn from the seed alone, never from the task. Two networks of one seed then see
+the same rows in the same order, so that weights differ between tasks only by what the tasks
+ask for (common random numbers), and between seeds by everything else.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from pdiff import rng
+from pdiff.targets import Target
+
+
+def make_optimizer(learning_rate: float, weight_decay: float, steps: int, schedule: str) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019); `schedule` is constant, or a cosine to a hundredth of the rate."""
+    rate = learning_rate
+    if schedule == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
+    return optax.adamw(rate, weight_decay=weight_decay)
+
+
+def train(
+    target: Target,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    x: Float[Array, "n features"],
+    y: Int[Array, " n"],
+    key: PRNGKeyArray,
+    *,
+    steps: int,
+    batch_size: int,
+    keep_last: int = 1,
+    keep_every: int = 1,
+) -> PyTree[Float[Array, "kept ..."]]:
+    """Trains one network from `params` by cross-entropy on minibatches drawn with replacement.
+
+    Returns the parameters after the last `keep_last` multiples of `keep_every` steps before the
+    end, oldest first; the last is always the one after `steps` updates.
+    """
+
+    x, y = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
+
+    def update(carry, step):
+        params, state = carry
+        rows = jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, len(y))
+        grads = jax.grad(cross_entropy)(params, target, x[rows], y[rows])
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def segment(carry, start):
+        carry, _ = jax.lax.scan(update, carry, start + jnp.arange(keep_every))
+        return carry, carry[0]
+
+    burn_in = steps - (keep_last - 1) * keep_every
+    carry, _ = jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(burn_in))
+    _, later = jax.lax.scan(segment, carry, burn_in + keep_every * jnp.arange(keep_last - 1))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
+
+
+def cross_entropy(
+    params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(target.apply(params, x), y).mean()
+
+
+def accuracy(
+    params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Share of right answers."""
+    return (target.apply(params, x).argmax(-1) == y).mean()
+
+
+def pretrain(target: Target, images: Any, config: ConfigDict, seed: int) -> PyTree:
+    """The shared base: one network trained on a family's images as they are."""
+    optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
+    params = target.init(rng.stream(seed, "zoo/base/init"))
+    fit = jax.jit(
+        lambda params, x, y, key: train(
+            target, optimizer, params, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
+        )
+    )
+    kept = fit(params, images.x, images.y, rng.stream(seed, "zoo/base/batches"))
+    return jax.tree.map(lambda p: p[0], kept)
+
+
+def finetune(
+    target: Target,
+    base: PyTree,
+    x: Float[Array, "nets n features"],
+    y: Int[Array, " n"],
+    seeds: Int[Array, " nets"],
+    config: ConfigDict,
+    seed: int,
+) -> PyTree[Float[Array, "nets kept ..."]]:
+    """One network per row of `x` and `seeds`, each from `base`. Pure; jit or shard it over `nets`."""
+    optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
+    keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
+    return jax.vmap(
+        lambda x, key: train(
+            target, optimizer, base, x, y, key,
+            steps=config.steps, batch_size=config.batch_size,
+            keep_last=config.keep_last, keep_every=config.keep_every,
+        )
+    )(x, keys)  # fmt: skip
