@@ -1,1 +1,1 @@
-"""Parameter trees <-> tokens: which leaves (`spec`), the two maps (`codec`), and their scale (`stats`)."""
+"""Weights as tokens: the static spec of a parameter tree, its codec, and its statistics."""

@@ -1,75 +1,118 @@
-"""Parameter tree -> tokens and back, as exact inverses, under `jit` and `vmap`."""
+"""Parameter trees <-> tokens, as exact inverses: pure, and at home under `jax.jit` and `jax.vmap`.
+
+    tokens = jax.vmap(partial(encode, spec))(stacked)              # (n, tokens, token_dim)
+    stacked = jax.vmap(partial(decode, spec, rest=base))(tokens)   # the tree, with a leading n
+
+`decode` under `vmap` repeats the base's leaves n times where they are outputs of the mapped
+function. Where a large base is shared, call `decode` or `merge` inside the mapped function that
+uses the parameters, or `vmap` `decode_flat`, which returns the generated leaves alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pdiff.errors import PdiffError
-from pdiff.weights.spec import Spec, path_name
+from pdiff.weights.layout import LeafSpec, pack, unpack
+from pdiff.weights.spec import Spec, flatten
 
 
 def encode(spec: Spec, params: PyTree) -> Float[Array, "tokens token_dim"]:
-    """The generated leaves of `params` as tokens; padding is zero.
+    """The generated leaves of `params`, the whole tree, as float32 tokens; padding is 0.
 
-    Raises:
-      PdiffError: `params` does not have the structure and shapes of the spec.
+    Raises PdiffError where `params` is not the tree that `spec` describes.
     """
-    leaves = _checked_leaves(spec, params)
-    flat = [jnp.ravel(leaves[i]).astype(jnp.float32) for i in spec.positions]
-    vector = jnp.concatenate(flat)
-    if spec.layout == "chunk":  # the order is the same, so padding is all there is to do
-        padding = spec.num_tokens * spec.token_dim - spec.num_params
-        return jnp.pad(vector, (0, padding)).reshape(spec.num_tokens, spec.token_dim)
-    return jnp.where(spec.mask, vector[np.maximum(spec.source, 0)], 0)
+    leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in select(spec, params).values()]
+    return pack(spec.blocks, spec.token_dim, leaves, xp=jnp)
 
 
 def decode(spec: Spec, tokens: Float[Array, "tokens token_dim"], rest: PyTree | None = None) -> PyTree:
-    """The tree of `tokens`; leaves that are not generated come from `rest`, a whole tree.
+    """The parameter tree of `tokens`, each leaf in its own dtype: decode(encode(x), x) is x bit for bit.
 
-    Values are cast back to each leaf's dtype: integers are rounded and clipped, booleans cut at a half.
+    `rest` is a whole tree (the base) that supplies the leaves that are not generated; its generated
+    leaves are not read. Tokens that were never encoded, such as a sample, are brought into range:
+    integers are rounded and clipped, booleans are value > 0.5, padding is ignored.
 
-    Raises:
-      PdiffError: `rest` is missing where it is needed, or has another structure.
+    Raises PdiffError where leaves are not generated and `rest` is missing or another tree.
     """
-    if rest is None and len(spec.leaves) < spec.num_leaves:
+    return merge(spec, decode_flat(spec, tokens), rest)
+
+
+def decode_flat(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> dict[str, Array]:
+    """The generated leaves by path, as `select` gives them."""
+    if jnp.shape(tokens) != (spec.num_tokens, spec.token_dim):
         raise PdiffError(
-            f"decode: {spec.num_leaves - len(spec.leaves)} of {spec.num_leaves} leaves are not generated; give `rest`"
+            f"tokens have shape {jnp.shape(tokens)}, the spec has "
+            f"{(spec.num_tokens, spec.token_dim)}; use jax.vmap for a batch"
         )
-    vector = tokens.reshape(-1)
-    if spec.layout == "neuron":
-        vector = vector[_destination(spec)]
-    leaves = [None] * spec.num_leaves if rest is None else list(_checked_leaves(spec, rest))
-    start = 0
-    for position, leaf in zip(spec.positions, spec.leaves, strict=True):
-        leaves[position] = _cast(vector[start : start + leaf.size].reshape(leaf.shape), jnp.dtype(leaf.dtype))
-        start += leaf.size
-    return jax.tree_util.tree_unflatten(spec.treedef, leaves)
+    arrays = unpack(spec.blocks, spec.leaves, jnp.asarray(tokens))
+    return {leaf.path: _cast(array, leaf.dtype) for leaf, array in zip(spec.leaves, arrays, strict=True)}
 
 
-def _destination(spec: Spec) -> np.ndarray:
-    """The inverse of `spec.source`: for each element of the concatenated leaves its place in the flat grid."""
-    place = np.empty(spec.num_params, np.int32)
-    grid = spec.source.reshape(-1)
-    place[grid[grid >= 0]] = np.flatnonzero(grid >= 0)
-    return place
+def select(spec: Spec, params: PyTree) -> dict[str, Any]:
+    """The generated leaves of the whole tree `params` by path, in the order of `spec.leaves`."""
+    flat = _matched(spec, params, "params")
+    for leaf in spec.leaves:
+        _check(leaf, flat[leaf.path], "params")
+    return {leaf.path: flat[leaf.path] for leaf in spec.leaves}
 
 
-def _cast(x: Float[Array, "..."], dtype: jnp.dtype) -> Array:
-    if dtype == jnp.bool_:
-        return x > 0.5
+def merge(spec: Spec, flat: Mapping[str, Any], rest: PyTree | None = None) -> PyTree:
+    """The whole tree from the generated leaves by path, and all other leaves from `rest`.
+
+    Raises PdiffError where `flat` is not what `select` gives, and as `decode` does for `rest`.
+    """
+    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
+    if odd:
+        raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
+    for leaf in spec.leaves:
+        _check(leaf, flat[leaf.path], "flat")
+    if rest is None:
+        kept = [leaf.path for leaf, made in zip(spec.all_leaves, spec.generated, strict=True) if not made]
+        if kept:
+            raise PdiffError(
+                f"leaf {kept[0]!r} is not generated ({len(kept)} such leaves): "
+                "give `rest`, the whole tree that supplies them"
+            )
+        values = flat
+    else:
+        values = {**_matched(spec, rest, "rest"), **flat}
+    return jax.tree.unflatten(spec.treedef, [values[leaf.path] for leaf in spec.all_leaves])
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    if dtype == "bool":
+        return array > 0.5
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
-        return jnp.clip(jnp.round(x), info.min, info.max).astype(dtype)
-    return x.astype(dtype)
+        # Clip first: a float beyond the range of an integer type converts to anything at all.
+        return jnp.clip(jnp.round(array), info.min, info.max).astype(dtype)
+    return array.astype(dtype)
 
 
-def _checked_leaves(spec: Spec, params: PyTree) -> list:
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    if treedef != spec.treedef:
-        raise PdiffError(f"parameter tree: got {treedef}; allowed: {spec.treedef}")
-    for position, leaf in zip(spec.positions, spec.leaves, strict=True):
-        path, value = flat[position]
-        if np.shape(value) != leaf.shape:
-            raise PdiffError(f"parameter tree: {path_name(path)} has shape {np.shape(value)}; allowed: {leaf.shape}")
-    return [value for _, value in flat]
+def _matched(spec: Spec, tree: PyTree, name: str) -> dict[str, Any]:
+    """The leaves of `tree` by path, after a check that paths and shapes are the spec's.
+
+    Containers may differ (a FrozenDict for a dict). Dtypes are compared by `select` alone: what
+    is not generated passes through, whatever it is.
+    """
+    flat = dict(flatten(tree))
+    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.all_leaves})
+    if odd:
+        state = "not in the spec" if odd[0] in flat else "missing"
+        raise PdiffError(f"{name} is not the tree that the spec describes: leaf {odd[0]!r} is {state}")
+    for leaf in spec.all_leaves:
+        _check(leaf, flat[leaf.path], name, dtype=False)
+    return flat
+
+
+def _check(leaf: LeafSpec, value: Any, name: str, dtype: bool = True) -> None:
+    shape = tuple(getattr(value, "shape", ()))
+    if shape != leaf.shape:
+        raise PdiffError(f"leaf {leaf.path!r} of {name} has shape {shape}, the spec has {leaf.shape}")
+    found = str(getattr(value, "dtype", type(value).__name__))
+    if dtype and found != leaf.dtype:
+        raise PdiffError(f"leaf {leaf.path!r} of {name} is {found}, the spec has {leaf.dtype}")

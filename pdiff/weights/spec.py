@@ -1,191 +1,155 @@
-"""The static description of how a parameter tree maps to tokens.
+"""The static description of how a parameter tree maps to (tokens, token_dim) float32.
 
-A spec is made from shapes alone and is hashable, so that jitted functions can close over it. Two
-layouts place the generated elements in a (num_tokens, token_dim) grid:
-
-  chunk   all leaves flattened, concatenated, and cut every token_dim elements
-  neuron  a token for each output neuron: its column of the kernel, then its bias; leaves
-          that no kernel's outputs match are cut into chunks of the widest token
+A `Spec` holds no arrays and is hashable, so it is a static argument under `jax.jit`. Its masks and
+indices are NumPy, computed on first use. `codec.py` interprets it.
 """
 
-import dataclasses
-import functools
-import math
 import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from pdiff.errors import PdiffError
+from pdiff.weights.layout import Block, LeafSpec, pack, plan
 
-LAYOUTS = ("chunk", "neuron")
-# The dtypes whose every value float32 holds exactly.
+# Every value of these is a float32, so encoding loses nothing. Wider types would be rounded silently.
 EXACT_DTYPES = ("float32", "bfloat16", "float16", "bool", "int8", "uint8", "int16", "uint16")
 
 
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One generated leaf; `path` is its keys joined with '/', as 'params/Dense_0/kernel'."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def kind(self) -> str:
-        """The last part of the path: 'kernel', 'bias', …"""
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
-    def parent(self) -> str:
-        return self.path.rpartition("/")[0]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Spec:
-    """Which leaves are generated, and where in the tokens each of their elements lies.
+    """What is generated of a tree, and where each element of it lies in the tokens.
 
-    Attributes:
-      leaves: the generated leaves, in tree order.
-      num_leaves: leaves of the whole tree.
-      treedef: structure of the whole tree.
-      positions: place of each generated leaf among the whole tree's leaves.
-      layout, token_dim, num_tokens: of the grid.
+    `leaves` are the generated leaves and `all_leaves` every leaf, both in the tree's order;
+    `generated` marks the former among the latter.
     """
 
-    leaves: tuple[Leaf, ...]
-    num_leaves: int
+    leaves: tuple[LeafSpec, ...]
+    all_leaves: tuple[LeafSpec, ...]
+    generated: tuple[bool, ...]
     treedef: Any
-    positions: tuple[int, ...]
     layout: str
     token_dim: int
     num_tokens: int
+    blocks: tuple[Block, ...]
+
+    def __hash__(self) -> int:
+        return self._hash  # jit hashes its static arguments on every call; the leaves may be hundreds
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.all_leaves, self.generated, self.treedef, self.layout, self.token_dim))
 
     @property
     def num_params(self) -> int:
-        """Generated scalars."""
+        """How many numbers are generated; the rest of num_tokens * token_dim is padding."""
         return sum(leaf.size for leaf in self.leaves)
 
-    @functools.cached_property
-    def source(self) -> Int[np.ndarray, "tokens token_dim"]:
-        """For each grid element its index in the concatenated leaves; -1 where padding."""
-        if self.layout == "chunk":
-            grid = np.full(self.num_tokens * self.token_dim, -1, np.int32)
-            grid[: self.num_params] = np.arange(self.num_params)
-            return grid.reshape(self.num_tokens, self.token_dim)
-        grid = np.full((self.num_tokens, self.token_dim), -1, np.int32)
-        for i, row in enumerate(_neuron_rows(self.leaves, self.token_dim)):
-            grid[i, : len(row)] = row
-        return grid
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The distinct kinds of the generated leaves, sorted."""
+        return tuple(sorted({leaf.kind for leaf in self.leaves}))
 
-    @functools.cached_property
-    def mask(self) -> Bool[np.ndarray, "tokens token_dim"]:
-        """True where an element is a parameter, not padding."""
-        return self.source >= 0
-
-    @functools.cached_property
+    @cached_property
     def element_leaf(self) -> Int[np.ndarray, "tokens token_dim"]:
-        """For each grid element the index of its leaf; -1 where padding."""
-        ends = np.cumsum([leaf.size for leaf in self.leaves])
-        return np.where(self.mask, np.searchsorted(ends, self.source, side="right"), -1).astype(np.int32)
+        """int32 index into `leaves` of every element, -1 where it is padding."""
+        indices = [np.full(leaf.shape, i, np.int32) for i, leaf in enumerate(self.leaves)]
+        return _frozen(pack(self.blocks, self.token_dim, indices, xp=np, fill=-1))
 
-    @functools.cached_property
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "tokens token_dim"]:
+        """True where an element is a parameter, False where it is padding."""
+        return _frozen(self.element_leaf >= 0)
+
+    @cached_property
     def token_leaf(self) -> Int[np.ndarray, " tokens"]:
-        """The leaf of each token's first element."""
-        return self.element_leaf[:, 0] if self.token_dim else np.zeros(0, np.int32)
+        """int32 index into `leaves` of each token's first element, which is never padding."""
+        return _frozen(self.element_leaf[:, 0].copy())
 
-    @functools.cached_property
-    def token_kind(self) -> Int[np.ndarray, " tokens"]:
-        """A number for the kind of each token's leaf."""
-        kinds = sorted({leaf.kind for leaf in self.leaves})
-        return np.array([kinds.index(self.leaves[i].kind) for i in self.token_leaf], np.int32)
-
-    @functools.cached_property
+    @cached_property
     def token_position(self) -> Int[np.ndarray, " tokens"]:
-        """How many tokens of the same leaf come before each."""
-        counts: dict[int, int] = {}
-        positions = []
-        for leaf in self.token_leaf.tolist():
-            positions.append(counts.get(leaf, 0))
-            counts[leaf] = positions[-1] + 1
-        return np.array(positions, np.int32)
+        """int32, 0, 1, 2, … within the tokens of one `token_leaf`: in a `neuron` kernel, the output."""
+        _, first, inverse = np.unique(self.token_leaf, return_index=True, return_inverse=True)
+        return _frozen((np.arange(self.num_tokens) - first[inverse]).astype(np.int32))
+
+    @cached_property
+    def token_kind(self) -> Int[np.ndarray, " tokens"]:
+        """int32 index into `kinds` of each token's `token_leaf`."""
+        kind = np.array([self.kinds.index(leaf.kind) for leaf in self.leaves], np.int32)
+        return _frozen(kind[self.token_leaf])
 
 
 def make_spec(tree: PyTree, *, generate: str = ".*", layout: str = "chunk", token_dim: int = 256) -> Spec:
-    """The spec of a tree of arrays or `jax.ShapeDtypeStruct`s (as `jax.eval_shape` gives).
+    """The spec of `tree`, whose leaves are arrays or `jax.ShapeDtypeStruct`s (`jax.eval_shape`).
 
-    Args:
-      generate: regex; a leaf is generated if it matches the whole path ('.*Dense_1.*').
-      token_dim: width of a chunk. The neuron layout takes the widest neuron instead.
+    `generate` is a regular expression that matches the whole path (`re.fullmatch`) of a generated
+    leaf, such as 'params/Dense_0/kernel': '.*/Dense_1/.*' or '.*kernel'. The layouts, and what
+    `token_dim` means in each, are those of `layout.plan`.
 
-    Raises:
-      PdiffError: bad regex, layout or width; no leaf matches; or a matching leaf's dtype has values
-        that float32 cannot hold.
+    Raises PdiffError for an invalid regex and one that selects no parameter, for selected leaves
+    that float32 cannot hold exactly, and for paths that two leaves share (a key that contains '/').
     """
-    if layout not in LAYOUTS:
-        raise PdiffError(f"weights.layout: got {layout!r}; allowed: {', '.join(LAYOUTS)}")
-    if token_dim < 1:
-        raise PdiffError(f"weights.token_dim: got {token_dim}; allowed: at least 1")
     try:
         pattern = re.compile(generate)
-    except re.error as e:
-        raise PdiffError(f"target.generate: {generate!r} is not a regular expression: {e}") from e
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves, positions = [], []
-    for i, (path, leaf) in enumerate(flat):
-        name = path_name(path)
-        if pattern.fullmatch(name):
-            dtype = str(jnp.result_type(leaf))
-            if dtype not in EXACT_DTYPES:
-                raise PdiffError(
-                    f"target.generate: leaf {name} has dtype {dtype}; allowed: {', '.join(EXACT_DTYPES)}; "
-                    f"write a regex that leaves it out of {generate!r}"
-                )
-            leaves.append(Leaf(name, tuple(np.shape(leaf)), dtype))
-            positions.append(i)
-    if not any(leaf.size for leaf in leaves):
-        names = ", ".join(path_name(p) for p, _ in flat[:20])
-        raise PdiffError(f"target.generate: {generate!r} matches no leaf with elements; the paths are: {names}")
-    leaves = tuple(leaves)
-    if layout == "chunk":
-        num_tokens = -(-sum(leaf.size for leaf in leaves) // token_dim)
-    else:
-        token_dim = max(len(row) for row in _neuron_rows(leaves, None))
-        num_tokens = len(_neuron_rows(leaves, token_dim))
-    return Spec(leaves, len(flat), treedef, tuple(positions), layout, token_dim, num_tokens)
+    except re.error as error:
+        raise PdiffError(
+            f"target.generate is {generate!r}, not a valid regular expression: {error}"
+        ) from error
+    all_leaves = tuple(_describe(path, leaf) for path, leaf in flatten(tree))
+    paths = [leaf.path for leaf in all_leaves]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise PdiffError(f"leaf path {twice[0]!r} names more than one leaf; keys must not contain '/'")
+    generated = tuple(pattern.fullmatch(path) is not None for path in paths)
+    leaves = tuple(leaf for leaf, chosen in zip(all_leaves, generated, strict=True) if chosen)
+    if not sum(leaf.size for leaf in leaves):
+        found = "matches only leaves without elements" if leaves else "matches no leaf"
+        raise PdiffError(
+            f"target.generate is {generate!r}, which {found}; it must match a whole path; the leaves are: {_listed(paths)}"
+        )
+    for leaf in leaves:
+        if leaf.dtype not in EXACT_DTYPES:
+            raise PdiffError(
+                f"leaf {leaf.path!r} is {leaf.dtype}, which float32 cannot hold exactly (allowed: "
+                f"{', '.join(EXACT_DTYPES)}); exclude it by the regex target.generate, now {generate!r}"
+            )
+    blocks, token_dim = plan(leaves, layout, token_dim)
+    return Spec(
+        leaves=leaves,
+        all_leaves=all_leaves,
+        generated=generated,
+        treedef=jax.tree.structure(tree),
+        layout=layout,
+        token_dim=token_dim,
+        num_tokens=sum(b.num_tokens for b in blocks),
+        blocks=blocks,
+    )
 
 
-def path_name(path: tuple) -> str:
-    """('params', 'Dense_0', 'kernel') as a key path -> 'params/Dense_0/kernel'."""
-    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+def flatten(tree: PyTree) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf in the tree's order; None and empty containers are not leaves."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
-def _neuron_rows(leaves: tuple[Leaf, ...], width: int | None) -> list[np.ndarray]:
-    """Element indices of each neuron token. Leaves that belong to no kernel are cut every `width` (None: not at all)."""
-    starts = np.cumsum([0] + [leaf.size for leaf in leaves])
-    index = [np.arange(a, a + leaf.size, dtype=np.int32).reshape(leaf.shape) for a, leaf in zip(starts, leaves, strict=False)]
-    kernels = {leaf.parent: i for i, leaf in enumerate(leaves) if len(leaf.shape) > 1 and leaf.size}
-    members: dict[int, list[int]] = {i: [i] for i in kernels.values()}
-    alone = []
-    for i, leaf in enumerate(leaves):
-        kernel = kernels.get(leaf.parent)
-        if kernel is not None and i != kernel and leaf.shape[-1:] == leaves[kernel].shape[-1:] and leaf.size:
-            members[kernel].append(i)
-        elif i != kernel and leaf.size:
-            alone.append(i)
-    rows = []
-    for group in members.values():
-        columns = [index[i].reshape(-1, leaves[i].shape[-1]) for i in group]
-        rows += list(np.concatenate(columns, 0).T)
-    for i in alone:
-        flat = index[i].reshape(-1)
-        cut = width or (max((len(r) for r in rows), default=min(len(flat), 256)))
-        rows += [flat[j : j + cut] for j in range(0, len(flat), cut)]
-    return rows
+def _describe(path: str, leaf: Any) -> LeafSpec:
+    # A leaf that is no array (a Python number) may stand in the rest, but it cannot be generated.
+    dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else f"a Python {type(leaf).__name__}"
+    return LeafSpec(path, tuple(getattr(leaf, "shape", ())), dtype)
+
+
+def _listed(paths: list[str], most: int = 40) -> str:
+    more = f" … and {len(paths) - most} more" if len(paths) > most else ""
+    return (", ".join(paths[:most]) or "(none)") + more
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False  # cached and shared by every user of the spec
+    return array

@@ -1,6 +1,12 @@
-"""Normalisation of tokens, so that sigma_data = 1 for every target and every zoo."""
+"""Center and scale of a zoo's tokens, so that what the denoiser sees has sigma_data = 1.
 
-import flax
+The preconditioning of EDM (Karras et al. 2022, table 1) takes the data's standard deviation as a
+constant. It is measured here, once for each zoo, and stored beside the codec, never typed in.
+"""
+
+from collections.abc import Iterator
+
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -11,10 +17,17 @@ from pdiff.weights.spec import Spec
 CENTERS = ("mean", "base")
 SCALES = ("param", "leaf", "global")
 
+BLOCK_ELEMENTS = 1 << 22  # elements of the zoo in memory as float64 at a time: 32 MiB
+
+# A parameter whose values span no more than a few roundings of float32, or than what is next to
+# nothing, carries no information: dividing by such a scale would blow rounding up to unit variance.
+RELATIVE_SPAN = 8 * float(np.finfo(np.float32).eps)
+ABSOLUTE_SPAN = 1e-30
+
 
 @flax.struct.dataclass
 class Stats:
-    """Center and scale of every element; scale 0 marks padding and parameters that are constant over the zoo."""
+    """x = center + scale * z. The scale is 0 in padding and where a parameter is constant over the zoo."""
 
     center: Float[Array, "tokens token_dim"]
     scale: Float[Array, "tokens token_dim"]
@@ -22,77 +35,125 @@ class Stats:
 
 def fit(
     spec: Spec,
-    tokens: Float[np.ndarray, "nets tokens token_dim"],
+    tokens: Float[np.ndarray, "n tokens token_dim"],
     *,
     center: str = "mean",
     scale: str = "leaf",
     base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
 ) -> Stats:
-    """Statistics of a zoo's raw tokens.
+    """The statistics of a zoo of n networks (`tokens` may be a memory map; it is read twice, in blocks).
 
-    Args:
-      center: what is subtracted: the zoo's mean, or the base's weights (`base_tokens`).
-      scale: rms of the deviations of each parameter, pooled over each leaf, or over everything.
+    The center is the zoo's mean, or `base_tokens`. The scale is the root mean square of the
+    deviations from it: of every parameter (`param`), pooled over the varying parameters of a leaf
+    (`leaf`) or over all of them (`global`), so that `normalize` leaves a pooled rms of 1. A parameter
+    that is constant over the zoo, up to rounding, has scale 0, and as its center the value it has,
+    even where the base differs: that is the one value it can be generated with.
 
-    Raises:
-      PdiffError: an unknown choice, tokens that are not finite, or a zoo in which nothing varies.
+    Raises PdiffError for unknown modes, wrong shapes, non-finite values, and a zoo that is constant.
     """
-    if center not in CENTERS:
-        raise PdiffError(f"weights.center: got {center!r}; allowed: {', '.join(CENTERS)}")
-    if scale not in SCALES:
-        raise PdiffError(f"weights.scale: got {scale!r}; allowed: {', '.join(SCALES)}")
-    total = np.zeros(tokens.shape[1:])
-    for block in _blocks(tokens):
-        total += block.sum(0, dtype=np.float64)
-    if not np.isfinite(total).all():
-        raise PdiffError("zoo: some weights are not finite; lower --config.zoo.learning_rate")
-    mean = (total / len(tokens)).astype(np.float32)
-    middle = mean if center == "mean" else np.asarray(base_tokens, np.float32)
-    squares, spread = np.zeros(tokens.shape[1:]), np.zeros(tokens.shape[1:])
-    for block in _blocks(tokens):
-        squares += ((block.astype(np.float64) - middle) ** 2).sum(0)
-        spread = np.maximum(spread, np.abs(block - tokens[0]).max(0))
-    # Constant means the same bits in every network: with a rounded mean, squares alone would not tell.
-    varying = spec.mask & (spread > 0)
-    if not varying.any():
-        raise PdiffError("zoo: all networks have the same weights; there is nothing to learn")
-    pooled = _pool(spec, squares / len(tokens), varying, scale)
-    first = np.asarray(tokens[0], np.float32)
-    # A constant is restored to its own bits, whatever the center.
-    return Stats(
-        center=np.where(spec.mask, np.where(varying, middle, first), 0).astype(np.float32),
-        scale=np.where(varying, pooled, 0).astype(np.float32),
-    )
+    shape = (spec.num_tokens, spec.token_dim)
+    tokens = np.asanyarray(tokens)
+    _check_arguments(shape, np.shape(tokens), center, scale, base_tokens)
+    mean, low, high = _moments(spec, tokens)
+    exact = low == high
+    # `tokens[0]` rather than the mean, so that a constant keeps every bit, the sign of -0 included.
+    value = np.where(exact, tokens[0], mean)
+    constant = high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
+    varies = spec.mask & ~constant
+    if not varies.any():
+        raise PdiffError(
+            f"all {spec.num_params} parameters are the same in all {len(tokens)} networks "
+            "of the zoo; there is no distribution to learn"
+        )
+    middle = value if center == "mean" else np.where(varies, base_tokens, value)
+    middle = np.where(spec.mask, middle, 0).astype(np.float32)
+    # Around the rounded center, because that is the one that `normalize` subtracts.
+    square = sum(np.square(block - middle).sum(0) for block in _blocks(tokens)) / len(tokens)
+    width = np.where(varies, np.sqrt(_pooled(spec, square, varies, scale)), 0).astype(np.float32)
+    return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
 
 
-def normalize(stats: Stats, tokens: Float[Array, "*b tokens token_dim"]) -> Float[Array, "*b tokens token_dim"]:
-    """Raw to normalised tokens; zero where nothing varies."""
-    safe = jnp.where(stats.scale > 0, stats.scale, 1)
-    return jnp.where(stats.scale > 0, (tokens - stats.center) / safe, 0)
+def normalize(
+    stats: Stats,
+    tokens: Float[Array, "*n tokens token_dim"],
+) -> Float[Array, "*n tokens token_dim"]:
+    """z = (x - center) / scale, and 0 where the scale is 0."""
+    on = varying(stats)
+    return jnp.where(on, (tokens - stats.center) / jnp.where(on, stats.scale, 1), 0)
 
 
-def denormalize(stats: Stats, tokens: Float[Array, "*b tokens token_dim"]) -> Float[Array, "*b tokens token_dim"]:
-    """The inverse of `normalize`; constants come back exactly, whatever stands in their place."""
-    return tokens * stats.scale + stats.center
+def denormalize(
+    stats: Stats,
+    tokens: Float[Array, "*n tokens token_dim"],
+) -> Float[Array, "*n tokens token_dim"]:
+    """x = center + scale * z, and exactly the center where the scale is 0, whatever z holds there."""
+    return jnp.where(varying(stats), stats.center + stats.scale * tokens, stats.center)
 
 
 def varying(stats: Stats) -> Bool[Array, "tokens token_dim"]:
-    """Elements that differ between networks of the zoo."""
+    """True where there is something to generate: neither padding nor constant over the zoo."""
     return stats.scale > 0
 
 
-def _blocks(tokens: np.ndarray, rows: int = 1024):
-    return (tokens[i : i + rows] for i in range(0, len(tokens), rows))
+def _blocks(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(1, BLOCK_ELEMENTS // tokens[0].size)
+    for start in range(0, len(tokens), rows):
+        yield np.asarray(tokens[start : start + rows], np.float64)
 
 
-def _pool(spec: Spec, variance: np.ndarray, varying: np.ndarray, scale: str) -> np.ndarray:
+def _moments(spec: Spec, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, minimum and maximum of every element over the zoo, float64."""
+    total = np.zeros(tokens.shape[1:])
+    low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
+    seen = 0
+    for block in _blocks(tokens):
+        if not np.isfinite(block).all():
+            network, token, element = np.argwhere(~np.isfinite(block))[0]
+            leaf = spec.element_leaf[token, element]
+            raise PdiffError(
+                f"network {seen + network} of the zoo has {block[network, token, element]} in "
+                f"{repr(spec.leaves[leaf].path) if leaf >= 0 else 'padding'}; weights must be finite; "
+                "lower --config.zoo.learning_rate"
+            )
+        total += block.sum(0)
+        np.minimum(low, block.min(0), out=low)
+        np.maximum(high, block.max(0), out=high)
+        seen += len(block)
+    return total / seen, low, high
+
+
+def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> np.ndarray:
+    """The mean squares pooled as `scale` says, over varying elements."""
     if scale == "param":
-        return np.sqrt(variance)
+        return square
     if scale == "global":
-        return np.full_like(variance, np.sqrt(variance[varying].mean()))
-    pooled = np.zeros_like(variance)
-    for i in range(len(spec.leaves)):
-        own = spec.element_leaf == i
-        if (own & varying).any():
-            pooled[own] = np.sqrt(variance[own & varying].mean())
-    return pooled
+        return np.full_like(square, square[varies].mean())
+    leaf = spec.element_leaf[varies]
+    total = np.bincount(leaf, square[varies], minlength=len(spec.leaves))
+    count = np.bincount(leaf, minlength=len(spec.leaves))
+    return (total / np.maximum(count, 1))[spec.element_leaf]  # padding reads the last leaf, masked later
+
+
+def _check_arguments(
+    shape: tuple[int, int],
+    found: tuple[int, ...],
+    center: str,
+    scale: str,
+    base: np.ndarray | None,
+) -> None:
+    if center not in CENTERS:
+        raise PdiffError(f"weights.center is {center!r}, allowed are {', '.join(CENTERS)}")
+    if scale not in SCALES:
+        raise PdiffError(f"weights.scale is {scale!r}, allowed are {', '.join(SCALES)}")
+    if len(found) != 3 or found[1:] != shape or not found[0]:
+        raise PdiffError(
+            f"the zoo's tokens have shape {found}, allowed is (n, {shape[0]}, {shape[1]}) with n >= 1"
+        )
+    if center == "base":
+        if base is None or np.shape(base) != shape:
+            raise PdiffError(
+                f"weights.center is 'base', which needs base_tokens of shape {shape}, "
+                f"got {'none' if base is None else np.shape(base)}"
+            )
+        if not np.isfinite(base).all():
+            raise PdiffError("base_tokens hold a value that is not finite")

@@ -1,0 +1,148 @@
+"""decode(encode(x)) is x bit for bit, in every layout, under jit and under vmap."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import freeze
+
+from pdiff.errors import PdiffError
+from pdiff.weights.codec import decode, decode_flat, encode, merge, select
+from pdiff.weights.layout import LAYOUTS
+from pdiff.weights.spec import flatten, make_spec
+from tests.weights.trees import MLP, TREES
+
+
+def assert_same_bits(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for (path, a), (_, b) in zip(flatten(tree), flatten(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.shape == b.shape, path
+        assert a.tobytes() == b.tobytes(), path
+
+
+def wreck(spec, tree):
+    """`tree` with other values in the generated leaves: a base that must not leak into a decoded tree."""
+    leaves = [
+        np.ones_like(leaf) if made else leaf
+        for leaf, made in zip(jax.tree.leaves(tree), spec.generated, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", TREES)
+def test_inverse_is_exact(name, layout):
+    tree, regex, token_dim = TREES[name]
+    spec = make_spec(tree, generate=regex, layout=layout, token_dim=token_dim)
+    rest = None if all(spec.generated) else wreck(spec, tree)
+    chosen = select(spec, tree)
+
+    tokens = encode(spec, tree)
+    assert tokens.shape == (spec.num_tokens, spec.token_dim) and tokens.dtype == jnp.float32
+    assert not np.asarray(tokens)[~spec.mask].any()
+    assert_same_bits(
+        tree,
+        decode(spec, np.asarray(tokens), rest)
+        if rest is None
+        else merge(spec, decode_flat(spec, tokens), rest),
+    )
+
+    # Under jit and vmap at once: a stack of three trees, of which the middle one is this one.
+    stack = {path: np.stack([np.ones_like(leaf), leaf, np.zeros_like(leaf)]) for path, leaf in chosen.items()}
+
+    @partial(jax.jit, static_argnums=0)
+    def there_and_back(spec, stack):
+        tokens = jax.vmap(lambda flat: encode(spec, merge(spec, flat, rest)))(stack)
+        return tokens, jax.vmap(partial(decode_flat, spec))(tokens)
+
+    batch, back = there_and_back(spec, stack)
+    assert_same_bits(tokens, batch[1])
+    assert_same_bits(stack, {path: back[path] for path in stack})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_hold_the_float32_values(layout):
+    """Against a direct reading of element_leaf: the packing of values is the packing of indices."""
+    tree, regex, token_dim = TREES["mixed_dtypes"]
+    spec = make_spec(tree, generate=regex, layout=layout, token_dim=token_dim)
+    tokens = np.asarray(encode(spec, tree))
+    for i, leaf in enumerate(select(spec, tree).values()):
+        np.testing.assert_array_equal(
+            np.sort(tokens[spec.element_leaf == i]), np.sort(np.asarray(leaf).astype(np.float32).reshape(-1))
+        )
+
+
+def test_whole_trees_under_vmap_with_a_shared_rest():
+    spec = make_spec(MLP, generate=".*Dense_1.*")
+    stack = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, -leaf]), MLP)
+    tokens = jax.jit(jax.vmap(partial(encode, spec)))(stack)
+    back = jax.jit(jax.vmap(partial(decode, spec, rest=MLP)))(tokens)
+    assert_same_bits(back["params"]["Dense_1"], stack["params"]["Dense_1"])
+    for j in range(3):
+        assert_same_bits(
+            jax.tree.map(lambda leaf, j=j: leaf[j], back["params"]["Dense_0"]), MLP["params"]["Dense_0"]
+        )
+
+
+def test_encode_is_linear_and_decode_its_transpose():
+    """A permutation with padding: the gradient of <decode(t), v> is encode(v)."""
+    for layout in LAYOUTS:
+        spec = make_spec(MLP, layout=layout)
+        v = jax.tree.map(lambda leaf: np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape), MLP)
+
+        def inner(tokens, spec=spec, v=v):
+            products = jax.tree.map(lambda a, b: jnp.vdot(a, b), decode(spec, tokens), v)
+            return sum(jax.tree.leaves(products))
+
+        gradient = jax.grad(inner)(jnp.zeros((spec.num_tokens, spec.token_dim)))
+        np.testing.assert_array_equal(gradient, encode(spec, v))
+
+
+def test_samples_are_brought_into_range():
+    tree = {"b": np.zeros(3, bool), "i": np.zeros(4, np.int8), "u": np.zeros(4, np.uint16)}
+    spec = make_spec(tree, token_dim=16)
+    tokens = np.full((1, 16), 7e9, np.float32)
+    tokens[0, :11] = [0.5, 0.51, -3, 1e20, -1e20, 1.6, -0.4, -1, 65535.4, 70000, 2.5]
+    out = decode(spec, tokens)
+    assert out["b"].tolist() == [False, True, False]
+    assert out["i"].tolist() == [127, -128, 2, 0] and out["u"].tolist() == [0, 65535, 65535, 2]
+
+
+def test_rest_is_needed_and_passes_through():
+    tree, regex, token_dim = TREES["subset"]
+    spec = make_spec(tree, generate=regex, token_dim=token_dim)
+    tokens = encode(spec, tree)
+    with pytest.raises(PdiffError, match="'base/bias' is not generated.*rest"):
+        decode(spec, tokens)
+    out = decode(spec, tokens, tree)
+    assert out["base"]["wide"] is tree["base"]["wide"] and out["base"]["count"] is tree["base"]["count"]
+    assert spec.mask.sum() == 15
+
+
+def test_containers_may_differ_but_the_tree_may_not():
+    spec = make_spec(MLP)
+    assert_same_bits(encode(spec, freeze(MLP)), encode(spec, MLP))
+    kernel = MLP["params"]["Dense_0"]["kernel"]
+
+    def changed(**leaves):
+        return {"params": MLP["params"] | {"Dense_0": MLP["params"]["Dense_0"] | leaves}}
+
+    for tree, words in [
+        (changed(kernel=kernel.T), ["'params/Dense_0/kernel'", "(32, 64)", "(64, 32)"]),
+        (changed(kernel=kernel.astype(np.float64)), ["'params/Dense_0/kernel'", "float64", "float32"]),
+        (changed(extra=kernel), ["'params/Dense_0/extra'", "not in the spec"]),
+        ({"params": {"Dense_0": MLP["params"]["Dense_0"]}}, ["'params/Dense_1/bias'", "missing"]),
+    ]:
+        with pytest.raises(PdiffError) as error:
+            encode(spec, tree)
+        assert all(word in str(error.value) for word in words)
+    part = make_spec(MLP, generate=".*Dense_1.*")
+    with pytest.raises(PdiffError, match="'params/Dense_0/kernel' of rest has shape"):
+        decode(part, encode(part, MLP), changed(kernel=kernel.T))
+    with pytest.raises(PdiffError, match=r"shape \(3, 10, 256\).*vmap"):
+        decode(spec, np.zeros((3, 10, 256), np.float32))
+    with pytest.raises(PdiffError, match="'params/Dense_1/bias' is missing"):
+        merge(part, {"params/Dense_1/kernel": MLP["params"]["Dense_1"]["kernel"]}, MLP)
