@@ -84,7 +84,7 @@ class Tokenizer:
         """
         if not text.strip():
             raise PdiffError("prompt: got an empty text; describe the task, as in a training description")
-        proto = self._pieces.encode(text, out_type="immutable_proto")
+        proto = self._pieces.encode(text, return_type="proto")
         strange = sorted({p.surface for p in proto.pieces if self._pieces.is_byte(p.id) or p.id == UNKNOWN} - {""})
         if strange:
             raise PdiffError(f"prompt: {text!r} has characters that no training description has: {' '.join(strange)}")

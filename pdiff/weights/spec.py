@@ -110,7 +110,8 @@ def make_spec(tree: PyTree, *, generate: str = ".*", layout: str = "chunk", toke
     if not sum(leaf.size for leaf in leaves):
         found = "matches only leaves without elements" if leaves else "matches no leaf"
         raise PdiffError(
-            f"target.generate is {generate!r}, which {found}; it must match a whole path; the leaves are: {_listed(paths)}"
+            f"target.generate is {generate!r}, which {found}; it must match a whole path; "
+            f"the leaves are: {_listed(paths)}"
         )
     for leaf in leaves:
         if leaf.dtype not in EXACT_DTYPES:
