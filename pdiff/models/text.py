@@ -43,7 +43,7 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(sorted(set(descriptions))),
+            sentence_iterator=iter(sorted({d.lower() for d in descriptions})),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -84,6 +84,7 @@ class Tokenizer:
         """
         if not text.strip():
             raise PdiffError("prompt: got an empty text; describe the task, as in a training description")
+        text = text.lower()
         proto = self._pieces.encode(text, return_type="proto")
         strange = sorted({p.surface for p in proto.pieces if self._pieces.is_byte(p.id) or p.id == UNKNOWN} - {""})
         if strange:

@@ -97,8 +97,6 @@ class Family:
         """Raises PdiffError unless ids, names, splits of tasks and splits of images are sound."""
         if [t.id for t in self.tasks] != list(range(len(self.tasks))):
             raise PdiffError(f"family {self.name}: task ids must be their positions")
-        if not self.split("seen"):
-            raise PdiffError(f"family {self.name}: the held-out regions leave no seen task; make tasks.unseen smaller")
         names = [t.name for t in self.tasks]
         if len(set(names)) != len(names):
             twice = sorted({n for n in names if names.count(n) > 1})
@@ -108,6 +106,8 @@ class Family:
                 raise PdiffError(f"task {task.name}: split {task.split!r}; allowed: {', '.join(SPLITS)}")
             if not task.descriptions or set(task.descriptions) & set(task.held_out_descriptions):
                 raise PdiffError(f"task {task.name}: needs descriptions, disjoint from the held-out ones")
+        if not self.split("seen"):
+            raise PdiffError(f"family {self.name}: the held-out regions leave no seen task; make tasks.unseen smaller")
         seen = self.factors(self.split("seen"))
         for split in SPLITS[1:]:
             tasks = self.split(split)

@@ -1,0 +1,24 @@
+"""The path of `interp.py`, tiny: does everything still fit together?
+
+    python -m pdiff.main --config=configs/smoke.py
+
+Under a minute and a half on 2 cores. Its accuracies mean nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    c.tasks.update(dict(num_seen=12, num_interp=3, num_unseen=4, num_validation=4))
+    c.zoo.update(dict(seeds_per_task=2, reference_seeds=2, pretrain_steps=300, steps=100, chunk_size=16))
+    c.model.update(dict(width=64, depth=2))
+    c.condition.update(dict(text_width=32, text_vocab_size=300))
+    c.train.update(
+        dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30)
+    )
+    c.sample.update(dict(num_steps=4, batch_size=16))
+    c.eval.update(dict(samples_per_task=2, chunk_size=64))
+    return c.lock()

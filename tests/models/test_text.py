@@ -1,0 +1,61 @@
+"""The tokenizer: reproducible, honest about what it cannot read, and exact about numbers."""
+
+import numpy as np
+import pytest
+
+from pdiff.errors import PdiffError
+from pdiff.models.text import DIGIT, Tokenizer, train_tokenizer
+from pdiff.tasks import rotation
+
+DESCRIPTIONS = [d for angle in range(0, 360, 7) for d in rotation.describe((angle + 0.25,))[0]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(train_tokenizer(DESCRIPTIONS, 320), 64)
+
+
+def test_the_same_descriptions_give_the_same_bytes():
+    assert train_tokenizer(DESCRIPTIONS, 320) == train_tokenizer(reversed(DESCRIPTIONS), 320)
+
+
+def test_every_digit_of_a_number_carries_its_value(tokenizer):
+    text = tokenizer.encode("digits rotated by 75.5 degrees 8x8 and 120")
+    numbers = text.values[text.is_number]
+    np.testing.assert_array_equal(numbers, np.float32([75.5] * 4 + [8, 8] + [120] * 3))
+    assert (text.ids[text.is_number] == DIGIT).all()
+    assert not text.values[~text.is_number].any()
+
+
+def test_texts_that_differ_in_a_number_differ_only_in_values(tokenizer):
+    a, b = tokenizer.encode("digits rotated by 75 degrees"), tokenizer.encode("digits rotated by 31 degrees")
+    np.testing.assert_array_equal(a.ids, b.ids)
+    assert (a.values != b.values).any()
+
+
+def test_held_out_wordings_can_be_read(tokenizer):
+    for text in rotation.describe((123.45,))[1]:
+        assert tokenizer.encode(text).is_number.any()
+
+
+def test_capitals_do_not_matter(tokenizer):
+    a, b = tokenizer.encode("Digits Rotated by 75 degrees"), tokenizer.encode("digits rotated by 75 degrees")
+    np.testing.assert_array_equal(a.ids, b.ids)
+
+
+@pytest.mark.parametrize("text, part", [("digits 世 rotated", "世"), ("rotate ¿ by 5", "¿"), ("", "empty"), ("  ", "empty")])
+def test_unreadable_prompts_are_refused(tokenizer, text, part):
+    with pytest.raises(PdiffError, match="prompt") as error:
+        tokenizer.encode(text)
+    assert part in str(error.value)
+
+
+def test_too_long_a_prompt_is_refused(tokenizer):
+    with pytest.raises(PdiffError, match="at most 64"):
+        tokenizer.encode("digits rotated by 75 degrees " * 10)
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_a_vocabulary_that_does_not_fit_is_refused(size):
+    with pytest.raises(PdiffError, match="condition.text_vocab_size"):
+        train_tokenizer(DESCRIPTIONS, size)

@@ -1,0 +1,124 @@
+"""The zoo on disk: exact, resumable, and honest about damage."""
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from pdiff import stopping
+from pdiff.errors import PdiffError
+from pdiff.targets import get_target
+from pdiff.tasks import get_family
+from pdiff.zoo import build, store
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_config):
+    family = get_family(tiny_config.tasks)
+    return family, get_target(tiny_config.target, family.image_shape, family.num_classes)
+
+
+def make(parts, config, where, mesh, stop=None):
+    return build.build(*parts, config, where, mesh, stop or stopping.StopSignal())
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_what_is_read_is_what_was_written(tiny_zoo, tmp_path):
+    store.write(tmp_path, "abc", tiny_zoo)
+    again = store.read(tmp_path, "abc")
+    assert set(again) == set(tiny_zoo)
+    assert all(equal(again[s], tiny_zoo[s]) for s in tiny_zoo)
+
+
+def test_any_tfds_reader_can_use_it(tiny_zoo, tmp_path):
+    store.write(tmp_path, "abc", tiny_zoo)
+    source = tfds.builder_from_directory(str(store.location(tmp_path, "abc"))).as_data_source("seen")
+    kernel = tiny_zoo["seen"].params["params"]["Dense_0"]["kernel"]
+    assert len(source) == len(kernel)
+    np.testing.assert_array_equal(source[5]["params"]["params"]["Dense_0"]["kernel"], kernel[5])
+
+
+def test_records_are_complete_and_say_who_they_are(tiny_zoo, tiny_config, parts):
+    family, target = parts
+    zoo = tiny_config.zoo
+    seen = tiny_zoo["seen"]
+    assert len(seen) == len(family.split("seen")) * zoo.seeds_per_task
+    for split in ("validation", "interp", "unseen"):
+        assert set(tiny_zoo[split].task) == {t.id for t in family.split(split)}
+    i = len(seen) - 1
+    x = family.render(family.variables[seen.task[i]], family.data["test"].x)
+    logits = target.apply(jax.tree.map(lambda a: a[i], seen.params), x)
+    assert np.mean(logits.argmax(-1) == family.data["test"].y) == pytest.approx(seen.test_accuracy[i], abs=1e-6)
+
+
+def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny_zoo, mesh, tmp_path, monkeypatch):
+    class StopsAfter(stopping.StopSignal):
+        left = 3
+
+        def check(self, where):
+            self.left -= 1
+            if self.left == 0:
+                raise stopping.Interrupted(where, 15)
+
+    with pytest.raises(stopping.Interrupted, match="networks of the zoo kept"):
+        make(parts, tiny_config, tmp_path, mesh, StopsAfter())
+    kept = sorted(p.name for p in tmp_path.rglob("chunk_*"))
+    assert len(kept) == 2
+    whole = make(parts, tiny_config, tmp_path, mesh)
+    assert all(equal(whole[s], tiny_zoo[s]) for s in tiny_zoo)
+    assert not list(tmp_path.rglob("*.parts"))
+
+
+def test_a_damaged_part_is_made_again(parts, tiny_config, tiny_zoo, mesh, tmp_path):
+    class StopsAtOnce(stopping.StopSignal):
+        left = 2
+
+        def check(self, where):
+            self.left -= 1
+            if self.left == 0:
+                raise stopping.Interrupted(where, 15)
+
+    with pytest.raises(stopping.Interrupted):
+        make(parts, tiny_config, tmp_path, mesh, StopsAtOnce())
+    (part,) = tmp_path.rglob("chunk_*")
+    data = bytearray(part.read_bytes())
+    data[-9] ^= 1
+    part.write_bytes(data)
+    whole = make(parts, tiny_config, tmp_path, mesh)
+    assert equal(whole["seen"], tiny_zoo["seen"])
+
+
+def test_four_devices_build_the_same_zoo(parts, tiny_config, tiny_zoo, mesh4, tmp_path):
+    whole = make(parts, tiny_config, tmp_path, mesh4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole["seen"].params, tiny_zoo["seen"].params)
+
+
+def test_another_config_is_another_zoo(tiny_config):
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.zoo.learning_rate *= 2
+    assert build.fingerprint(config) != build.fingerprint(tiny_config)
+    with config.unlocked():
+        config.zoo.learning_rate /= 2
+        config.zoo.dir = "/elsewhere"
+        config.train.steps += 1
+    assert build.fingerprint(config) == build.fingerprint(tiny_config)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_named(tiny_zoo, tmp_path, damage):
+    store.write(tmp_path, "abc", tiny_zoo)
+    victim = next(p for p in store.location(tmp_path, "abc").iterdir() if "seen" in p.name)
+    data = bytearray(victim.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+        victim.write_bytes(data)
+    elif damage == "truncate":
+        victim.write_bytes(data[:-100])
+    else:
+        victim.unlink()
+    with pytest.raises(PdiffError, match=victim.name):
+        store.read(tmp_path, "abc")
