@@ -19,10 +19,10 @@ def get_config() -> ConfigDict:
         num_seen=256,             # tasks in the zoo, spread evenly over what is not held out
         num_interp=16,            # tasks strictly inside the interp gaps
         num_unseen=16,            # tasks inside the unseen arcs
-        num_validation=16,        # tasks inside the validation gaps, which select everything
+        num_validation=20,        # tasks inside the validation gaps, which select everything
         gap_degrees=10.0,         # width of one interp gap
         num_gaps=3,               # interp gaps, placed evenly over the seen region
-        validation_gaps=(10.0, 18.0),  # widths of the gaps that validation tasks come from
+        validation_gaps=(10.0, 30.0),  # widths of the gaps that validation tasks come from
     ))
 
     # The network whose weights are generated.

@@ -16,6 +16,13 @@ from pdiff.tasks import get_family  # noqa: E402
 from pdiff.zoo import build  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compiles each program once for all tests of a process, although each test jits it anew."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
     """The smoke scenario, smaller still."""

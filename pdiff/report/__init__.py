@@ -1,0 +1,1 @@
+"""results.json, and the plots and the page that show it."""

@@ -1,0 +1,159 @@
+"""Complete results and metrics with made-up numbers of a believable shape."""
+
+import numpy as np
+
+from pdiff.report.results import CONTROLS, summary
+
+ARCS = {"unseen": [[60.0, 90.0], [216.0, 234.0]], "interp": [[20.0, 30.0], [150.0, 160.0], [355.0, 365.0]]}
+ARCS["validation"] = [[110.0, 120.0], [270.0, 288.0]]
+SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
+LEVELS = {
+    "seen": {
+        "generated": 0.965,
+        "soup": 0.25,
+        "nearest_seen": 0.966,
+        "ridge": 0.89,
+        "linear_interpolation": 0.962,
+    },
+    "interp": {
+        "generated": 0.953,
+        "soup": 0.24,
+        "nearest_seen": 0.93,
+        "ridge": 0.88,
+        "linear_interpolation": 0.93,
+    },
+    "unseen": {
+        "generated": 0.85,
+        "soup": 0.2,
+        "nearest_seen": 0.6,
+        "ridge": 0.72,
+        "linear_interpolation": 0.55,
+    },
+}
+
+
+def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str = "rotation_{:g}") -> dict:
+    """Results that `check` finds nothing wrong with."""
+    random = np.random.default_rng(seed)
+
+    def noisy(level: float, scale: float = 0.008) -> np.ndarray:
+        return np.clip(level + scale * random.standard_normal(samples), 0, 1)
+
+    held_out = [a for arcs in ARCS.values() for a in arcs]
+    circle = [x for x in np.linspace(0, 360, 4 * num_tasks, endpoint=False) if not _inside(x, held_out)]
+    angles = {
+        "seen": [circle[i] for i in np.linspace(0, len(circle) - 1, num_tasks).round().astype(int)],
+        "interp": [x % 360 for a, b in ARCS["interp"] for x in np.linspace(a, b, 6)[1:-1]],
+        "unseen": [x for a, b in ARCS["unseen"] for x in np.linspace(a, b, 8)[1:-1]],
+    }
+    splits = {}
+    for split, levels in LEVELS.items():
+        scores = {"finetuned": [], "base": []}
+        scores |= {f"generated.{n}": [] for n in SAMPLERS} | {f"controls.{n}": [] for n in CONTROLS}
+        for angle in angles[split]:
+            base = 0.12 + 0.83 * np.exp(-((min(angle, 360 - angle) / 22) ** 2))
+            deep = min((abs(angle - b) for arc in ARCS["unseen"] for b in arc), default=0) / 15
+            drop = deep if split == "unseen" else 0
+            scores["finetuned"].append(noisy(0.966, 0.004))
+            scores["base"].append(noisy(base, 0))
+            for i, n in enumerate(SAMPLERS):
+                scores[f"generated.{n}"].append(noisy(levels["generated"] - 0.02 * abs(i - 1) - 0.1 * drop))
+            for n in CONTROLS:
+                scores[f"controls.{n}"].append(noisy(levels.get(n, 0.11) - 0.2 * drop * (n in levels)))
+        tasks = np.repeat(np.arange(len(angles[split])), samples)
+        whole = {k: summary(np.concatenate(v), tasks) for k, v in scores.items()}
+        per_task = [
+            {"task": task_name.format(a), "id": i, "factors": [float(a)]}
+            | _nested({k: float(v[i].mean()) for k, v in scores.items()})
+            for i, a in enumerate(angles[split])
+        ]
+        splits[split] = {"num_tasks": len(per_task), **_nested(whole), "per_task": per_task}
+    points = [
+        {
+            "kind": kind,
+            "accuracy": float(np.clip(quality + 0.01 * random.standard_normal(), 0, 1)),
+            "max_iou": float(np.clip(centre + 0.08 * random.standard_normal(), 0, 1)),
+            "nearest_l2": float(abs(6 * centre + random.standard_normal())),
+        }
+        for kind, quality, centre in (("generated", 0.96, 0.6), ("zoo", 0.965, 0.65), ("noise", 0.76, 0.3))
+        for _ in range(96)
+    ]
+
+    def of(kind: str, key: str) -> dict:
+        return summary(np.array([p[key] for p in points if p["kind"] == kind]))
+
+    return {
+        "config": {
+            "seed": 0,
+            "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
+            "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
+            "zoo": {"dir": ""},
+        },
+        "seed": 0,
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "command": "python -m pdiff.main --config=configs/interp.py --workdir=runs/interp",
+        "created": "2025-01-02T03:04:05+00:00",
+        "target": {"name": "mlp", "num_params": 2410},
+        "arcs": ARCS,
+        "selection": {
+            "sampler": "posterior_mean",
+            "validation": {n: summary(noisy(0.94 - 0.02 * abs(i - 1))) for i, n in enumerate(SAMPLERS)},
+        },
+        "splits": splits,
+        "novelty": {
+            "max_iou_to_zoo": of("generated", "max_iou"),
+            "zoo_to_zoo_iou": of("zoo", "max_iou"),
+            "nearest_l2": of("generated", "nearest_l2"),
+            "zoo_nearest_l2": of("zoo", "nearest_l2"),
+            "points": points,
+        },
+        "timing": {
+            "zoo_s": 70.5,
+            "train_s": 612.25,
+            "sample_s_per_100": 0.061,
+            "sample_s_per_100_by_sampler": {n: 0.061 if n == "posterior_mean" else 1.66 for n in SAMPLERS},
+            "evaluate_s": 44.0,
+            "peak_rss_mb": 1234.5,
+            "total_s": 726.75,
+        },
+    }
+
+
+def metrics(steps: int = 3000) -> list[dict]:
+    """Entries of a metrics.jsonl."""
+    entries = []
+    for step in range(50, steps + 1, 50):
+        done = step / steps
+        denoising, functional = 0.4 + 0.6 * np.exp(-3 * done), 0.1 + 2 * np.exp(-6 * done)
+        entries.append(
+            {
+                "step": step,
+                "loss": denoising + functional,
+                "denoising_loss": denoising,
+                "functional_loss": functional,
+                "learning_rate": 1e-3 * min(step / 100, (1 + np.cos(np.pi * done)) / 2),
+                "grad_norm": 1 + np.sin(step) ** 2,
+            }
+        )
+        if step % 500 == 0:
+            quality = 0.95 - 0.6 * np.exp(-5 * done)
+            entries.append(
+                {"step": step, "validation/heun": quality - 0.05, "validation/ddim": quality - 0.08}
+            )
+            entries[-1]["validation/posterior_mean"] = quality
+    return entries
+
+
+def _nested(flat: dict) -> dict:
+    nested = {}
+    for key, value in flat.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            nested.setdefault(first, {})[rest] = value
+        else:
+            nested[first] = value
+    return nested
+
+
+def _inside(angle: float, arcs: list) -> bool:
+    return any((angle - a) % 360 < b - a for a, b in arcs)

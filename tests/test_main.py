@@ -1,0 +1,182 @@
+"""The command line as people type it, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import pdiff
+from pdiff import run
+from pdiff.errors import PdiffError
+from pdiff.report import results as results_lib
+
+ROOT = Path(__file__).parent.parent
+SMALLER = (
+    "--config=configs/smoke.py",
+    "--config.zoo.steps=20",
+    "--config.zoo.pretrain_steps=50",
+    "--config.train.steps=12",
+    "--config.train.warmup_steps=2",
+    "--config.train.checkpoint_every=4",
+    "--config.train.validate_every=12",
+    "--config.tasks.unseen=40:80",
+)
+
+
+def environment():
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+
+
+def start(*args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "pdiff.main", *map(str, args)],
+        cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def pdiff_main(*args):
+    process = start(*args)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run, smaller than the smoke scenario. Takes 40 s."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    code, _, err = pdiff_main(*SMALLER, f"--workdir={workdir}")
+    assert code == 0, err
+    return workdir
+
+
+def test_a_run_leaves_complete_results_and_a_report(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    assert results_lib.check(results) == []
+    assert results["config"]["train"]["steps"] == 12
+    assert results["arcs"]["unseen"] == [[40, 80]]
+    assert (workdir / "report.html").stat().st_size > 10_000
+    run.check(workdir)
+
+
+def test_the_same_command_again_does_nothing(workdir):
+    before = {p: p.stat().st_mtime_ns for p in (workdir / "results.json", workdir / "checkpoints")}
+    code, _, err = pdiff_main(*SMALLER, f"--workdir={workdir}")
+    assert code == 0 and "is finished" in err
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_another_config_is_refused_by_field(workdir):
+    code, _, err = pdiff_main(*SMALLER, "--config.seed=7", f"--workdir={workdir}")
+    assert code != 0 and "seed is 7 here and 0 there" in err and "Traceback" not in err
+
+
+def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
+    out = tmp_path / "nets.safetensors"
+    prompt = "digits rotated by 75 degrees"
+    code, _, err = pdiff_main(f"--workdir={workdir}", "--mode=sample", f"--prompt={prompt}", "--num_samples=3", f"--out={out}")
+    assert code == 0, err
+    arrays = safetensors.numpy.load_file(out)
+    assert {k: v.shape for k, v in arrays.items()} == {
+        "params/Dense_0/kernel": (3, 64, 32),
+        "params/Dense_0/bias": (3, 32),
+        "params/Dense_1/kernel": (3, 32, 10),
+        "params/Dense_1/bias": (3, 10),
+    }
+    assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in arrays.values())
+    loaded = pdiff.load(workdir)
+    networks = loaded.sample(prompt=prompt, num_samples=3)
+    # The same seed in another process, whose number of devices is another, gives the same networks.
+    np.testing.assert_allclose(networks["params"]["Dense_0"]["kernel"], arrays["params/Dense_0/kernel"], atol=1e-4)
+    assert loaded.accuracy(networks, 0).shape == (3,)
+
+
+def test_evaluate_again_gives_the_same_numbers(workdir):
+    before = results_lib.read(workdir / "results.json")
+    after = run.evaluate(workdir)
+    for split, entry in before["splits"].items():
+        for kind in ("generated", "controls"):
+            for name, s in entry[kind].items():
+                assert after["splits"][split][kind][name]["mean"] == pytest.approx(s["mean"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"prompt": "digits turned 世"}, "世"),
+        ({"prompt": None}, "--prompt"),
+        ({"prompt": "digits", "task": "0"}, "one of them"),
+        ({"prompt": None, "task": "rotation_999"}, "rotation_999"),
+        ({"prompt": "digits", "out": None}, "--out"),
+        ({"prompt": "digits", "out": "/nowhere/at/all"}, "no existing folder"),
+        ({"prompt": "digits", "sampler": "huen"}, "heun"),
+    ],
+)
+def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message):
+    request = {"prompt": None, "task": None, "num_samples": 1, "sampler": None, "seed": 0, "out": str(tmp_path / "x")}
+    with pytest.raises(PdiffError, match=message):
+        run.sample(workdir, **(request | given))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config=configs/smoke.py", "--config.train.stpes=3"], "did you mean train.steps"),
+        (["--config=configs/smoke.py", "--config.train.steps=many"], "config.train.steps"),
+        (["--config=configs/smoke.py", "--config.train.steps=0"], "config.train.steps: got 0; allowed: a whole number at least 1"),
+        (["--config=configs/smoke.py", "--config.model.width=65"], "model.num_heads"),
+        (["--config=configs/smoke.py", "--config.tasks.unseen=0:360"], "tasks.unseen"),
+        (["--config=configs/smoke.py", "--config.model.max_tokens=3"], "model.max_tokens"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--mode=sing"], "mode"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        ([], "--config: missing"),
+        (["--mode=check"], "--workdir: missing"),
+    ],
+)
+def test_bad_command_lines_end_at_once_in_one_line(args, message, tmp_path):
+    workdir = tmp_path / "w"
+    code, _, err = pdiff_main(*args, *([f"--workdir={workdir}"] if "--mode=check" not in args else []))
+    assert code != 0 and message in err and "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("pdiff: error")]) == 1
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(signum, tmp_path):
+    """Takes 60 s. Stopped in training; what a straight run gives is compared in test_train."""
+    args = (*SMALLER, "--config.train.steps=4000", f"--workdir={tmp_path / 'w'}")
+    process = start(*args)
+    deadline = time.time() + 200
+    while not list((tmp_path / "w").glob("checkpoints/*/manifest.json")):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 128 + signum
+    assert "run the same command again" in err and "Traceback" not in err
+
+
+def test_a_full_disk_is_one_clear_message(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    from pdiff import files
+
+    with pytest.raises(OSError) as error, open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
+    assert error.value.strerror == "No space left on device"
+    # A write that fails leaves the old file as it was, and no partial one.
+    path = tmp_path / "a.json"
+    files.write_atomic(path, b"old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(error.value))
+        with pytest.raises(OSError):
+            files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,229 @@
+"""The training step and loop: on any number of devices, stopped or not, the same numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pdiff import data, dist, metrics, rng, stopping
+from pdiff import train as train_lib
+from pdiff.checkpoint import Checkpoints
+from pdiff.errors import PdiffError
+from pdiff.state import init_state, make_optimizer, update_ema
+
+
+def changed(generator, **fields):
+    """The generator with other values of dotted config fields ('train__steps')."""
+    config = generator.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in fields.items():
+            part, field = name.split("__")
+            config[part][field] = value
+    return dataclasses.replace(generator, config=config)
+
+
+def fresh_state(generator):
+    optimizer = make_optimizer(generator.config.train)
+    return init_state(generator.init(jax.random.key(0)), optimizer), optimizer
+
+
+def batches(generator, zoo, start=0, stop=8):
+    return data.training_batches(
+        zoo["seen"], len(generator.family.tasks[0].descriptions),
+        seed=0, batch_size=generator.config.train.batch_size, start=start, stop=stop,
+    )  # fmt: skip
+
+
+def run_steps(generator, zoo, mesh, count):
+    state, optimizer = fresh_state(generator)
+    state = dist.replicate(state, mesh)
+    step = train_lib.make_step(generator, optimizer, mesh)
+    constants = dist.replicate(train_lib.make_constants(generator), mesh)
+    for batch in batches(generator, zoo, 0, count):
+        state, values = step(state, dist.shard(batch, mesh), constants)
+    return jax.device_get((state, values)), step
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_four_devices_equal_one(tiny, tiny_zoo, mesh, mesh4):
+    (one, values1), _ = run_steps(tiny, tiny_zoo, mesh, 3)
+    (four, values4), _ = run_steps(tiny, tiny_zoo, mesh4, 3)
+    assert values1["loss"] == pytest.approx(values4["loss"], rel=1e-4)
+    assert values1["grad_norm"] == pytest.approx(values4["grad_norm"], rel=1e-3)
+    # Adam divides by the gradient's size, so a last-bit difference can move a weight by a step of the learning rate.
+    assert_close(one.params, four.params, atol=3 * tiny.config.train.learning_rate)
+    assert np.mean([np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True)]) < 1e-5
+
+
+def test_the_mapped_step_is_pmap_of_the_step(tiny, tiny_zoo, mesh4):
+    state, optimizer = fresh_state(tiny)
+    state = jax.device_get(state)  # the mapped step donates what it is given
+    batch = next(batches(tiny, tiny_zoo))
+    constants = train_lib.make_constants(tiny)
+    mapped = train_lib.make_step(tiny, optimizer, mesh4)
+    ours, values = mapped(
+        dist.replicate(state, mesh4), dist.shard(batch, mesh4), dist.replicate(constants, mesh4)
+    )
+    split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
+    step = train_lib.per_device_step(tiny, optimizer)
+    theirs, their_values = jax.pmap(step, axis_name=dist.DATA, in_axes=(None, 0, None), devices=jax.devices()[:4])(
+        state, split, constants
+    )
+    first = jax.tree.map(lambda a: np.asarray(a)[0], (theirs, their_values))
+    assert_close(jax.device_get((ours, values)), first, rtol=1e-6, atol=1e-7)
+
+
+def test_one_compilation(tiny, tiny_zoo, mesh):
+    _, step = run_steps(tiny, tiny_zoo, mesh, 4)
+    assert step._cache_size() == 1
+
+
+def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
+    """Takes 15 s. At sigma_max only the condition tells the networks apart, so the model must learn each by heart."""
+    generator = changed(
+        tiny, train__steps=250, train__learning_rate=3e-3, diffusion__functional_weight=0.0,
+        diffusion__at_sigma_max=1.0, condition__drop_id=0.0, condition__drop_all=0.0,
+    )  # fmt: skip
+    state, optimizer = fresh_state(generator)
+    step = train_lib.make_step(generator, optimizer, mesh)
+    constants = dist.replicate(train_lib.make_constants(generator), mesh)
+    batch = next(batches(generator, tiny_zoo))
+    sharded = dist.shard(batch, mesh)
+    state, losses = dist.replicate(state, mesh), []
+    for _ in range(250):
+        state, values = step(state, sharded, constants)
+        losses.append(values["denoising_loss"])
+    losses = np.asarray(jax.device_get(losses))
+    # What stays is the spread between seeds of one task, which no condition tells apart.
+    x0 = np.asarray(generator.encode(batch["params"]))
+    means = np.stack([x0[batch["task"] == t].mean(0) for t in batch["task"]])
+    varying = np.asarray(generator.stats.scale > 0).sum()
+    floor = ((x0 - means) ** 2).sum((1, 2)).mean() / varying
+    start = (x0**2).sum((1, 2)).mean() / varying
+    assert losses[0] == pytest.approx(start, rel=0.01)  # the output is zero at first
+    assert losses[-20:].mean() < floor + 0.1 * (start - floor)
+
+
+def test_data_is_a_function_of_seed_and_step(tiny, tiny_zoo):
+    whole = list(batches(tiny, tiny_zoo, 0, 6))
+    later = list(batches(tiny, tiny_zoo, 3, 6))
+    assert_equal(whole[3:], later)
+    rows = np.concatenate([b["task"] * 100 for b in whole])
+    assert len(set(rows.tolist())) > 4
+
+
+def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
+    networks = tiny_zoo["seen"]
+    size = 8
+    made = data.training_batches(networks, 3, seed=5, batch_size=size, start=0, stop=len(networks) // size)
+    pairs = np.concatenate([b["params"]["params"]["Dense_0"]["bias"] for b in made])
+    everything = networks.params["params"]["Dense_0"]["bias"]
+    assert_equal(np.sort(pairs, 0), np.sort(everything[: len(pairs)], 0) if len(pairs) < len(everything) else np.sort(everything, 0))
+
+
+def train(generator, zoo, workdir, mesh, stop=None):
+    workdir.mkdir(exist_ok=True)
+    return train_lib.train(generator, zoo["seen"], "zoo", workdir, mesh, stop or stopping.StopSignal())
+
+
+def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, tmp_path):
+    straight = train(tiny, tiny_zoo, tmp_path / "straight", mesh)
+
+    stop = stopping.StopSignal()
+    real, calls = train_lib.MetricsWriter.write, []
+
+    def write(self, step, values):  # a signal arrives in the middle of the run
+        calls.append(step)
+        if step >= 4:
+            stop.signum = 15
+        real(self, step, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lib.MetricsWriter, "write", write)
+        with pytest.raises(stopping.Interrupted, match="run the same command again") as error:
+            train(tiny, tiny_zoo, tmp_path / "stopped", mesh, stop)
+    assert error.value.exit_code == 143
+    assert max(calls) < tiny.config.train.steps
+    resumed = train(tiny, tiny_zoo, tmp_path / "stopped", mesh)
+    assert_equal(straight, resumed)
+
+    def states(name):
+        entries = metrics.read(tmp_path / name)
+        return [{k: v for k, v in e.items() if k != "steps_per_s"} for e in entries]
+
+    assert states("straight") == states("stopped")
+
+
+def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, tmp_path):
+    first = train(tiny, tiny_zoo, tmp_path, mesh)
+    assert_equal(first, train(tiny, tiny_zoo, tmp_path, mesh))
+
+
+def test_divergence_stops_the_run_and_says_what_to_try(tiny, tiny_zoo, mesh, tmp_path):
+    generator = changed(tiny, train__learning_rate=1.0, train__grad_clip=1e30, train__steps=40, train__checkpoint_every=2)
+    networks = dataclasses.replace(
+        tiny_zoo["seen"], params=jax.tree.map(lambda a: a * np.float32(1e25), tiny_zoo["seen"].params)
+    )
+    with pytest.raises(PdiffError, match="diverged between steps 0 and 2.*learning_rate"):
+        train_lib.train(generator, networks, "zoo", tmp_path, mesh, stopping.StopSignal())
+    assert not Checkpoints(tmp_path / "checkpoints", 2).steps()
+
+
+def test_a_damaged_checkpoint_is_found(tiny, tiny_zoo, mesh, tmp_path):
+    train(tiny, tiny_zoo, tmp_path, mesh)
+    victim = max((tmp_path / "checkpoints" / "8").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(PdiffError, match="damaged.*delete"):
+        train(tiny, tiny_zoo, tmp_path, mesh)
+
+
+def test_a_checkpoint_without_its_manifest_is_not_used(tiny, tiny_zoo, mesh, tmp_path):
+    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+    (tmp_path / "checkpoints" / "8" / "manifest.json").unlink()
+    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+
+
+def test_other_data_is_refused_on_resume(tiny, tiny_zoo, mesh, tmp_path):
+    train(tiny, tiny_zoo, tmp_path, mesh)
+    with pytest.raises(PdiffError, match="other data"):
+        train_lib.train(tiny, tiny_zoo["seen"][:-1], "zoo", tmp_path, mesh, stopping.StopSignal())
+
+
+def test_ema_has_warm_up():
+    ema, params = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    after_first = update_ema(ema, params, jnp.int32(0), 0.999)
+    assert float(after_first["w"]) == pytest.approx(1 - 1 / 10)
+    late = update_ema(ema, params, jnp.int32(10**7), 0.999)
+    assert float(late["w"]) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_optimizer_warms_up_and_decays_matrices_only(tiny):
+    generator = changed(tiny, train__warmup_steps=5, train__steps=10, train__weight_decay=0.5, train__learning_rate=1e-2)
+    optimizer = make_optimizer(generator.config.train)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state, zero = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(6):
+        updates, state = optimizer.update(zero, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(params["bias"], 1)
+    decayed = np.prod([1 - 0.5 * 1e-2 * min(n / 5, 1) for n in range(6)])
+    np.testing.assert_allclose(params["kernel"], decayed, rtol=1e-4)
+
+
+def test_streams_differ_by_name_and_step():
+    keys = [rng.stream(0, "a", 0), rng.stream(0, "a", 1), rng.stream(0, "b", 0), rng.stream(1, "a", 0)]
+    bits = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
+    assert len(bits) == 4
+    assert (jax.random.key_data(rng.stream(0, "a", 1)) == jax.random.key_data(jax.jit(lambda s: rng.stream(0, "a", s))(1))).all()
