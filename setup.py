@@ -1,12 +1,14 @@
 """Packaging. `pip install -e '.[test]'` is all that development needs."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="pdiff",
     version="0.1.0",
     description="Describe a task, get a network: diffusion over neural-network weights in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -13,115 +13,135 @@ def get_config() -> ConfigDict:
 
     # What a network must do. Arcs are degrees, 'start:end' with the end past the start going
     # counter-clockwise ('350:10' crosses zero), separated by commas.
-    c.tasks = ConfigDict(dict(
-        family='rotation',
-        unseen='60:90,216:234',   # arcs held out as `unseen`
-        num_seen=256,             # tasks in the zoo, spread evenly over what is not held out
-        num_interp=16,            # tasks strictly inside the interp gaps
-        num_unseen=16,            # tasks inside the unseen arcs
-        num_validation=20,        # tasks inside the validation gaps, which select everything
-        gap_degrees=10.0,         # width of one interp gap
-        num_gaps=3,               # interp gaps, placed evenly over the seen region
-        validation_gaps=(10.0, 30.0),  # widths of the gaps that validation tasks come from
-    ))
+    c.tasks = ConfigDict(
+        dict(
+            family="rotation",
+            unseen="60:90,216:234",  # arcs held out as `unseen`
+            num_seen=256,  # tasks in the zoo, spread evenly over what is not held out
+            num_interp=16,  # tasks strictly inside the interp gaps
+            num_unseen=16,  # tasks inside the unseen arcs
+            num_validation=20,  # tasks inside the validation gaps, which select everything
+            gap_degrees=10.0,  # width of one interp gap
+            num_gaps=3,  # interp gaps, placed evenly over the seen region
+            validation_gaps=(10.0, 30.0),  # widths of the gaps that validation tasks come from
+        )
+    )
 
     # The network whose weights are generated.
-    c.target = ConfigDict(dict(
-        name='mlp',
-        widths=(32,),             # hidden widths
-        generate='.*',            # regex over leaf paths; other leaves stay the base's
-    ))
+    c.target = ConfigDict(
+        dict(
+            name="mlp",
+            widths=(32,),  # hidden widths
+            generate=".*",  # regex over leaf paths; other leaves stay the base's
+        )
+    )
 
     # How networks are fine-tuned.
-    c.zoo = ConfigDict(dict(
-        dir='',                   # '' is <workdir>/zoo; name a directory to share one zoo between runs
-        seeds_per_task=6,
-        reference_seeds=3,        # networks for each interp, unseen and validation task
-        pretrain_steps=2000,
-        pretrain_learning_rate=3e-3,
-        steps=1000,
-        batch_size=64,
-        learning_rate=1e-2,
-        schedule='cosine',        # constant | cosine
-        weight_decay=1e-2,
-        keep_last=1,              # late checkpoints kept of each run
-        keep_every=1,             # optimizer steps between two kept checkpoints
-        chunk_size=128,           # networks trained together
-    ))
+    c.zoo = ConfigDict(
+        dict(
+            dir="",  # '' is <workdir>/zoo; name a directory to share one zoo between runs
+            seeds_per_task=6,
+            reference_seeds=3,  # networks for each interp, unseen and validation task
+            pretrain_steps=2000,
+            pretrain_learning_rate=3e-3,
+            steps=1000,
+            batch_size=64,
+            learning_rate=1e-2,
+            schedule="cosine",  # constant | cosine
+            weight_decay=1e-2,
+            keep_last=1,  # late checkpoints kept of each run
+            keep_every=1,  # optimizer steps between two kept checkpoints
+            chunk_size=128,  # networks trained together
+        )
+    )
 
     # Weights <-> tokens.
-    c.weights = ConfigDict(dict(
-        layout='chunk',           # chunk | neuron
-        token_dim=256,            # width of a chunk token; the neuron layout finds its own
-        center='mean',            # mean | base
-        scale='leaf',             # param | leaf | global
-    ))
+    c.weights = ConfigDict(
+        dict(
+            layout="chunk",  # chunk | neuron
+            token_dim=256,  # width of a chunk token; the neuron layout finds its own
+            center="mean",  # mean | base
+            scale="leaf",  # param | leaf | global
+        )
+    )
 
     # The diffusion transformer.
-    c.model = ConfigDict(dict(
-        width=256,
-        depth=4,
-        num_heads=4,
-        mlp_ratio=4.0,
-        dtype='float32',          # float32 | bfloat16, for activations only
-        remat=False,
-        max_tokens=4096,          # longest sequence that is accepted
-    ))
+    c.model = ConfigDict(
+        dict(
+            width=256,
+            depth=4,
+            num_heads=4,
+            mlp_ratio=4.0,
+            dtype="float32",  # float32 | bfloat16, for activations only
+            remat=False,
+            max_tokens=4096,  # longest sequence that is accepted
+        )
+    )
 
     # Condition tokens: what the transformer is told of the task. A condition is dropped to its
     # null token with its own probability; all of them together with `drop_all`.
-    c.condition = ConfigDict(dict(
-        use=('id', 'text'),
-        drop_id=0.7,
-        drop_factors=0.3,
-        drop_text=0.0,
-        drop_all=0.05,
-        text_vocab_size=320,
-        text_max_length=64,
-        text_width=64,
-        text_depth=1,
-        num_harmonics=8,          # Fourier harmonics of a number in a text, and of a factor
-        number_period=360.0,      # the numbers' period: those harmonics of it are told apart
-    ))
+    c.condition = ConfigDict(
+        dict(
+            use=("id", "text"),
+            drop_id=0.7,
+            drop_factors=0.3,
+            drop_text=0.0,
+            drop_all=0.05,
+            text_vocab_size=320,
+            text_max_length=64,
+            text_width=64,
+            text_depth=1,
+            num_harmonics=8,  # Fourier harmonics of a number in a text, and of a factor
+            number_period=360.0,  # the numbers' period: those harmonics of it are told apart
+        )
+    )
 
-    c.diffusion = ConfigDict(dict(
-        path='ve',                # ve | vp | rectified_flow
-        sigma_min=0.02,           # lowest and highest noise-to-signal ratio
-        sigma_max=80.0,
-        p_mean=0.5,               # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
-        p_std=1.5,
-        at_sigma_max=0.2,         # share of training examples put at sigma_max
-        functional_weight=1.0,    # lambda of the functional loss; 0 is plain score matching
-        functional_images=32,     # images of the task for each network in the functional loss
-    ))
+    c.diffusion = ConfigDict(
+        dict(
+            path="ve",  # ve | vp | rectified_flow
+            sigma_min=0.02,  # lowest and highest noise-to-signal ratio
+            sigma_max=80.0,
+            p_mean=0.5,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
+            p_std=1.5,
+            at_sigma_max=0.2,  # share of training examples put at sigma_max
+            functional_weight=1.0,  # lambda of the functional loss; 0 is plain score matching
+            functional_images=32,  # images of the task for each network in the functional loss
+        )
+    )
 
-    c.train = ConfigDict(dict(
-        steps=3000,
-        batch_size=64,
-        learning_rate=1e-3,
-        warmup_steps=100,
-        weight_decay=1e-2,
-        grad_clip=1.0,
-        ema_decay=0.998,
-        log_every=50,
-        validate_every=500,
-        checkpoint_every=500,
-        keep_checkpoints=2,
-    ))
+    c.train = ConfigDict(
+        dict(
+            steps=3000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            weight_decay=1e-2,
+            grad_clip=1.0,
+            ema_decay=0.998,
+            log_every=50,
+            validate_every=500,
+            checkpoint_every=500,
+            keep_checkpoints=2,
+        )
+    )
 
-    c.sample = ConfigDict(dict(
-        samplers=('heun', 'posterior_mean', 'dpmpp_2m', 'ddim', 'euler_maruyama'),
-        num_steps=18,
-        rho=7.0,                  # spacing of the noise levels, EDM equation 5
-        guidance=1.0,             # classifier-free guidance; 1 is none
-        condition=('text',),      # which conditions are given; the others are null
-        batch_size=64,            # samples drawn together; smaller requests are padded to it
-    ))
+    c.sample = ConfigDict(
+        dict(
+            samplers=("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama"),
+            num_steps=18,
+            rho=7.0,  # spacing of the noise levels, EDM equation 5
+            guidance=1.0,  # classifier-free guidance; 1 is none
+            condition=("text",),  # which conditions are given; the others are null
+            batch_size=64,  # samples drawn together; smaller requests are padded to it
+        )
+    )
 
-    c.eval = ConfigDict(dict(
-        samples_per_task=3,
-        max_tasks=64,             # tasks scored in each split, evenly chosen
-        chunk_size=256,           # networks scored together
-        noise=0.2,                # relative rms of the `noise` control
-    ))
+    c.eval = ConfigDict(
+        dict(
+            samples_per_task=3,
+            max_tasks=64,  # tasks scored in each split, evenly chosen
+            chunk_size=256,  # networks scored together
+            noise=0.2,  # relative rms of the `noise` control
+        )
+    )
     return c

@@ -1,6 +1,6 @@
 """The main job: networks for seen angles, for angles between seen ones, and for arcs that were held out.
 
-    python -m pdiff.main --config=configs/interp.py
+python -m pdiff.main --config=configs/interp.py
 """
 
 from ml_collections import ConfigDict

@@ -16,9 +16,7 @@ def get_config() -> ConfigDict:
     c.zoo.update(dict(seeds_per_task=2, reference_seeds=2, pretrain_steps=300, steps=100, chunk_size=16))
     c.model.update(dict(width=64, depth=2))
     c.condition.update(dict(text_width=32, text_vocab_size=300))
-    c.train.update(
-        dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30)
-    )
+    c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
     c.sample.update(dict(num_steps=4, batch_size=16))
     c.eval.update(dict(samples_per_task=2, chunk_size=64))
     return c.lock()

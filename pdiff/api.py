@@ -49,7 +49,9 @@ class LoadedGenerator:
         use = self.config.condition.use
         if prompt is not None:
             if "text" not in use:
-                raise PdiffError(f"prompt: this generator was trained on {', '.join(use)} and reads no text; give a task")
+                raise PdiffError(
+                    f"prompt: this generator was trained on {', '.join(use)} and reads no text; give a task"
+                )
             task, given = self.family.tasks[0], ("text",)
         else:
             task = self.task(task_id)
@@ -74,13 +76,13 @@ class LoadedGenerator:
             f"or a name such as {self.family.tasks[0].name}"
         )
 
-    def apply(
-        self, params: PyTree[Float[Array, "..."]], x: Float[Array, "n features"]
-    ) -> Float[Array, "n classes"]:
+    def apply(self, params: PyTree[Float[Array, "..."]], x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         """Logits of one network; `vmap` it over stacked ones."""
         return self.target.apply(params, x)
 
-    def accuracy(self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str) -> Float[np.ndarray, " samples"]:
+    def accuracy(
+        self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str
+    ) -> Float[np.ndarray, " samples"]:
         """Test accuracy of stacked networks on a task's images."""
         count = len(jax.tree.leaves(params)[0])
         return Scorer(self._static, "test", self._mesh)(params, np.full(count, self.task(task).id))

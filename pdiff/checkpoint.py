@@ -69,9 +69,7 @@ class Checkpoints:
             return None
         step = self.steps()[-1]
         self._verify(step)
-        restored = self._restore(
-            step, params=like.params, ema=like.ema, opt_state=like.opt_state
-        )
+        restored = self._restore(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
         saved = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
         if saved != data:
             raise PdiffError(

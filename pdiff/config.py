@@ -168,18 +168,32 @@ def validate(config: ConfigDict) -> None:
         if not field.allows(values[name]):
             raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {field}")
     c = config
-    _require(c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}")
+    _require(
+        c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}"
+    )
     _require(c.condition.text_width % 4 == 0, values, "condition.text_width", "a multiple of 4, its number of heads")
-    _require(c.train.warmup_steps < c.train.steps, values, "train.warmup_steps", f"less than train.steps = {c.train.steps}")
+    _require(
+        c.train.warmup_steps < c.train.steps, values, "train.warmup_steps", f"less than train.steps = {c.train.steps}"
+    )
     _require(
         c.diffusion.sigma_min < c.diffusion.sigma_max, values, "diffusion.sigma_min",
         f"less than diffusion.sigma_max = {c.diffusion.sigma_max:g}",
     )  # fmt: skip
     burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every
-    _require(burn_in < c.zoo.steps, values, "zoo.keep_last", f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}")
+    _require(
+        burn_in < c.zoo.steps,
+        values,
+        "zoo.keep_last",
+        f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
+    )
     for name in ("condition.use", "sample.condition", "sample.samplers"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
-    _require(set(c.sample.condition) <= set(c.condition.use), values, "sample.condition", f"some of condition.use = {c.condition.use}")
+    _require(
+        set(c.sample.condition) <= set(c.condition.use),
+        values,
+        "sample.condition",
+        f"some of condition.use = {c.condition.use}",
+    )
     try:
         re.compile(c.target.generate)
     except re.error as e:

@@ -56,7 +56,9 @@ def per_device(size: int, mesh: Mesh, field: str) -> int:
     """
     count = mesh.devices.size
     if size % count:
-        raise PdiffError(f"{field}: got {size}, which does not divide over {count} devices; allowed: multiples of {count}")
+        raise PdiffError(
+            f"{field}: got {size}, which does not divide over {count} devices; allowed: multiples of {count}"
+        )
     return size // count
 
 

@@ -97,7 +97,7 @@ class Evaluation:
         return tuple(tasks[i] for i in np.linspace(0, len(tasks) - 1, count).round().astype(int)) if count else ()
 
     def _generate(self, name: str, tasks: Sequence[Task], stream: str, texts=None) -> PyTree:
-        """`samples_per_task` networks for each task, in task order; sample j is asked for in the j-th training wording."""
+        """`samples_per_task` networks for each task, in task order; sample j is asked for in the j-th wording."""
         count = self._config.eval.samples_per_task
         if texts is None:
             texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
@@ -273,6 +273,4 @@ class Evaluation:
 
 def _extend(points: list[dict], kind: str, accuracy, overlap, distance, tasks) -> None:
     for a, o, d, t in zip(accuracy, overlap, distance, tasks, strict=True):
-        points.append(
-            {"kind": kind, "accuracy": float(a), "max_iou": float(o), "nearest_l2": float(d), "task": int(t)}
-        )
+        points.append({"kind": kind, "accuracy": float(a), "max_iou": float(o), "nearest_l2": float(d), "task": int(t)})

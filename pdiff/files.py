@@ -52,7 +52,9 @@ def verify_manifest(directory: Path, remedy: str) -> None:
         raise PdiffError(f"{directory / MANIFEST}: missing or unreadable; {remedy}") from e
     found = {str(p.relative_to(directory)) for p in _contents(directory)}
     for name in sorted(found ^ set(digests)):
-        raise PdiffError(f"{directory / name}: {'not in' if name in found else 'missing, but in'} the manifest; {remedy}")
+        raise PdiffError(
+            f"{directory / name}: {'not in' if name in found else 'missing, but in'} the manifest; {remedy}"
+        )
     for name, digest in digests.items():
         if sha256(directory / name) != digest:
             raise PdiffError(f"{directory / name}: damaged, its sha256 is not the one in the manifest; {remedy}")

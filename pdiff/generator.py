@@ -116,12 +116,27 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
         scale=config.weights.scale,
         base_tokens=np.asarray(codec.encode(spec, base)),
     )
-    # Non-seen tasks' descriptions differ from the seen ones' only in numbers, which carry no identity.
+    return _assemble(config, family, target, fitted, base, make_tokenizer(config, family))
+
+
+def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
+    """The tokenizer of the training descriptions of the seen tasks.
+
+    Raises:
+      PdiffError: the vocabulary does not suit them, or one is longer than `condition.text_max_length`.
+    """
     texts = [d for t in family.split("seen") for d in t.descriptions]
-    tokenizer = Tokenizer(
-        train_tokenizer(texts, config.condition.text_vocab_size), config.condition.text_max_length
-    )
-    return _assemble(config, family, target, fitted, base, tokenizer)
+    model = train_tokenizer(texts, config.condition.text_vocab_size)
+    tokenizer = Tokenizer(model, config.condition.text_max_length)
+    for text in texts:
+        tokenizer.encode(text)
+    return tokenizer
+
+
+def check(config: ConfigDict, family: Family, target: Target) -> None:
+    """Raises, before any work, what `make_generator` would raise after the zoo is built."""
+    make_model(config, _spec(config, target), family, make_tokenizer(config, family).vocab_size)
+    sde.make_path(config.diffusion)
 
 
 def save(generator: Generator, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: flags, and which function each mode calls. Everything else lives elsewhere, for tests and notebooks."""
+"""The command line: flags, and which function each mode calls. The rest lives elsewhere, for tests and notebooks."""
 
 import sys
 from pathlib import Path

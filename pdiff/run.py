@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from pdiff import api, dist, files, generator, metrics
+from pdiff import api, dist, files, generator
 from pdiff import config as config_lib
 from pdiff import train as train_lib
-from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.report import html
@@ -46,12 +44,15 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     config_lib.validate(config)
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
+    generator.check(config, family, target)
+    mesh = dist.make_mesh()
+    for field in ("train.batch_size", "zoo.chunk_size"):
+        dist.per_device(config_lib.flatten(config)[field], mesh, field)
     _set_up_logging()
     _claim(config, workdir)
     if (workdir / "results.json").exists() and (workdir / "report.html").exists():
         log.info("%s is finished; see %s", workdir, workdir / "report.html")
         return results_lib.read(workdir / "results.json")
-    mesh = dist.make_mesh()
     with StopSignal() as stop:
         where = build.directory(config, workdir)
         with _timed(workdir, "zoo_s"):

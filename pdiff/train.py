@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -109,9 +108,7 @@ def make_step(generator: Generator, optimizer: optax.GradientTransformation, mes
     return dist.data_parallel(per_device_step(generator, optimizer), mesh, in_specs, out_specs, donate_argnums=0)
 
 
-def train(
-    generator: Generator, networks: Networks, zoo: str, workdir: Path, mesh: Mesh, stop: StopSignal
-) -> PyTree:
+def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mesh: Mesh, stop: StopSignal) -> PyTree:
     """Trains to `train.steps` updates, from the newest checkpoint if there is one, and returns the averaged parameters.
 
     `networks` are the seen ones; `zoo` is their fingerprint.
@@ -121,7 +118,6 @@ def train(
       Interrupted: a signal came; the state is in a checkpoint.
     """
     config = generator.config.train
-    dist.per_device(config.batch_size, mesh, "train.batch_size")
     optimizer = make_optimizer(config)
     fresh = jax.jit(lambda key: init_state(generator.init(key), optimizer))
     state = dist.replicate(fresh(rng.stream(generator.config.seed, "train/init")), mesh)

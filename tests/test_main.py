@@ -80,7 +80,9 @@ def test_another_config_is_refused_by_field(workdir):
 def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
     out = tmp_path / "nets.safetensors"
     prompt = "digits rotated by 75 degrees"
-    code, _, err = pdiff_main(f"--workdir={workdir}", "--mode=sample", f"--prompt={prompt}", "--num_samples=3", f"--out={out}")
+    code, _, err = pdiff_main(
+        f"--workdir={workdir}", "--mode=sample", f"--prompt={prompt}", "--num_samples=3", f"--out={out}"
+    )
     assert code == 0, err
     arrays = safetensors.numpy.load_file(out)
     assert {k: v.shape for k, v in arrays.items()} == {
@@ -130,7 +132,10 @@ def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message)
     [
         (["--config=configs/smoke.py", "--config.train.stpes=3"], "did you mean train.steps"),
         (["--config=configs/smoke.py", "--config.train.steps=many"], "config.train.steps"),
-        (["--config=configs/smoke.py", "--config.train.steps=0"], "config.train.steps: got 0; allowed: a whole number at least 1"),
+        (
+            ["--config=configs/smoke.py", "--config.train.steps=0"],
+            "config.train.steps: got 0; allowed: a whole number at least 1",
+        ),
         (["--config=configs/smoke.py", "--config.model.width=65"], "model.num_heads"),
         (["--config=configs/smoke.py", "--config.tasks.unseen=0:360"], "tasks.unseen"),
         (["--config=configs/smoke.py", "--config.model.max_tokens=3"], "model.max_tokens"),

@@ -62,7 +62,10 @@ def test_four_devices_equal_one(tiny, tiny_zoo, mesh, mesh4):
     assert values1["grad_norm"] == pytest.approx(values4["grad_norm"], rel=1e-3)
     # Adam divides by the gradient's size, so a last-bit difference can move a weight by a step of the learning rate.
     assert_close(one.params, four.params, atol=3 * tiny.config.train.learning_rate)
-    assert np.mean([np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True)]) < 1e-5
+    assert (
+        np.mean([np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True)])
+        < 1e-5
+    )
 
 
 def test_the_mapped_step_is_pmap_of_the_step(tiny, tiny_zoo, mesh4):
@@ -71,9 +74,7 @@ def test_the_mapped_step_is_pmap_of_the_step(tiny, tiny_zoo, mesh4):
     batch = next(batches(tiny, tiny_zoo))
     constants = train_lib.make_constants(tiny)
     mapped = train_lib.make_step(tiny, optimizer, mesh4)
-    ours, values = mapped(
-        dist.replicate(state, mesh4), dist.shard(batch, mesh4), dist.replicate(constants, mesh4)
-    )
+    ours, values = mapped(dist.replicate(state, mesh4), dist.shard(batch, mesh4), dist.replicate(constants, mesh4))
     split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
     step = train_lib.per_device_step(tiny, optimizer)
     theirs, their_values = jax.pmap(step, axis_name=dist.DATA, in_axes=(None, 0, None), devices=jax.devices()[:4])(
@@ -128,7 +129,10 @@ def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
     made = data.training_batches(networks, 3, seed=5, batch_size=size, start=0, stop=len(networks) // size)
     pairs = np.concatenate([b["params"]["params"]["Dense_0"]["bias"] for b in made])
     everything = networks.params["params"]["Dense_0"]["bias"]
-    assert_equal(np.sort(pairs, 0), np.sort(everything[: len(pairs)], 0) if len(pairs) < len(everything) else np.sort(everything, 0))
+    assert_equal(
+        np.sort(pairs, 0),
+        np.sort(everything[: len(pairs)], 0) if len(pairs) < len(everything) else np.sort(everything, 0),
+    )
 
 
 def train(generator, zoo, workdir, mesh, stop=None):
@@ -170,7 +174,9 @@ def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, tmp_path
 
 
 def test_divergence_stops_the_run_and_says_what_to_try(tiny, tiny_zoo, mesh, tmp_path):
-    generator = changed(tiny, train__learning_rate=1.0, train__grad_clip=1e30, train__steps=40, train__checkpoint_every=2)
+    generator = changed(
+        tiny, train__learning_rate=1.0, train__grad_clip=1e30, train__steps=40, train__checkpoint_every=2
+    )
     networks = dataclasses.replace(
         tiny_zoo["seen"], params=jax.tree.map(lambda a: a * np.float32(1e25), tiny_zoo["seen"].params)
     )
@@ -210,7 +216,9 @@ def test_ema_has_warm_up():
 
 
 def test_optimizer_warms_up_and_decays_matrices_only(tiny):
-    generator = changed(tiny, train__warmup_steps=5, train__steps=10, train__weight_decay=0.5, train__learning_rate=1e-2)
+    generator = changed(
+        tiny, train__warmup_steps=5, train__steps=10, train__weight_decay=0.5, train__learning_rate=1e-2
+    )
     optimizer = make_optimizer(generator.config.train)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state, zero = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
@@ -226,4 +234,6 @@ def test_streams_differ_by_name_and_step():
     keys = [rng.stream(0, "a", 0), rng.stream(0, "a", 1), rng.stream(0, "b", 0), rng.stream(1, "a", 0)]
     bits = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
     assert len(bits) == 4
-    assert (jax.random.key_data(rng.stream(0, "a", 1)) == jax.random.key_data(jax.jit(lambda s: rng.stream(0, "a", s))(1))).all()
+    assert (
+        jax.random.key_data(rng.stream(0, "a", 1)) == jax.random.key_data(jax.jit(lambda s: rng.stream(0, "a", s))(1))
+    ).all()

@@ -83,7 +83,7 @@ def dpmpp_2m(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys:
 
 
 def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
-    """The reverse-time SDE dx = [f x - g^2 score] dt + g dW (Anderson 1982; Song et al. 2021), in the path's own x and t."""
+    """The reverse-time SDE dx = [f x - g^2 score] dt + g dW (Anderson 1982; Song et al. 2021), in the path's x, t."""
     times = path.time_of(levels[:-1])
     x = path.alpha(times[0]) * levels[0] * noise
 

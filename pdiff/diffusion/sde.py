@@ -154,7 +154,7 @@ class RectifiedFlow(Path):
 
 
 PATHS = ("ve", "vp", "rectified_flow")
-VP_LONGEST = 5.0  # time at which VP's alpha is still far from underflow in float32
+VP_HIGHEST = 1e6  # beyond this VP's alpha loses its digits in float32
 
 
 def make_path(config: ConfigDict) -> Path:
@@ -171,10 +171,9 @@ def make_path(config: ConfigDict) -> Path:
     if config.path == "ve":
         return VE(**limits, p_mean=config.p_mean, p_std=config.p_std)
     if config.path == "vp":
-        path = VP(**limits)
-        if path.time_of(jnp.float32(config.sigma_max)) > VP_LONGEST:
-            raise PdiffError(f"diffusion.sigma_max: got {config.sigma_max}, which the vp path cannot reach in float32")
-        return path
+        if config.sigma_max > VP_HIGHEST:
+            raise PdiffError(f"diffusion.sigma_max: got {config.sigma_max}; allowed on the vp path: at most {VP_HIGHEST:g}")
+        return VP(**limits)
     if config.path == "rectified_flow":
         return RectifiedFlow(**limits)
     raise PdiffError(f"diffusion.path: got {config.path!r}; allowed: {', '.join(PATHS)}")

@@ -13,8 +13,22 @@ from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#24292f", "#6e7781", "#d0d7de"
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/).
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-DARK = {INK: "#e6edf3", MUTED: "#9198a1", FAINT: "#3d444d", BLUE: "#4db2f5", VERMILLION: "#f0883e", GREEN: "#2bc79a"}
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)
+DARK = {
+    INK: "#e6edf3",
+    MUTED: "#9198a1",
+    FAINT: "#3d444d",
+    BLUE: "#4db2f5",
+    VERMILLION: "#f0883e",
+    GREEN: "#2bc79a",
+}
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib

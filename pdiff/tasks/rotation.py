@@ -101,9 +101,7 @@ def make_family(config: ConfigDict) -> Family:
     for split, values in angles.items():
         for angle in np.sort(np.round(np.asarray(values) % 360, 2) % 360):
             trained, held_out = describe((float(angle),))
-            tasks.append(
-                Task(f"rotation_{angle:g}", len(tasks), split, (float(angle),), trained, held_out)
-            )
+            tasks.append(Task(f"rotation_{angle:g}", len(tasks), split, (float(angle),), trained, held_out))
     return Family(
         name="rotation",
         factor_names=("degrees",),
@@ -174,9 +172,7 @@ def _spread(arcs, count: int) -> list[float]:
     share = np.floor(exact).astype(int)
     share[np.argsort(share - exact, kind="stable")[: count - share.sum()]] += 1  # largest remainders
     return [
-        start + (i + 0.5) * (end - start) / n
-        for (start, end), n in zip(arcs, share, strict=True)
-        for i in range(n)
+        start + (i + 0.5) * (end - start) / n for (start, end), n in zip(arcs, share, strict=True) for i in range(n)
     ]
 
 

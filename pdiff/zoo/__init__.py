@@ -1,1 +1,1 @@
-"""Many fine-tuned networks, fast: training them (`finetune`), keeping them (`store`), building a whole zoo (`build`)."""
+"""Many fine-tuned networks, fast: training them (`finetune`), keeping them (`store`), a whole zoo (`build`)."""

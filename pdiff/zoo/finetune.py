@@ -17,7 +17,9 @@ from pdiff import rng
 from pdiff.targets import Target
 
 
-def make_optimizer(learning_rate: float, weight_decay: float, steps: int, schedule: str) -> optax.GradientTransformation:
+def make_optimizer(
+    learning_rate: float, weight_decay: float, steps: int, schedule: str
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019); `schedule` is constant, or a cosine to a hundredth of the rate."""
     rate = learning_rate
     if schedule == "cosine":
@@ -70,9 +72,7 @@ def cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(target.apply(params, x), y).mean()
 
 
-def accuracy(
-    params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]
-) -> Float[Array, ""]:
+def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]) -> Float[Array, ""]:
     """Share of right answers."""
     return (target.apply(params, x).argmax(-1) == y).mean()
 

@@ -27,7 +27,9 @@ def zoo(family):
     task = np.repeat([t.id for t in seen], SEEDS)
     seed = np.tile(np.arange(SEEDS), len(seen))
     tokens = weights(family.factors(seen)[:, 0]).repeat(SEEDS, 0)
-    return SeenZoo(family, tokens + seed[:, None, None].astype(np.float32) - 1, np.zeros((2, 3), np.float32), task, seed)
+    return SeenZoo(
+        family, tokens + seed[:, None, None].astype(np.float32) - 1, np.zeros((2, 3), np.float32), task, seed
+    )
 
 
 def weights(degrees):
@@ -72,8 +74,9 @@ def test_nearest_is_another_seen_task(family, zoo):
 def test_linear_interpolation_is_exact_on_a_line(family, zoo, split):
     """Weights that are linear in the angle between any two neighbours are restored at any place between them."""
     tasks = [t for t in family.split(split) if 20 < t.factors[0] < 340]
+    angles = np.float32([[[family.tasks[i].factors[0]]] for i in zoo.task])
     line = SeenZoo(
-        family, np.repeat([[[family.tasks[i].factors[0]]] for i in zoo.task], 1, 0).astype(np.float32), np.zeros((1, 1)),
+        family, angles, np.zeros((1, 1)),
         zoo.task, zoo.seed,
     )  # fmt: skip
     made = sample(LinearInterpolation.fit(line), tasks)

@@ -43,7 +43,9 @@ def test_capitals_do_not_matter(tokenizer):
     np.testing.assert_array_equal(a.ids, b.ids)
 
 
-@pytest.mark.parametrize("text, part", [("digits 世 rotated", "世"), ("rotate ¿ by 5", "¿"), ("", "empty"), ("  ", "empty")])
+@pytest.mark.parametrize(
+    "text, part", [("digits 世 rotated", "世"), ("rotate ¿ by 5", "¿"), ("", "empty"), ("  ", "empty")]
+)
 def test_unreadable_prompts_are_refused(tokenizer, text, part):
     with pytest.raises(PdiffError, match="prompt") as error:
         tokenizer.encode(text)

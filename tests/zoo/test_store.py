@@ -93,7 +93,9 @@ def test_a_damaged_part_is_made_again(parts, tiny_config, tiny_zoo, mesh, tmp_pa
 
 def test_four_devices_build_the_same_zoo(parts, tiny_config, tiny_zoo, mesh4, tmp_path):
     whole = make(parts, tiny_config, tmp_path, mesh4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole["seen"].params, tiny_zoo["seen"].params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole["seen"].params, tiny_zoo["seen"].params
+    )
 
 
 def test_another_config_is_another_zoo(tiny_config):
