@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     c.condition = ConfigDict(
         dict(
             use=("id", "text"),
-            drop_id=0.7,
+            drop_id=0.9,
             drop_factors=0.3,
             drop_text=0.0,
             drop_all=0.05,
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
             text_max_length=64,
             text_width=64,
             text_depth=1,
-            num_harmonics=8,  # Fourier harmonics of a number in a text, and of a factor
+            num_harmonics=2,  # Fourier harmonics of a number in a text, and of a factor
             number_period=360.0,  # the numbers' period: those harmonics of it are told apart
         )
     )
@@ -119,7 +119,7 @@ def get_config() -> ConfigDict:
             grad_clip=1.0,
             ema_decay=0.998,
             log_every=50,
-            validate_every=500,
+            validate_every=1000,
             checkpoint_every=500,
             keep_checkpoints=2,
         )

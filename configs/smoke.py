@@ -17,6 +17,6 @@ def get_config() -> ConfigDict:
     c.model.update(dict(width=64, depth=2))
     c.condition.update(dict(text_width=32, text_vocab_size=300))
     c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
-    c.sample.update(dict(num_steps=4, batch_size=16))
+    c.sample.update(dict(num_steps=4, batch_size=16, samplers=("heun", "posterior_mean", "ddim")))
     c.eval.update(dict(samples_per_task=2, chunk_size=64))
     return c.lock()

@@ -203,9 +203,9 @@ def _commit() -> str:
 
 
 def _set_up_logging() -> None:
-    """pdiff's own lines to stderr, and nothing from libraries below a warning."""
+    """pdiff's own lines to stderr, and nothing from libraries below an error."""
     if not log.handlers:
-        absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.ERROR)
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
         log.addHandler(handler)

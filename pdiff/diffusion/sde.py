@@ -172,7 +172,9 @@ def make_path(config: ConfigDict) -> Path:
         return VE(**limits, p_mean=config.p_mean, p_std=config.p_std)
     if config.path == "vp":
         if config.sigma_max > VP_HIGHEST:
-            raise PdiffError(f"diffusion.sigma_max: got {config.sigma_max}; allowed on the vp path: at most {VP_HIGHEST:g}")
+            raise PdiffError(
+                f"diffusion.sigma_max: got {config.sigma_max}; allowed on the vp path: at most {VP_HIGHEST:g}"
+            )
         return VP(**limits)
     if config.path == "rectified_flow":
         return RectifiedFlow(**limits)

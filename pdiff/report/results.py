@@ -131,19 +131,21 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
     tasks = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     factors = min((len(t["factors"]) for t in tasks if isinstance(t.get("factors"), list)), default=0)
     several_seen = _several(seen.get("num_tasks"))
-    condition = _object(_object(results, "config"), "sample").get("condition") or ()
+    condition = _object(_object(results, "config"), "sample").get("condition")
     applies = {
         "nearest_seen": several_seen,
         "ridge": several_seen and factors > 0,
         "linear_interpolation": several_seen and factors == 1,
         "wrong_task": _several(entry.get("num_tasks")),
-        "shuffled_text": "text" in condition,
+        "shuffled_text": isinstance(condition, (list, tuple)) and "text" in condition,
     }
     return tuple(c for c in CONTROLS if applies.get(c, True))
 
 
 def _check_selection(selection: dict) -> list[str]:
-    faults = _missing("selection", selection, ("sampler",))
+    if not isinstance(selection.get("sampler"), str):
+        return [f"selection.sampler: {selection.get('sampler')!r}; allowed: the name of a sampler"]
+    faults = []
     validation = selection.get("validation")
     if "validation" in selection:
         faults += _check_summaries("selection.validation", validation)
@@ -176,7 +178,10 @@ def _check_split(where: str, entry: dict, sampler: str | None, controls: Sequenc
     for key in ("finetuned", "base"):
         if key in entry:
             faults += _check_summary(f"{where}.{key}", entry[key])
-    for key, required in (("generated", [sampler] if sampler else []), ("controls", controls)):
+    for key, required in (
+        ("generated", [sampler] if isinstance(sampler, str) else []),
+        ("controls", controls),
+    ):
         if key in entry:
             faults += _check_summaries(f"{where}.{key}", entry[key], required)
     tasks = entry.get("per_task")
@@ -195,6 +200,8 @@ def _check_task(where: str, task: dict, entry: dict) -> list[str]:
     faults = _missing(where, task, ("task", "id", "factors", "finetuned", "base", "generated", "controls"))
     if faults:
         return faults
+    if not isinstance(task["factors"], (list, tuple)) or not all(map(_number, task["factors"])):
+        faults.append(f"{where}.factors: {task['factors']!r}; allowed: a list of numbers")
     values = {"finetuned": task["finetuned"], "base": task["base"]}
     for key in ("generated", "controls"):
         faults += _missing(f"{where}.{key}", task[key], tuple(_object(entry, key)))

@@ -26,6 +26,7 @@ DARK = {
     MUTED: "#9198a1",
     FAINT: "#3d444d",
     BLUE: "#4db2f5",
+    SKY: "#3579a8",
     VERMILLION: "#f0883e",
     GREEN: "#2bc79a",
 }
@@ -46,7 +47,7 @@ RC = {
     "axes.axisbelow": True,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "savefig.facecolor": "none",
+    "savefig.facecolor": "auto",
     "grid.color": FAINT,
     "grid.linewidth": 0.7,
     "hatch.color": MUTED,
@@ -79,8 +80,9 @@ def svg(fig: Figure) -> str:
     fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     rules = "".join(
-        f'[style*="fill: {light}"]{{fill:{dark}!important}}[style*="stroke: {light}"]{{stroke:{dark}!important}}'
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
         for light, dark in DARK.items()
+        for what in ("fill", "stroke")
     )
     sheet = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
     text = text[text.index("<svg") :]

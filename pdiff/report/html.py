@@ -1,0 +1,178 @@
+"""report.html: one file that shows everything in results.json and asks the network for nothing."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pdiff import files, metrics
+from pdiff.report import figures, plots
+from pdiff.report import results as results_lib
+
+LEAST_GAIN = 0.005  # of fine-tuning over the base, below which a share of it says nothing
+
+
+def write_report(workdir: Path) -> None:
+    """Writes report.html and plots/ from the results.json and metrics.jsonl in `workdir`.
+
+    Raises:
+      PdiffError: results.json is missing or damaged.
+    """
+    workdir = Path(workdir)
+    results, entries = results_lib.read(workdir / "results.json"), metrics.read(workdir)
+    made = figures.figures(results, entries)
+    (workdir / "plots").mkdir(exist_ok=True)
+    for figure in made:
+        files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
+    if plots.by_factor(results):
+        files.write_atomic(workdir / "plots" / "hero.png", plots.hero(results))
+    files.write_atomic(workdir / "report.html", _page(results, made).encode())
+
+
+def render(results: dict, entries: list[dict]) -> str:
+    """The page for the contents of results.json and of metrics.jsonl."""
+    return _page(results, figures.figures(results, entries))
+
+
+def _page(results: dict, made: list[figures.Figure]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "percent": percent, "label": plots.label, "duration": duration}
+    samplers = plots.sampler_order(results, {n for e in results["splits"].values() for n in e["generated"]})
+    return environment.get_template("template.html").render(
+        results=results,
+        chosen=results["selection"]["sampler"],
+        samplers=samplers,
+        splits=[_split(name, entry, results) for name, entry in plots.ordered_splits(results)],
+        figures=[(f, base64.b64encode(f.svg.encode()).decode()) for f in made],
+        per_task=_per_task(results),
+        controls=plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
+        novelty=_novelty(results["novelty"]),
+        timings=_timings(results["timing"], samplers),
+        facts=_facts(results),
+        config=_flat(results["config"]),
+    )
+
+
+def score(value: float | None) -> str:
+    """Three decimals; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 1:
+        return f"{seconds:.3f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def share_of_gain(mean: float, entry: dict) -> float | None:
+    """How much of what fine-tuning gains over the base `mean` gains; None where that is next to nothing."""
+    base, finetuned = entry["base"]["mean"], entry["finetuned"]["mean"]
+    return (mean - base) / (finetuned - base) if finetuned - base >= LEAST_GAIN else None
+
+
+def _split(name: str, entry: dict, results: dict) -> dict:
+    """A split's headline and its rows, the things compared."""
+    chosen = results["selection"]["sampler"]
+
+    def row(kind: str, title: str, s: dict) -> dict:
+        return {"kind": kind, "title": title, "s": s, "share": share_of_gain(s["mean"], entry)}
+
+    rows = [row("finetuned", "fine-tuned on the task", entry["finetuned"])]
+    for n in plots.sampler_order(results, entry["generated"]):
+        rows.append(row("chosen" if n == chosen else "generated", plots.label(n), entry["generated"][n]))
+        if n in entry.get("held_out_wording", {}):
+            rows.append(
+                row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n])
+            )
+    rows += [
+        row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])
+    ]
+    rows.append(row("base", "base, not fine-tuned", entry["base"]))
+    best = entry["generated"][chosen]
+    return {
+        "name": name,
+        "entry": entry,
+        "rows": rows,
+        "best": best,
+        "share": share_of_gain(best["mean"], entry),
+        "beaten_by": [r["title"] for r in rows if r["kind"] == "control" and r["s"]["mean"] > best["mean"]],
+    }
+
+
+def _per_task(results: dict) -> list[dict]:
+    return [{"split": name, **task} for name, e in plots.ordered_splits(results) for task in e["per_task"]]
+
+
+def _novelty(novelty: dict) -> list[dict]:
+    """Rows of the novelty table: a distance, for generated networks and for the zoo's own."""
+    rows = [
+        ("highest overlap (IoU) of wrong predictions with a zoo network", "max_iou_to_zoo", "zoo_to_zoo_iou"),
+        ("L2 distance to the nearest zoo network", "nearest_l2", "zoo_nearest_l2"),
+    ]
+    table = [{"title": title, "generated": novelty[a], "zoo": novelty[b]} for title, a, b in rows]
+    spread = novelty.get("spread", {})
+    for name in (n for n in spread if n != "zoo"):
+        title = f"L2 distance between two networks of one task, {plots.label(name)}"
+        table.append({"title": title, "generated": spread[name], "zoo": spread.get("zoo")})
+    return table
+
+
+def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
+    rows = [
+        ("zoo: pretraining and fine-tuning", duration(timing["zoo_s"])),
+        ("training the generator", duration(timing["train_s"])),
+        ("evaluation", duration(timing["evaluate_s"])),
+        ("all of these", duration(timing["total_s"])),
+        ("sampling 100 networks", duration(timing["sample_s_per_100"])),
+    ]
+    by_sampler = timing.get("sample_s_per_100_by_sampler", {})
+    rows += [
+        (f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n]))
+        for n in samplers
+        if n in by_sampler
+    ]
+    return [*rows, ("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")]
+
+
+def _facts(results: dict) -> list[tuple[str, str]]:
+    """What was run, in a few lines; the optional ones only where they were recorded."""
+    target = results["target"]
+    facts = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
+    if "model" in results:
+        facts.append(("generator", f"{results['model']['num_params']:,} parameters"))
+    if "zoo" in results:
+        facts.append(
+            ("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items()))
+        )
+    if "base_accuracy_upright" in results:
+        facts.append(("base on its own task", score(results["base_accuracy_upright"]["mean"])))
+    elif "base_accuracy" in results:
+        facts.append(("base on its own task", score(results["base_accuracy"])))
+    return [
+        *facts,
+        ("seed", str(results["seed"])),
+        ("made", results["created"]),
+        ("commit", results["commit"]),
+    ]
+
+
+def _flat(config: Any, where: str = "") -> list[tuple[str, str]]:
+    """(field, value) of a nested config, as the command line would name them."""
+    if isinstance(config, dict):
+        return [row for k in sorted(config) for row in _flat(config[k], f"{where}.{k}" if where else k)]
+    return [(where, json.dumps(config, ensure_ascii=False))]

@@ -1,0 +1,91 @@
+"""The figures draw the numbers that they are given."""
+
+import re
+import struct
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from pdiff.report import plots, style
+from tests.report import synthetic
+
+
+@pytest.fixture(scope="module")
+def results():
+    return synthetic.results()
+
+
+def test_every_arc_is_shaded_once_and_a_wrapped_one_in_two_parts(results):
+    svg = style.svg(plots.accuracy_by_angle(results))
+    count = {s: len(re.findall(f'id="arc-{s}-', svg)) for s in ("unseen", "interp", "validation")}
+    assert count == {"unseen": 2, "interp": 4, "validation": 2}  # (355°, 365°) is [355, 360] and [0, 5]
+
+
+def test_shades_lie_where_the_arcs_are(results):
+    axes = plots.accuracy_by_angle(results).axes[0]
+    spans = {p.get_gid(): (p.get_x(), p.get_x() + p.get_width()) for p in axes.patches}
+    assert spans["arc-unseen-0"] == (60, 90)
+    assert spans["arc-interp-2"] == (355, 360)
+    assert spans["arc-interp-3"] == (0, 5)
+
+
+def test_lines_go_through_every_task_in_order(results):
+    axes = plots.accuracy_by_angle(results).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    tasks = sorted((t for e in results["splits"].values() for t in e["per_task"]), key=lambda t: t["factors"])
+    for label, get in {
+        "fine-tuned": lambda t: t["finetuned"],
+        "generated (posterior mean)": lambda t: t["generated"]["posterior_mean"],
+        "nearest seen": lambda t: t["controls"]["nearest_seen"],
+        "ridge": lambda t: t["controls"]["ridge"],
+        "linear interpolation": lambda t: t["controls"]["linear_interpolation"],
+        "base": lambda t: t["base"],
+    }.items():
+        np.testing.assert_allclose(lines[label].get_xdata(), [t["factors"][0] for t in tasks])
+        np.testing.assert_allclose(lines[label].get_ydata(), [get(t) for t in tasks])
+
+
+def test_bars_are_the_means(results):
+    fig = plots.split_bars(results)
+    assert [axes.get_title("left").split()[0] for axes in fig.axes] == ["seen", "interp", "unseen"]
+    for axes, entry in zip(
+        fig.axes, (results["splits"][s] for s in ("seen", "interp", "unseen")), strict=True
+    ):
+        widths = [bar.get_width() for bar in axes.patches]
+        assert widths[0] == entry["finetuned"]["mean"]
+        assert widths[1] == entry["generated"]["posterior_mean"]["mean"]  # the chosen sampler leads
+        assert widths[-1] == entry["base"]["mean"]
+        assert len(widths) == 2 + len(entry["generated"]) + len(entry["controls"])
+
+
+def test_novelty_draws_every_point(results):
+    points = results["novelty"]["points"]
+    scatter = plots.novelty(points).axes[0]
+    drawn = np.concatenate([c.get_offsets() for c in scatter.collections])
+    wanted = [(p["max_iou"], p["accuracy"]) for p in points]
+    np.testing.assert_allclose(sorted(map(tuple, drawn)), sorted(wanted))
+
+
+def test_training_skips_what_is_not_finite():
+    entries = [{"step": i, "loss": x} for i, x in enumerate((2.0, float("nan"), 1.0))]
+    line = plots.training(entries).axes[0].lines[0]
+    assert list(line.get_xdata()) == [0, 2]
+
+
+def test_hero_is_a_png_of_the_promised_size(results):
+    data = plots.hero(results)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (1600, 700)
+
+
+def test_figures_are_reproducible_and_leave_no_settings_behind(results):
+    before = dict(mpl.rcParams)
+    assert style.svg(plots.split_bars(results)) == style.svg(plots.split_bars(results))
+    assert dict(mpl.rcParams) == before
+
+
+def test_every_colour_of_text_and_lines_changes_in_the_dark(results):
+    svg = style.svg(plots.accuracy_by_angle(results))
+    for color in (style.INK, style.MUTED, style.FAINT, style.BLUE):
+        assert f": {color}" in svg.split("</style>", 1)[1]  # what the style sheet's selectors look for
