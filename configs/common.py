@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
     c.diffusion = ConfigDict(
         dict(
             path="ve",  # ve | vp | rectified_flow
-            sigma_min=0.02,  # lowest and highest noise-to-signal ratio
+            precondition='conditional',  # conditional | edm, see pdiff/diffusion/denoiser.py
+        sigma_min=0.02,  # lowest and highest noise-to-signal ratio
             sigma_max=80.0,
             p_mean=0.5,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
             p_std=1.5,

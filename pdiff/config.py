@@ -121,6 +121,7 @@ FIELDS: dict[str, Field] = {
     "condition.num_harmonics": _COUNT,
     "condition.number_period": _POSITIVE,
     "diffusion.path": Field(str, choices=("ve", "vp", "rectified_flow")),
+    "diffusion.precondition": Field(str, choices=("conditional", "edm")),
     "diffusion.sigma_min": _POSITIVE,
     "diffusion.sigma_max": _POSITIVE,
     "diffusion.p_mean": Field(float),

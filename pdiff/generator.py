@@ -37,13 +37,18 @@ ARTIFACTS = "generator"
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Static parts of a generator. See the fields' types; `base` supplies leaves that are not generated."""
+    """Static parts of a generator.
+
+    See the fields' types. `base` supplies leaves that are not generated, `spread` is the standard deviation of
+    normalised weights within a task (see `diffusion.denoiser`).
+    """
 
     config: ConfigDict
     family: Family
     target: Target
     spec: Spec
     stats: stats.Stats
+    spread: float
     base: PyTree
     tokenizer: Tokenizer
     model: DiT
@@ -58,7 +63,7 @@ class Generator:
     def denoiser(self, params: PyTree, condition: dict) -> Callable:
         """D(z, sigma): the estimate of the normalised weights, zero where they do not vary."""
         varying = stats.varying(self.stats)
-        network = denoiser.precondition(lambda x, c: self.model.apply({"params": params}, x, c, condition))
+        network = denoiser.precondition(lambda x, c: self.model.apply({"params": params}, x, c, condition), self.spread)
 
         def denoise(z, sigma):
             # Noise on padding and on constants would only be a distraction, so the network never sees it.
@@ -109,14 +114,18 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec = _spec(config, target)
     encode = jax.jit(jax.vmap(lambda p: codec.encode(spec, p)))
+    tokens = np.asarray(encode(networks["seen"].params))
     fitted = stats.fit(
         spec,
-        np.asarray(encode(networks["seen"].params)),
+        tokens,
         center=config.weights.center,
         scale=config.weights.scale,
         base_tokens=np.asarray(codec.encode(spec, base)),
     )
-    return _assemble(config, family, target, fitted, base, make_tokenizer(config, family))
+    spread = 1.0
+    if config.diffusion.precondition == "conditional":
+        spread = stats.spread_within(fitted, tokens, networks["seen"].task)
+    return _assemble(config, family, target, fitted, spread, base, make_tokenizer(config, family))
 
 
 def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
@@ -144,7 +153,9 @@ def save(generator: Generator, workdir: Path) -> None:
     where = Path(workdir) / ARTIFACTS
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
-    arrays = traverse_util.flatten_dict({"base": generator.base, "stats": vars(generator.stats)}, sep="/")
+    arrays = traverse_util.flatten_dict(
+        {"base": generator.base, "stats": vars(generator.stats), "spread": np.float64(generator.spread)}, sep="/"
+    )
     arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
     files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
@@ -168,7 +179,9 @@ def load(workdir: Path) -> Generator:
     tokenizer = Tokenizer((where / "tokenizer.model").read_bytes(), config.condition.text_max_length)
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
-    return _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
+    return _assemble(
+        config, family, target, stats.Stats(**tree["stats"]), float(tree["spread"]), tree["base"], tokenizer
+    )
 
 
 def _spec(config: ConfigDict, target: Target) -> Spec:
@@ -180,7 +193,7 @@ def _spec(config: ConfigDict, target: Target) -> Spec:
     )
 
 
-def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
+def _assemble(config, family, target, fitted, spread, base, tokenizer) -> Generator:
     spec = _spec(config, target)
     return Generator(
         config=config,
@@ -188,6 +201,7 @@ def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
         target=target,
         spec=spec,
         stats=fitted,
+        spread=spread,
         base=base,
         tokenizer=tokenizer,
         model=make_model(config, spec, family, tokenizer.vocab_size),

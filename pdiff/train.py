@@ -69,7 +69,8 @@ def loss_fn(
     noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
     denoised = generator.denoiser(params, condition)(x0 + sigma[:, None, None] * noise, sigma)
 
-    denoising = losses.denoising_loss(denoised, x0, sigma, stats.varying(generator.stats)).mean()
+    varying = stats.varying(generator.stats)
+    denoising = losses.denoising_loss(denoised, x0, sigma, varying, generator.spread).mean()
     parts = {"denoising_loss": denoising}
     if config.functional_weight:
         draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))

@@ -35,14 +35,15 @@ def denoising_loss(
     x0: Float[Array, "batch tokens dim"],
     sigma: Float[Array, " batch"],
     varying: Bool[Array, "tokens dim"],
+    spread: float = 1.0,
 ) -> Float[Array, " batch"]:
-    """Weighted denoising score matching (Vincent 2011; weights of Karras et al. 2022, Table 1).
+    """Weighted denoising score matching (Vincent 2011; weighted as in Karras et al. 2022).
 
-    The mean squared error over the elements that vary over the zoo, times (sigma^2 + 1) / sigma^2:
-    about 1 for a network that has learned nothing, at every sigma.
+    The mean squared error over the elements that vary over the zoo, times 1 / c_out^2 of the
+    preconditioning: about 1 for a network that has learned nothing, at every sigma.
     """
     error = jnp.where(varying, (denoised - x0) ** 2, 0).sum((1, 2)) / varying.sum()
-    return loss_weight(sigma) * error
+    return loss_weight(sigma, spread) * error
 
 
 def functional_loss(

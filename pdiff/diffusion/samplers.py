@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pdiff.diffusion.denoiser import Denoiser
-from pdiff.diffusion.sde import Path
+from pdiff.diffusion.sde import Path, reverse_drift
 from pdiff.errors import PdiffError
 
 Tokens = Float[Array, "batch tokens dim"]
@@ -92,9 +92,9 @@ def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels,
         alpha, sigma = path.alpha(t), path.sigma(t)
         denoised = denoise(x / alpha, _batch(sigma / alpha, x))
         score = (alpha * denoised - x) / sigma**2
-        g = path.diffusion(t)
         fresh = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), x.shape[1:]))(keys)
-        return x + (path.drift(t) * x - g**2 * score) * dt + g * jnp.sqrt(-dt) * fresh, None
+        drift = reverse_drift(path, x, t, score, ode=False)
+        return x + drift * dt + path.diffusion(t) * jnp.sqrt(-dt) * fresh, None
 
     x, _ = jax.lax.scan(step, x, jnp.arange(len(times) - 1))
     return denoise(x / path.alpha(times[-1]), _batch(levels[-2], x))
@@ -114,6 +114,16 @@ def get_sampler(name: str) -> Sampler:
     if name not in SAMPLERS:
         raise PdiffError(f"sampler: got {name!r}; allowed: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
+
+
+def num_calls(name: str, num_steps: int) -> int:
+    """Calls of the denoiser that the sampler `name` makes over `noise_levels(path, num_steps, rho)`.
+
+    Raises:
+      PdiffError: there is no such sampler.
+    """
+    get_sampler(name)
+    return {"heun": 2 * num_steps - 1, "posterior_mean": 1}.get(name, num_steps)
 
 
 def _batch(sigma: Float[Array, ""], z: Tokens) -> Float[Array, " batch"]:

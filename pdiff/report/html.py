@@ -74,6 +74,8 @@ def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 1:
         return f"{seconds:.3f} s"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
@@ -138,14 +140,12 @@ def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
         ("training the generator", duration(timing["train_s"])),
         ("evaluation", duration(timing["evaluate_s"])),
         ("all of these", duration(timing["total_s"])),
-        ("sampling 100 networks", duration(timing["sample_s_per_100"])),
     ]
     by_sampler = timing.get("sample_s_per_100_by_sampler", {})
-    rows += [
-        (f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n]))
-        for n in samplers
-        if n in by_sampler
-    ]
+    ordered = [n for n in samplers if n in by_sampler]
+    rows += [(f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n])) for n in ordered]
+    if not ordered:
+        rows.append(("sampling 100 networks", duration(timing["sample_s_per_100"])))
     return [*rows, ("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import Spec
@@ -93,6 +93,26 @@ def denormalize(
 def varying(stats: Stats) -> Bool[Array, "tokens token_dim"]:
     """True where there is something to generate: neither padding nor constant over the zoo."""
     return stats.scale > 0
+
+
+def spread_within(
+    stats: Stats,
+    tokens: Float[np.ndarray, "n tokens token_dim"],
+    task: Int[np.ndarray, " n"],
+    least: float = 0.02,
+) -> float:
+    """Standard deviation of normalised weights around the mean of their own task, pooled; in [least, 1].
+
+    It is 1, the spread of everything, when no task has two networks.
+    """
+    on = np.asarray(varying(stats))
+    z = np.asarray(normalize(stats, tokens))[:, on]
+    squares, freedom = 0.0, 0
+    for t in np.unique(task):
+        own = z[task == t].astype(np.float64)
+        squares += np.square(own - own.mean(0)).sum()
+        freedom += (len(own) - 1) * own.shape[1]
+    return float(np.clip(np.sqrt(squares / freedom), least, 1.0)) if freedom else 1.0
 
 
 def _blocks(tokens: np.ndarray) -> Iterator[np.ndarray]:

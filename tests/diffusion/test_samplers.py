@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff import rng
+from pdiff import dist, rng
 from pdiff.diffusion import samplers
 from pdiff.diffusion.sde import VE, VP, RectifiedFlow
 from pdiff.errors import PdiffError
@@ -95,6 +95,63 @@ def test_samples_do_not_depend_on_the_batch_they_are_drawn_in(name):
     whole = draw(denoise, path, noise, levels, keys(SHAPE[0]))
     part = draw(denoise, path, noise[5:9], levels, keys(SHAPE[0])[5:9])
     np.testing.assert_allclose(whole[5:9], part, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
+def test_samples_do_not_depend_on_the_devices_and_compile_once(name, mesh4):
+    path, traces = PATHS[2], []
+    levels = samplers.noise_levels(path, 6, 7.0)
+
+    def draw(noise, keys):
+        traces.append(name)
+        return samplers.get_sampler(name)(denoise, path, noise, levels, keys)
+
+    sharded = dist.data_parallel(draw, mesh4, (dist.SHARDED, dist.SHARDED), dist.SHARDED)
+    noise = jax.random.normal(jax.random.key(1), SHAPE)
+    made = sharded(noise, keys(SHAPE[0]))
+    count = len(traces)
+    sharded(noise + 1, keys(SHAPE[0]))
+    assert len(traces) == count
+    np.testing.assert_allclose(made, draw(noise, keys(SHAPE[0])), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
+def test_num_calls_counts_the_denoiser(name, steps):
+    calls = []
+
+    def counted(z, sigma):
+        calls.append(len(z))
+        return denoise(z, sigma)
+
+    levels = samplers.noise_levels(PATHS[0], steps, 7.0)
+    with jax.disable_jit():  # the scan becomes a Python loop
+        samplers.get_sampler(name)(counted, PATHS[0], jnp.ones((2, 1, 1)), levels, keys(2))
+    assert len(calls) == samplers.num_calls(name, steps)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "ddim"])
+def test_float32_is_enough_for_a_wide_range_of_noise(name):
+    path, noise = VE(1e-3, 1e3), np.random.default_rng(0).normal(size=SHAPE)
+
+    def draw():
+        levels = samplers.noise_levels(path, 40, 7.0)
+        return np.asarray(samplers.get_sampler(name)(denoise, path, jnp.asarray(noise), levels, keys(SHAPE[0])))
+
+    double = draw()
+    with jax.enable_x64(False):
+        single = draw()
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(single, double, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [VE, VP, RectifiedFlow], ids=lambda p: p.__name__)
+def test_euler_maruyama_in_float32_over_a_wide_range_of_noise(path):
+    with jax.enable_x64(False):
+        out = run("euler_maruyama", path(1e-3, 1e3), 100, count=1000)[2]
+    assert out.dtype == np.float32
+    assert out.mean() == pytest.approx(MU, abs=0.03)
+    assert out.std() == pytest.approx(C, rel=0.06)
 
 
 @pytest.mark.parametrize("rho", [1.0, 7.0])

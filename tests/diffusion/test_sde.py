@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from pdiff.diffusion.sde import VE, VP, RectifiedFlow, make_path
+from pdiff.diffusion.sde import HIGHEST, VE, VP, RectifiedFlow, make_path, reverse_drift
 from pdiff.errors import PdiffError
 
 PATHS = [VE(0.02, 20.0), VP(0.02, 20.0), RectifiedFlow(0.02, 20.0)]
@@ -42,6 +42,30 @@ def test_drift_and_diffusion_follow_from_alpha_and_sigma(path):
     g2 = jax.vmap(jax.grad(lambda t: path.sigma(t) ** 2))(t) - 2 * f * path.sigma(t) ** 2
     np.testing.assert_allclose(path.drift(t), f, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(path.diffusion(t) ** 2, g2, rtol=1e-3)
+
+
+@by_name
+def test_reverse_drift_of_the_ode_follows_the_gaussian_closed_form(path):
+    """x_t of N(mu, c^2) data moves at a fixed quantile, so its velocity is the derivative of that quantile."""
+    mu, c, quantile = 0.8, 0.5, 1.3
+
+    def moments(t):
+        return path.alpha(t) * mu, jnp.sqrt((path.alpha(t) * c) ** 2 + path.sigma(t) ** 2)
+
+    for ratio in (0.1, 1.0, 10.0):
+        t = path.time_of(jnp.float32(ratio))
+        mean, std = moments(t)
+        x, score = mean + quantile * std, -quantile / std
+        velocity = jax.grad(lambda t: moments(t)[0] + quantile * moments(t)[1])(t)
+        ode, sde = (reverse_drift(path, x, t, score, ode=o) for o in (True, False))
+        np.testing.assert_allclose(ode, velocity, rtol=1e-3)
+        np.testing.assert_allclose(ode - sde, path.diffusion(t) ** 2 * score / 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name, highest", list(HIGHEST.items()))
+def test_float32_resolves_the_highest_noise_ratio_allowed(name, highest):
+    path = make_path(config(path=name, sigma_max=highest))
+    assert float(path.noise_ratio(path.time_of(jnp.float32(highest)))) == pytest.approx(highest, rel=1e-3)
 
 
 @by_name
@@ -86,6 +110,7 @@ def test_make_path(name, kind):
         ({"path": "edm"}, "ve, vp, rectified_flow"),
         ({"sigma_min": 90.0}, "sigma_min"),
         ({"path": "vp", "sigma_max": 1e38}, "vp"),
+        ({"path": "rectified_flow", "sigma_max": 1e8}, "rectified_flow"),
     ],
 )
 def test_impossible_paths_are_refused(fields, message):

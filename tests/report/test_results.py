@@ -115,7 +115,9 @@ def test_check_finds_what_is_wrong(place, value):
 def test_check_survives_anything_in_any_place():
     """Every node in turn becomes null, a string, an empty list: a fault or none, never a crash."""
     results = synthetic.results(num_tasks=2, samples=1)
-    results["novelty"]["points"] = results["novelty"]["points"][:2]
+    results["novelty"]["points"] = results["novelty"]["points"][:1]
+    for entry in results["splits"].values():
+        entry["per_task"] = entry["per_task"][:1]
     for place in _places(results):
         for value in (None, "x", [], {}, -1):
             lib.check(_planted(place, value, results))
