@@ -24,6 +24,7 @@ from pdiff.evaluators.accuracy import Scorer, repeat
 from pdiff.generator import Generator
 from pdiff.report.results import summary
 from pdiff.sample import Samplers
+from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
@@ -65,14 +66,19 @@ class Evaluation:
             seen.seed,
         )
 
-    def run(self) -> dict:
-        """Measures everything. Takes seconds to a minute."""
+    def run(self, stop: StopSignal) -> dict:
+        """Measures everything. Takes a minute or two.
+
+        Raises:
+          Interrupted: a signal came; evaluation starts anew with the next command.
+        """
         start = time.perf_counter()
         selection = self._select_sampler()
         self._sampler = selection["sampler"]
         baselines = self._fit_baselines()
         splits, seen_networks = {}, {}
         for split in REPORTED_SPLITS:
+            stop.check("in evaluation, with the trained generator in a checkpoint")
             tasks = self._tasks(split)
             if tasks:
                 splits[split], made = self._split(split, tasks, baselines)

@@ -95,10 +95,6 @@ class Generator:
             inputs["text"] = self.tokenizer.encode_all(texts).tree
         return {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
 
-    def task_for(self, factors: tuple[float, ...], prompt: str) -> Task:
-        """A task made on the spot, for a prompt that is none of the family's."""
-        return Task(prompt, 0, "unseen", factors, (prompt,), ())
-
 
 def null_condition(condition: dict) -> dict:
     """The same condition with every name null."""

@@ -1,5 +1,6 @@
 """The command line: flags, and which function each mode calls. The rest lives elsewhere, for tests and notebooks."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
     except PdiffError as e:
         _leave(str(e), getattr(e, "exit_code", 1))
     except KeyboardInterrupt:
-        _leave("stopped at once by a second Ctrl-C; what was finished before is kept", 130)
+        _leave("stopped at once; what was finished before is kept", 130)
     except OSError as e:
         _leave(f"{e.filename or _WORKDIR.value}: {e.strerror or e}; what was finished is kept", 1)
 
@@ -42,7 +43,11 @@ def _dispatch(argv: list[str]) -> None:
         if _CONFIG.value is None:
             raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
         name = Path(flags.FLAGS["config"].config_filename).stem
-        run.run(_CONFIG.value, Path(workdir or f"runs/{name}"), command=" ".join(sys.argv[1:]))
+        run.run(
+            _CONFIG.value,
+            Path(workdir or f"runs/{name}"),
+            command=shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]]),
+        )
         return
     if workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")

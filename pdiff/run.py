@@ -14,7 +14,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
@@ -23,6 +22,7 @@ from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
+from pdiff.models.dit import count_parameters
 from pdiff.report import html
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         with _timed(workdir, "train_s"):
             zoo = build.fingerprint(config)
             params = train_lib.train(made, networks["seen"], zoo, workdir, mesh, stop)
-        results = _evaluate(made, params, networks, workdir, command)
+        results = _evaluate(made, params, networks, workdir, command, stop)
     report(workdir)
     return results
 
@@ -75,9 +75,7 @@ def evaluate(workdir: Path) -> dict:
     where = build.directory(made.config, workdir)
     with StopSignal() as stop:
         networks = build.build(made.family, made.target, made.config, where, dist.make_mesh(), stop)
-    previous = workdir / "results.json"
-    command = results_lib.read(previous)["command"] if previous.exists() else ""
-    results = _evaluate(made, api.restore_params(made, workdir), networks, workdir, command)
+        results = _evaluate(made, api.restore_params(made, workdir), networks, workdir, _command(workdir), stop)
     report(workdir)
     return results
 
@@ -147,8 +145,8 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
 
 
-def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str) -> dict:
-    measured = Evaluation(made, params, networks, dist.make_mesh()).run()
+def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
+    measured = Evaluation(made, params, networks, dist.make_mesh()).run(stop)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = timing["zoo_s"] + timing["train_s"] + timing["evaluate_s"]
@@ -156,11 +154,11 @@ def _evaluate(made: generator.Generator, params, networks, workdir: Path, comman
         "config": json.loads(config_lib.to_json(made.config)),
         "seed": made.config.seed,
         "commit": _commit(),
-        "command": f"python -m pdiff.main {command}".strip(),
+        "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "target": {"name": made.target.name, "num_params": made.spec.num_params},
         "zoo": {split: len(n) for split, n in networks.items()},
-        "model": {"num_params": sum(x.size for x in jax.tree.leaves(params))},
+        "model": {"num_params": count_parameters(params)},
         "base_accuracy": float(networks["base"].test_accuracy[0]),
         "arcs": {split: [list(a) for a in arcs] for split, arcs in made.family.arcs.items()},
         "timing": timing,
@@ -191,6 +189,12 @@ def _timed(workdir: Path, name: str):
 def _timing(workdir: Path) -> dict[str, float]:
     path = workdir / "timing.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _command(workdir: Path) -> str:
+    """The command that made the run, from its results."""
+    path = workdir / "results.json"
+    return results_lib.read(path)["command"] if path.exists() else ""
 
 
 def _commit() -> str:

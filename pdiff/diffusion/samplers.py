@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pdiff.diffusion.denoiser import Denoiser
+from pdiff.diffusion.denoiser import Denoiser, score
 from pdiff.diffusion.sde import Path, reverse_drift
 from pdiff.errors import PdiffError
 
@@ -89,20 +89,17 @@ def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels,
 
     def step(x, i):
         t, dt = times[i], times[i + 1] - times[i]
-        alpha, sigma = path.alpha(t), path.sigma(t)
-        denoised = denoise(x / alpha, _batch(sigma / alpha, x))
-        score = (alpha * denoised - x) / sigma**2
+        z, s = x / path.alpha(t), _batch(path.noise_ratio(t), x)
+        score_of_x = score(z, s, denoise(z, s)) / path.alpha(t)  # the chain rule, x being alpha z
         fresh = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), x.shape[1:]))(keys)
-        drift = reverse_drift(path, x, t, score, ode=False)
+        drift = reverse_drift(path, x, t, score_of_x, ode=False)
         return x + drift * dt + path.diffusion(t) * jnp.sqrt(-dt) * fresh, None
 
     x, _ = jax.lax.scan(step, x, jnp.arange(len(times) - 1))
     return denoise(x / path.alpha(times[-1]), _batch(levels[-2], x))
 
 
-SAMPLERS: dict[str, Sampler] = {
-    f.__name__: f for f in (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama)
-}
+SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama)}
 
 
 def get_sampler(name: str) -> Sampler:
