@@ -141,7 +141,7 @@ FIELDS: dict[str, Field] = {
     "train.checkpoint_every": _COUNT,
     "train.keep_checkpoints": _COUNT,
     "sample.samplers": Field(str, choices=SAMPLERS, each=True),
-    "sample.num_steps": Field(int, low=2),
+    "sample.num_steps": Field(int, low=4),  # with fewer, Heun's corrector divides by far too small a level
     "sample.rho": _POSITIVE,
     "sample.guidance": _NOT_NEGATIVE,
     "sample.condition": Field(str, choices=CONDITIONS, each=True),

@@ -31,7 +31,7 @@ SHRUNKEN = {
     "train.steps": 4,
     "train.warmup_steps": 1,
     "train.batch_size": 8,
-    "sample.num_steps": 3,
+    "sample.num_steps": 4,
     "sample.batch_size": 16,
     "eval.samples_per_task": 2,
     "eval.chunk_size": 32,

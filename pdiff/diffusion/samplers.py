@@ -113,15 +113,5 @@ def get_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def num_calls(name: str, num_steps: int) -> int:
-    """Calls of the denoiser that the sampler `name` makes over `noise_levels(path, num_steps, rho)`.
-
-    Raises:
-      PdiffError: there is no such sampler.
-    """
-    get_sampler(name)
-    return {"heun": 2 * num_steps - 1, "posterior_mean": 1}.get(name, num_steps)
-
-
 def _batch(sigma: Float[Array, ""], z: Tokens) -> Float[Array, " batch"]:
     return jnp.broadcast_to(sigma, (len(z),))

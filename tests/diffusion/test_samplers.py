@@ -115,20 +115,6 @@ def test_samples_do_not_depend_on_the_devices_and_compile_once(name, mesh4):
     np.testing.assert_allclose(made, draw(noise, keys(SHAPE[0])), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
-def test_num_calls_counts_the_denoiser(name):
-    calls, steps = [], 5
-
-    def counted(z, sigma):
-        calls.append(len(z))
-        return denoise(z, sigma)
-
-    levels = samplers.noise_levels(PATHS[0], steps, 7.0)
-    with jax.disable_jit():  # the scan becomes a Python loop
-        samplers.get_sampler(name)(counted, PATHS[0], jnp.ones((2, 1, 1)), levels, keys(2))
-    assert len(calls) == samplers.num_calls(name, steps)
-
-
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "ddim"])
 def test_float32_is_enough_for_a_wide_range_of_noise(name):
     path, noise = VE(1e-3, 1e3), np.random.default_rng(0).normal(size=SHAPE)
