@@ -176,7 +176,7 @@ def load(workdir: Path) -> Generator:
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
     return _assemble(
-        config, family, target, stats.Stats(**tree["stats"]), float(tree["spread"]), tree["base"], tokenizer
+        config, family, target, stats.Stats(**tree["stats"]), tree["spread"].item(), tree["base"], tokenizer
     )
 
 

@@ -49,8 +49,8 @@ def with_field(config, name, value):
     with config.unlocked():
         for p in parents:
             part = part[p]
-        part.unlock()
-        part[last] = value
+        with part.ignore_type():
+            part[last] = value
     return config
 
 

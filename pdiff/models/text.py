@@ -54,6 +54,7 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
             control_symbols=["<digit>"],
             byte_fallback=True,
             split_digits=True,
+            required_chars="0123456789.",  # any number can be asked for, whatever digits the zoo's tasks have
             normalization_rule_name="identity",
             num_threads=1,
             minloglevel=2,

@@ -112,8 +112,13 @@ def _split(name: str, entry: dict, results: dict) -> dict:
         "rows": rows,
         "best": best,
         "share": share_of_gain(best["mean"], entry),
-        "beaten_by": [r["title"] for r in rows if r["kind"] == "control" and r["s"]["mean"] > best["mean"]],
+        "rivals": [r["title"] for r in rows if r["kind"] == "control" and not _clearly_above(best, r["s"])],
     }
+
+
+def _clearly_above(a: dict, b: dict) -> bool:
+    """Whether the mean of `a` is above that of `b` by more than two standard errors of their difference."""
+    return a["mean"] - b["mean"] > 2 * (a["sem"] ** 2 + b["sem"] ** 2) ** 0.5
 
 
 def _per_task(results: dict) -> list[dict]:

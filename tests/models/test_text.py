@@ -38,6 +38,12 @@ def test_held_out_wordings_can_be_read(tokenizer):
         assert tokenizer.encode(text).is_number.any()
 
 
+def test_any_number_can_be_read_whatever_digits_training_had():
+    few = Tokenizer(train_tokenizer([d.replace("{}", "11") for d in rotation.WORDINGS], 300), 64)
+    text = few.encode("digits rotated by 2345.6789 degrees")
+    np.testing.assert_array_equal(text.values[text.is_number], np.float32([2345.6789] * 9))
+
+
 def test_capitals_do_not_matter(tokenizer):
     a, b = tokenizer.encode("Digits Rotated by 75 degrees"), tokenizer.encode("digits rotated by 75 degrees")
     np.testing.assert_array_equal(a.ids, b.ids)

@@ -90,6 +90,21 @@ def test_headline_gives_the_chosen_sampler_on_every_split(page, results):
         assert f"{mean:.3f} on {split} tasks (fine-tuned {tuned:.3f}, base {base:.3f})" in text
 
 
+def test_headline_names_every_control_that_is_not_clearly_below(results):
+    """Two standard errors of the difference: .863 ± .019 is not above .860 ± .022, but is above .700 ± .010."""
+    results = copy.deepcopy(results)
+    entry = results["splits"]["unseen"]
+    entry["generated"]["posterior_mean"] |= {"mean": 0.863, "sem": 0.019}
+    for s in entry["controls"].values():
+        s |= {"mean": 0.700, "sem": 0.010}
+    entry["controls"]["nearest_seen"] |= {"mean": 0.860, "sem": 0.022}
+    made = " ".join(Page(html.render(results, [])).text.split())
+    assert "Not clearly above: nearest seen." in made
+    entry["controls"]["nearest_seen"] |= {"mean": 0.700}
+    made = " ".join(Page(html.render(results, [])).text.split())
+    assert "Above every control by more than two standard errors." in made
+
+
 def test_every_task_has_a_row(page, results):
     rows = page.tables["per-task"][1:]
     tasks = [t for split in ("seen", "interp", "unseen") for t in results["splits"][split]["per_task"]]
