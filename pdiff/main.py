@@ -35,6 +35,10 @@ def main(argv: list[str]) -> None:
         _leave("stopped at once; what was finished before is kept", 130)
     except OSError as e:
         _leave(f"{e.filename or _WORKDIR.value}: {e.strerror or e}; what was finished is kept", 1)
+    except Exception as e:
+        if "No space left on device" not in str(e):  # what Orbax and array_record raise is no OSError
+            raise
+        _leave("No space left on device; what was finished is kept; make room and run the same command again", 1)
 
 
 def _dispatch(argv: list[str]) -> None:

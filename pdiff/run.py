@@ -146,6 +146,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
+    log.info("evaluating: samplers, controls, novelty")
     measured = Evaluation(made, params, networks, dist.make_mesh()).run(stop)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
