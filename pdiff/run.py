@@ -41,6 +41,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one.
     """
+    _set_up_logging()
     config_lib.validate(config)
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
@@ -48,7 +49,6 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     mesh = dist.make_mesh()
     for field in ("train.batch_size", "zoo.chunk_size"):
         dist.per_device(config_lib.flatten(config)[field], mesh, field)
-    _set_up_logging()
     _claim(config, workdir)
     if (workdir / "results.json").exists() and (workdir / "report.html").exists():
         log.info("%s is finished; see %s", workdir, workdir / "report.html")
