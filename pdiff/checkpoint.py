@@ -40,10 +40,16 @@ class Checkpoints:
         return [s for s in self._found() if (self.directory / str(s) / files.MANIFEST).exists()]
 
     def save(self, state: TrainState, data: dict) -> None:
-        """Keeps `state` and `data` (JSON: what the input pipeline must agree on) under the state's step."""
+        """Keeps `state` and `data` (JSON: what the input pipeline must agree on) under the state's step.
+
+        Raises:
+          PdiffError: the disk has no room for it.
+        """
         step = int(state.step)
         if step in self.steps():
             return
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        files.require_space(self.directory, size, f"the checkpoint of step {step}")
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(

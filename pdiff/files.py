@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from pdiff.errors import PdiffError
@@ -22,6 +23,19 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_space(directory: Path, size: int, what: str) -> None:
+    """Raises PdiffError unless `size` bytes, and a tenth more, fit on the disk of `directory`.
+
+    For libraries that fill a full disk with half a file and the screen with their threads' tracebacks.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < 1.1 * size:
+        raise PdiffError(
+            f"{directory}: No space left on device for {what}: {1.1 * size / 1e6:.1f} MB are needed, "
+            f"{free / 1e6:.1f} MB are free; what was finished is kept; make room and run the same command again"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -1,21 +1,26 @@
 """The command line as people type it, in processes of their own."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import pdiff
-from pdiff import run
+from pdiff import files, run
+from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
+from pdiff.state import init_state, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 SMALLER = (
@@ -169,19 +174,26 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(signum, tmp_path):
     assert "run the same command again" in err and "Traceback" not in err
 
 
-def test_a_full_disk_is_one_clear_message(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-    from pdiff import files
-
-    with pytest.raises(OSError) as error, open("/dev/full", "wb", buffering=0) as full:
-        full.write(b"x")
-    assert error.value.strerror == "No space left on device"
-    # A write that fails leaves the old file as it was, and no partial one.
+def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     files.write_atomic(path, b"old")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(error.value))
-        with pytest.raises(OSError):
-            files.write_atomic(path, b"new")
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    state = init_state(tiny.init(jax.random.key(0)), make_optimizer(tiny.config.train))
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(state, {})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(PdiffError, match="No space left on device for the checkpoint of step 1.*make room"):
+        checkpoints.save(state.replace(step=state.step + 1), {})
+    assert checkpoints.steps() == [0]
+    assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]

@@ -103,7 +103,13 @@ class ZooBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def write(directory: Path, fingerprint: str, networks: Mapping[str, Networks]) -> None:
-    """Writes a zoo; it appears under its final name only when it is whole."""
+    """Writes a zoo; it appears under its final name only when it is whole.
+
+    Raises:
+      PdiffError: the disk has no room for it.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(networks))
+    files.require_space(directory, 2 * size, "the zoo")  # TFDS writes its shards twice
     builder = ZooBuilder(directory=directory, fingerprint=fingerprint, networks=networks)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what the progress bar already says
         tfds.disable_progress_bar()
