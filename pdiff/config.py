@@ -24,7 +24,7 @@ SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Type and range of a field. `each` says that it is a tuple of such values, not empty unless `low_length` is 0."""
+    """Type and range of a field. `each` says that it is a tuple of such values."""
 
     type: type
     low: float | None = None

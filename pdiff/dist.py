@@ -48,18 +48,19 @@ def shard(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def per_device(size: int, mesh: Mesh, field: str) -> int:
-    """`size` over the number of devices.
-
-    Raises:
-      PdiffError: it does not divide evenly.
-    """
+def check_divides(size: int, mesh: Mesh, field: str) -> None:
+    """Raises PdiffError, naming the config's `field`, unless `size` divides evenly over the devices."""
     count = mesh.devices.size
     if size % count:
         raise PdiffError(
             f"{field}: got {size}, which does not divide over {count} devices; allowed: multiples of {count}"
         )
-    return size // count
+
+
+def round_up(size: int, mesh: Mesh) -> int:
+    """The smallest multiple of the number of devices that is at least `size`."""
+    count = mesh.devices.size
+    return -(-size // count) * count
 
 
 def map_chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> PyTree:

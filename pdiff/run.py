@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     generator.check(config, family, target)
     mesh = dist.make_mesh()
     for field in ("train.batch_size", "zoo.chunk_size"):
-        dist.per_device(config_lib.flatten(config)[field], mesh, field)
+        dist.check_divides(config_lib.flatten(config)[field], mesh, field)
     _claim(config, workdir)
     if (workdir / "results.json").exists() and (workdir / "report.html").exists():
         log.info("%s is finished; see %s", workdir, workdir / "report.html")

@@ -45,21 +45,20 @@ class Samplers:
         self._mesh = mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
         self._decode = jax.jit(generator.decode)
-        self._batch = generator.config.sample.batch_size
+        self._batch = dist.round_up(generator.config.sample.batch_size, mesh)
 
     def tokens(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
     ) -> Float[np.ndarray, "samples tokens dim"]:
         """One sample of normalised tokens for each row of `condition`, by the sampler `name`."""
-        size, devices = len(jax.tree.leaves(condition)[0]), self._mesh.devices.size
-        chunk = -(-self._batch // devices) * devices
+        size = len(jax.tree.leaves(condition)[0])
         draw, params = self._make(name), dist.replicate(params, self._mesh)
 
         def one(args):
             condition, index = dist.shard(args, self._mesh)
             return draw(params, condition, key, index)
 
-        return dist.map_chunks(one, (condition, np.arange(size, dtype=np.int32)), size, chunk)
+        return dist.map_chunks(one, (condition, np.arange(size, dtype=np.int32)), size, self._batch)
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray

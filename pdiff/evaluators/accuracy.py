@@ -21,7 +21,7 @@ class Scorer:
         family, apply = generator.family, generator.target.apply
         images = family.data[part]
         self._mesh = mesh
-        self._chunk = -(-generator.config.eval.chunk_size // mesh.devices.size) * mesh.devices.size
+        self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
         constants = dist.replicate({"variables": family.variables, "x": images.x, "y": images.y}, mesh)
 
         def right(constants, networks, task):

@@ -22,6 +22,19 @@ def make(parts, config, where, mesh, stop=None):
     return build.build(*parts, config, where, mesh, stop or stopping.StopSignal())
 
 
+class StopsAfter(stopping.StopSignal):
+    """A signal that comes once `chunks` chunks are made."""
+
+    def __init__(self, chunks):
+        super().__init__()
+        self.left = chunks
+
+    def check(self, where):
+        if self.left == 0:
+            raise stopping.Interrupted(where, 15)
+        self.left -= 1
+
+
 def equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
@@ -54,17 +67,9 @@ def test_records_are_complete_and_say_who_they_are(tiny_zoo, tiny_config, parts)
     assert np.mean(logits.argmax(-1) == family.data["test"].y) == pytest.approx(seen.test_accuracy[i], abs=1e-6)
 
 
-def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny_zoo, mesh, tmp_path, monkeypatch):
-    class StopsAfter(stopping.StopSignal):
-        left = 3
-
-        def check(self, where):
-            self.left -= 1
-            if self.left == 0:
-                raise stopping.Interrupted(where, 15)
-
+def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny_zoo, mesh, tmp_path):
     with pytest.raises(stopping.Interrupted, match="networks of the zoo kept"):
-        make(parts, tiny_config, tmp_path, mesh, StopsAfter())
+        make(parts, tiny_config, tmp_path, mesh, StopsAfter(2))
     kept = sorted(p.name for p in tmp_path.rglob("chunk_*"))
     assert len(kept) == 2
     whole = make(parts, tiny_config, tmp_path, mesh)
@@ -73,16 +78,8 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny
 
 
 def test_a_damaged_part_is_made_again(parts, tiny_config, tiny_zoo, mesh, tmp_path):
-    class StopsAtOnce(stopping.StopSignal):
-        left = 2
-
-        def check(self, where):
-            self.left -= 1
-            if self.left == 0:
-                raise stopping.Interrupted(where, 15)
-
     with pytest.raises(stopping.Interrupted):
-        make(parts, tiny_config, tmp_path, mesh, StopsAtOnce())
+        make(parts, tiny_config, tmp_path, mesh, StopsAfter(1))
     (part,) = tmp_path.rglob("chunk_*")
     data = bytearray(part.read_bytes())
     data[-9] ^= 1
