@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
             depth=4,
             num_heads=4,
             mlp_ratio=4.0,
+            mean_width=0,  # hidden width of a direct path from the condition to the weights; 0 is none
             dtype="float32",  # float32 | bfloat16, for activations only
             remat=False,
             max_tokens=4096,  # longest sequence that is accepted
@@ -92,6 +93,7 @@ def get_config() -> ConfigDict:
             text_width=64,
             text_depth=1,
             num_harmonics=2,  # Fourier harmonics of a number in a text, and of a factor
+            number_noise=0.0,  # standard deviation of the noise on them in training, in the numbers' own units
             number_period=360.0,  # the numbers' period: those harmonics of it are told apart
         )
     )
@@ -106,6 +108,7 @@ def get_config() -> ConfigDict:
             p_std=1.5,
             at_sigma_max=0.2,  # share of training examples put at sigma_max
             functional_weight=1.0,  # lambda of the functional loss; 0 is plain score matching
+            base_penalty=0.0,  # mu of its penalty mu ||W - base||^2
             functional_images=32,  # images of the task for each network in the functional loss
         )
     )

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -44,10 +45,11 @@ def training_condition(
 ) -> dict:
     """The condition of each example, every name dropped with its own probability and all with `drop_all`."""
     config = generator.config.condition
+    jitter = config.number_noise * jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1)))(keys)
     inputs = {
         "id": lambda: task,
-        "factors": lambda: constants["factors"][task],
-        "text": lambda: jax.tree.map(lambda table: table[task, wording], constants["text"]),
+        "factors": lambda: constants["factors"][task] + jitter[:, None],
+        "text": lambda: _jittered(jax.tree.map(lambda table: table[task, wording], constants["text"]), jitter),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(keys)
     keep_any = uniform[:, -1] >= config.drop_all
@@ -55,6 +57,11 @@ def training_condition(
         name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
         for i, name in enumerate(config.use)
     }
+
+
+def _jittered(text: dict[str, Array], jitter: Float[Array, " batch"]) -> dict[str, Array]:
+    """The texts with all numbers of an example moved by the same amount."""
+    return text | {"values": jnp.where(text["is_number"], text["values"] + jitter[:, None], 0)}
 
 
 def loss_fn(
@@ -81,7 +88,11 @@ def loss_fn(
         parts["functional_loss"] = losses.functional_loss(
             networks, generator.target.apply, x, constants["y"][rows]
         ).mean()
-    loss = denoising + config.functional_weight * parts.get("functional_loss", 0.0)
+        if config.base_penalty:
+            parts["base_distance"] = losses.squared_distance(networks, generator.base).mean()
+    loss = denoising + config.functional_weight * (
+        parts.get("functional_loss", 0.0) + config.base_penalty * parts.get("base_distance", 0.0)
+    )
     return loss, {"loss": loss, **parts}
 
 

@@ -58,3 +58,9 @@ def functional_loss(
     """
     logits = jax.vmap(apply)(networks, x)
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(-1)
+
+
+def squared_distance(networks: PyTree[Float[Array, "batch ..."]], base: PyTree) -> Float[Array, " batch"]:
+    """||W - base||^2 of each network, in the weights' own units."""
+    squares = jax.tree.map(lambda w, b: jnp.square(w - b).reshape(len(w), -1).sum(-1), networks, base)
+    return sum(jax.tree.leaves(squares))

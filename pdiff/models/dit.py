@@ -47,6 +47,7 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float
+    mean_width: int
     token_leaf: tuple[int, ...]
     token_kind: tuple[int, ...]
     token_position: tuple[int, ...]
@@ -83,7 +84,12 @@ class DiT(nn.Module):
         )
         h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
         out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
-        return out.astype(jnp.float32)
+        out = out.astype(jnp.float32)
+        if self.mean_width:
+            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(context.mean(1)))
+            mean = nn.Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
+            out += mean.reshape(out.shape)
+        return out
 
 
 def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) -> DiT:
@@ -114,6 +120,7 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
         depth=model.depth,
         num_heads=model.num_heads,
         mlp_ratio=model.mlp_ratio,
+        mean_width=model.mean_width,
         token_leaf=tuple(np.asarray(spec.token_leaf).tolist()),
         token_kind=tuple(np.asarray(spec.token_kind).tolist()),
         token_position=tuple(np.asarray(spec.token_position).tolist()),
