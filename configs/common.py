@@ -87,11 +87,13 @@ def get_config() -> ConfigDict:
             drop_id=0.9,
             drop_factors=0.3,
             drop_text=0.0,
+            drop_support=0.5,
             drop_all=0.05,
             text_vocab_size=320,
             text_max_length=64,
             text_width=64,
             text_depth=1,
+            support_images=16,  # most support images of a class
             num_harmonics=2,  # Fourier harmonics of a number in a text, and of a factor
             number_noise=0.0,  # standard deviation of the noise on them in training, in the numbers' own units
             number_period=360.0,  # the numbers' period: those harmonics of it are told apart
@@ -133,6 +135,7 @@ def get_config() -> ConfigDict:
         dict(
             samplers=("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama"),
             num_steps=18,
+            sigma_end=0.02,  # last noise level; a higher one draws narrower samples, as the accuracy-spread curve shows
             rho=7.0,  # spacing of the noise levels, EDM equation 5
             guidance=1.0,  # classifier-free guidance; 1 is none
             condition=("text",),  # which conditions are given; the others are null
@@ -146,6 +149,11 @@ def get_config() -> ConfigDict:
             max_tasks=64,  # tasks scored in each split, evenly chosen
             chunk_size=256,  # networks scored together
             noise=0.2,  # relative rms of the `noise` control
+            hypernetwork=False,  # train the deterministic rival too, which doubles training time
+            support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
+            test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
+            curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve
+            mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
         )
     )
     return c

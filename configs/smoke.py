@@ -18,5 +18,6 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(text_width=32, text_vocab_size=300))
     c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
     c.sample.update(dict(num_steps=4, batch_size=16, samplers=("heun", "posterior_mean", "ddim")))
-    c.eval.update(dict(samples_per_task=2, chunk_size=64))
+    c.eval.update(dict(samples_per_task=2, chunk_size=64, hypernetwork=True, test_time_samples=2, support_sizes=(1,)))
+    c.eval.update(dict(curve_levels=(0.02, 1.0), mixing_separations=(60.0,)))
     return c.lock()

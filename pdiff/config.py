@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 
-CONDITIONS = ("id", "factors", "text")
+CONDITIONS = ("id", "factors", "text", "support")
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
 
 
@@ -114,6 +114,8 @@ FIELDS: dict[str, Field] = {
     "condition.drop_id": _SHARE,
     "condition.drop_factors": _SHARE,
     "condition.drop_text": _SHARE,
+    "condition.drop_support": _SHARE,
+    "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,
     "condition.text_vocab_size": _COUNT,
     "condition.text_max_length": _COUNT,
@@ -145,6 +147,7 @@ FIELDS: dict[str, Field] = {
     "train.keep_checkpoints": _COUNT,
     "sample.samplers": Field(str, choices=SAMPLERS, each=True),
     "sample.num_steps": Field(int, low=4),  # with fewer, Heun's corrector divides by far too small a level
+    "sample.sigma_end": _POSITIVE,
     "sample.rho": _POSITIVE,
     "sample.guidance": _NOT_NEGATIVE,
     "sample.condition": Field(str, choices=CONDITIONS, each=True),
@@ -153,6 +156,11 @@ FIELDS: dict[str, Field] = {
     "eval.max_tasks": _COUNT,
     "eval.chunk_size": _COUNT,
     "eval.noise": _NOT_NEGATIVE,
+    "eval.hypernetwork": Field(bool),
+    "eval.support_sizes": Field(int, low=1, each=True),
+    "eval.test_time_samples": _COUNT_OR_NONE,
+    "eval.curve_levels": Field(float, above=0, each=True),
+    "eval.mixing_separations": Field(float, above=0, each=True),
 }
 
 

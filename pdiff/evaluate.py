@@ -4,7 +4,6 @@ The order matters for honesty: samplers and the ridge are chosen first, on valid
 validation images; only then is any test image looked at.
 """
 
-import dataclasses
 import random as python_random
 import time
 from collections.abc import Sequence
@@ -12,18 +11,18 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from pdiff import rng
-from pdiff.baselines import SeenZoo
+from pdiff import rng, studies
+from pdiff.baselines import SeenZoo, hypernetwork
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
+from pdiff.bench import Bench, Scores
 from pdiff.evaluators import novelty
-from pdiff.evaluators.accuracy import Scorer, repeat
+from pdiff.evaluators.accuracy import repeat
 from pdiff.generator import Generator
 from pdiff.report.results import summary
-from pdiff.sample import Samplers
 from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
 from pdiff.weights import codec
@@ -33,34 +32,29 @@ REPORTED_SPLITS = ("seen", "interp", "unseen")
 NOVELTY_TASKS = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Accuracies of several networks for each of several tasks."""
-
-    values: Float[np.ndarray, "tasks count"]
-
-    def summary(self) -> dict:
-        groups = np.repeat(np.arange(len(self.values)), self.values.shape[1])
-        return summary(self.values.reshape(-1), groups)
-
-    def per_task(self, i: int) -> float:
-        return float(self.values[i].mean())
-
-
 class Evaluation:
-    """One evaluation of trained parameters against a zoo. `run` returns the parts of results.json that it measures."""
+    """One evaluation of trained parameters against a zoo. `run` returns the parts of results.json that it measures.
 
-    def __init__(self, generator: Generator, params: PyTree, networks: dict[str, Networks], mesh: Mesh):
-        self._generator, self._params, self._networks = generator, params, networks
+    `rival` is the trained parameters of the hypernetwork, when there is one.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        params: PyTree,
+        networks: dict[str, Networks],
+        mesh: Mesh,
+        rival: PyTree | None = None,
+    ):
+        self._bench = Bench(generator, params, mesh)
+        self._rival = rival and Bench(hypernetwork.rival(generator), rival, mesh)
+        self._generator, self._networks = generator, networks
         self._config = generator.config
-        self._samplers = Samplers(generator, mesh)
-        self._score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
-        self._encode = jax.jit(jax.vmap(lambda p: codec.encode(generator.spec, p)))
-        self._decode = jax.jit(jax.vmap(lambda t: codec.decode(generator.spec, t, generator.base)))
+        self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
         seen = networks["seen"]
         self._zoo = SeenZoo(
             generator.family,
-            np.asarray(self._encode(seen.params)),
+            np.asarray(self._bench.encode(seen.params)),
             np.asarray(codec.encode(generator.spec, generator.base)),
             seen.task,
             seen.seed,
@@ -74,7 +68,7 @@ class Evaluation:
         """
         start = time.perf_counter()
         selection = self._select_sampler()
-        self._sampler = selection["sampler"]
+        self._sampler, self._diverse = selection["sampler"], selection.get("many_steps")
         baselines = self._fit_baselines()
         splits, seen_networks = {}, {}
         for split in REPORTED_SPLITS:
@@ -86,6 +80,11 @@ class Evaluation:
                     seen_networks = made
         results = {"selection": selection, "splits": splits}
         results["novelty"] = self._novelty(self._tasks("seen"), seen_networks, baselines["noise"])
+        stop.check("in evaluation, with the trained generator in a checkpoint")
+        if self._diverse and self._config.eval.curve_levels:
+            results["accuracy_against_spread"] = studies.accuracy_against_spread(self._bench, self._diverse)
+        if self._config.eval.mixing_separations:
+            results["mixing"] = studies.mixing(self._bench, self._sampler, self._networks["seen"])
         seconds = self._time_sampling()
         results["timing"] = {
             "sample_s_per_100": seconds[self._sampler],
@@ -94,40 +93,21 @@ class Evaluation:
         }
         return results
 
-    # --- what is generated -------------------------------------------------------------------
-
-    def _tasks(self, split: str) -> tuple[Task, ...]:
-        """At most `eval.max_tasks` tasks of a split, evenly chosen."""
-        tasks = self._generator.family.split(split)
-        count = min(len(tasks), self._config.eval.max_tasks)
-        return tuple(tasks[i] for i in np.linspace(0, len(tasks) - 1, count).round().astype(int)) if count else ()
-
-    def _generate(self, name: str, tasks: Sequence[Task], stream: str, texts=None) -> PyTree:
-        """`samples_per_task` networks for each task, in task order; sample j is asked for in the j-th wording."""
-        count = self._config.eval.samples_per_task
-        if texts is None:
-            texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
-        repeated = [t for t in tasks for _ in range(count)]
-        condition = self._generator.condition(repeated, texts, self._config.sample.condition)
-        return self._samplers.networks(self._params, name, condition, rng.stream(self._config.seed, stream))
-
-    def _accuracy(self, networks: PyTree, tasks: Sequence[Task], part: str = "test") -> Scores:
-        """Scores networks that come in task order, the same number for each."""
-        count = len(jax.tree.leaves(networks)[0]) // len(tasks)
-        ids = np.repeat([t.id for t in tasks], count)
-        return Scores(self._score[part](networks, ids).reshape(len(tasks), count))
-
     # --- choices, on validation tasks and images ------------------------------------------------
 
     def _select_sampler(self) -> dict:
         names, tasks = self._config.sample.samplers, self._tasks("validation")
+        many_steps = [n for n in names if n != "posterior_mean"]
         if not tasks:
-            return {"sampler": names[0]}
+            return {"sampler": names[0]} | ({"many_steps": many_steps[0]} if many_steps else {})
         scores = {
             n: self._accuracy(self._generate(n, tasks, f"evaluate/validation/{n}"), tasks, "validation").summary()
             for n in names
         }
-        return {"sampler": max(names, key=lambda n: scores[n]["mean"]), "validation": scores}
+        selection = {"sampler": max(names, key=lambda n: scores[n]["mean"]), "validation": scores}
+        if many_steps:
+            selection["many_steps"] = max(many_steps, key=lambda n: scores[n]["mean"])
+        return selection
 
     def _fit_baselines(self) -> dict:
         zoo, tasks = self._zoo, self._tasks("validation") or self._tasks("seen")
@@ -151,7 +131,7 @@ class Evaluation:
     def _baseline_networks(self, baseline, tasks: Sequence[Task], count: int) -> PyTree:
         random = np.random.default_rng(self._config.seed)
         tokens = np.asarray(baseline.sample(tasks, count, random))
-        return jax.tree.map(np.asarray, self._decode(tokens.reshape(-1, *tokens.shape[2:])))
+        return self._bench.decode_tokens(tokens)
 
     def _baseline(self, baseline, tasks: Sequence[Task], count: int, part: str = "test") -> Scores:
         return self._accuracy(self._baseline_networks(baseline, tasks, count), tasks, part)
@@ -189,8 +169,11 @@ class Evaluation:
         }
         if "text" in self._config.sample.condition:
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
-            networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", held_out)
+            networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}
+        entry["by_condition"] = studies.by_condition(self._bench, split, tasks, self._sampler)
+        if self._config.eval.test_time_samples and self._diverse:
+            entry["test_time"] = studies.test_time_help(self._bench, split, tasks, self._diverse)
         return entry, made
 
     def _controls(self, split: str, tasks: Sequence[Task], networks: PyTree) -> dict[str, Scores]:
@@ -199,6 +182,9 @@ class Evaluation:
         blind = self._networks["task_blind"]
         repeated = jax.tree.map(lambda a: np.concatenate([a] * len(tasks)), blind.params)
         controls = {"task_blind": self._accuracy(repeated, tasks)}
+        if self._rival:
+            made = self._rival.generate("posterior_mean", tasks, f"evaluate/{split}/hypernetwork")
+            controls["hypernetwork"] = self._rival.accuracy(made, tasks)
         if len(tasks) > 1:
             shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)
@@ -208,7 +194,7 @@ class Evaluation:
                 "".join(shuffle.sample(d, len(d)))
                 for d in (t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count))
             ]
-            shuffled = self._generate(self._sampler, tasks, f"evaluate/{split}/shuffled", texts)
+            shuffled = self._generate(self._sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
             controls["shuffled_text"] = self._accuracy(shuffled, tasks)
         return controls
 
@@ -220,7 +206,7 @@ class Evaluation:
         chosen = np.linspace(0, len(tasks) - 1, min(NOVELTY_TASKS, len(tasks))).round().astype(int)
         kept = [tasks[i] for i in chosen]
         rows = (chosen[:, None] * count + np.arange(count)).reshape(-1)
-        score, zoo = self._score["test"], self._networks["seen"]
+        score, zoo = self._bench.score["test"], self._networks["seen"]
         errors = novelty.ZooErrors(score, zoo.params, len(zoo), kept)
         weights = self._zoo.tokens.reshape(len(zoo), -1)
         ids = np.repeat([t.id for t in kept], count)
@@ -231,7 +217,7 @@ class Evaluation:
             overlap = np.concatenate(
                 [errors.overlap(t.id, right[i * count : (i + 1) * count]).max(1) for i, t in enumerate(kept)]
             )
-            tokens = np.asarray(self._encode(networks)).reshape(len(ids), -1)
+            tokens = np.asarray(self._bench.encode(networks)).reshape(len(ids), -1)
             _extend(points, kind, right.mean(-1), overlap, novelty.l2_distances(tokens, weights).min(1), ids)
 
         measure("generated", jax.tree.map(lambda a: a[rows], made[self._sampler]))
@@ -248,7 +234,7 @@ class Evaluation:
             return summary(np.array([p[field] for p in chosen]), np.array([p["task"] for p in chosen]))
 
         spread = {
-            n: summary(novelty.spread(np.asarray(self._encode(networks)).reshape(len(tasks), count, -1)))
+            n: summary(novelty.spread(np.asarray(self._bench.encode(networks)).reshape(len(tasks), count, -1)))
             for n, networks in made.items()
             if count > 1
         }
@@ -272,7 +258,7 @@ class Evaluation:
         seconds = {}
         for name in self._config.sample.samplers:
             start = time.perf_counter()
-            self._samplers.networks(self._params, name, condition, rng.stream(0, "evaluate/timing"))
+            self._bench.samplers.networks(self._bench.params, name, condition, rng.stream(0, "evaluate/timing"))
             seconds[name] = (time.perf_counter() - start) * 100 / batch
         return seconds
 

@@ -23,11 +23,14 @@ from pdiff import config as config_lib
 from pdiff import files
 from pdiff.diffusion import denoiser, sde
 from pdiff.errors import PdiffError
-from pdiff.models.dit import DiT, make_model
+from pdiff.models.conditions import Context, Mixture, mix
+from pdiff.models.dit import ConditionalDiT, make_model
 from pdiff.models.text import Tokenizer, train_tokenizer
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family, get_family
+from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
+from pdiff.tasks.support import Support
 from pdiff.weights import codec, stats
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.zoo.store import Networks
@@ -40,7 +43,8 @@ class Generator:
     """Static parts of a generator.
 
     See the fields' types. `base` supplies leaves that are not generated, `spread` is the standard deviation of
-    normalised weights within a task (see `diffusion.denoiser`).
+    normalised weights within a task (see `diffusion.denoiser`). A `deterministic` generator never looks at z: its
+    denoiser is a hypernetwork, a function of the condition alone.
     """
 
     config: ConfigDict
@@ -51,8 +55,9 @@ class Generator:
     spread: float
     base: PyTree
     tokenizer: Tokenizer
-    model: DiT
+    model: ConditionalDiT
     path: sde.Path
+    deterministic: bool = False
 
     def init(self, key: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the transformer."""
@@ -60,14 +65,24 @@ class Generator:
         tokens = jnp.zeros((1, self.spec.num_tokens, self.spec.token_dim))
         return self.model.init(key, tokens, jnp.zeros(1), condition)["params"]
 
-    def denoiser(self, params: PyTree, condition: dict) -> Callable:
+    def context(self, params: PyTree, condition: dict | Mixture) -> Context:
+        """The encoded condition, which `denoiser` takes."""
+        if isinstance(condition, Mixture):
+            a, b = self.context(params, condition.a), self.context(params, condition.b)
+            return mix(a, b, condition.weight, condition.spherical)
+        return self.model.apply({"params": params}, condition, method="encode")
+
+    def denoiser(self, params: PyTree, context: Context) -> Callable:
         """D(z, sigma): the estimate of the normalised weights, zero where they do not vary."""
         varying = stats.varying(self.stats)
-        network = denoiser.precondition(lambda x, c: self.model.apply({"params": params}, x, c, condition), self.spread)
+        visible = varying & (not self.deterministic)
+        network = denoiser.precondition(
+            lambda x, c: self.model.apply({"params": params}, x, c, context, method="denoise"), self.spread
+        )
 
         def denoise(z, sigma):
             # Noise on padding and on constants would only be a distraction, so the network never sees it.
-            return jnp.where(varying, network(jnp.where(varying, z, 0), sigma), 0)
+            return jnp.where(varying, network(jnp.where(visible, z, 0), sigma), 0)
 
         return denoise
 
@@ -80,11 +95,18 @@ class Generator:
         return jax.vmap(lambda z: codec.decode(self.spec, stats.denormalize(self.stats, z), self.base))(x)
 
     def condition(
-        self, tasks: Sequence[Task], texts: Sequence[str] | None = None, given: Sequence[str] | None = None
+        self,
+        tasks: Sequence[Task],
+        texts: Sequence[str] | None = None,
+        given: Sequence[str] | None = None,
+        support: Support | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording."""
+        """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording.
+
+        Without `support` there are no support images, whatever `given` says.
+        """
         use = self.config.condition.use
-        given = use if given is None else given
+        given = [n for n in (use if given is None else given) if n != "support" or support is not None]
         texts = [t.descriptions[0] for t in tasks] if texts is None else texts
         inputs = {}
         if "id" in use:
@@ -93,11 +115,17 @@ class Generator:
             inputs["factors"] = self.family.factors(tasks)
         if "text" in use:
             inputs["text"] = self.tokenizer.encode_all(texts).tree
+        if "support" in use:
+            images = self.config.condition.support_images * self.family.num_classes
+            features = self.family.data["train"].x.shape[1]
+            support = support or support_lib.nothing(len(tasks), 1, features)
+            inputs["support"] = support.padded(images).tree
         return {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
 
 
-def null_condition(condition: dict) -> dict:
+def null_condition(condition: dict | Mixture) -> dict:
     """The same condition with every name null."""
+    condition = condition.a if isinstance(condition, Mixture) else condition
     return {name: c | {"keep": jnp.zeros_like(c["keep"])} for name, c in condition.items()}
 
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from pdiff import api, dist, files, generator
 from pdiff import config as config_lib
 from pdiff import train as train_lib
+from pdiff.baselines import hypernetwork
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.models.dit import count_parameters
@@ -31,6 +32,8 @@ from pdiff.tasks import get_family
 from pdiff.zoo import build
 
 log = logging.getLogger("pdiff")
+
+HYPERNETWORK = "hypernetwork"  # folder of the rival's checkpoints and metrics
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
@@ -63,7 +66,14 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         with _timed(workdir, "train_s"):
             zoo = build.fingerprint(config)
             params = train_lib.train(made, networks["seen"], zoo, workdir, mesh, stop)
-        results = _evaluate(made, params, networks, workdir, command, stop)
+        rival = None
+        if config.eval.hypernetwork:
+            log.info("training the hypernetwork, the rival of the generator")
+            with _timed(workdir, "hypernetwork_s"):
+                where = workdir / HYPERNETWORK
+                where.mkdir(exist_ok=True)
+                rival = train_lib.train(hypernetwork.rival(made), networks["seen"], zoo, where, mesh, stop)
+        results = _evaluate(made, params, networks, workdir, command, stop, rival)
     report(workdir)
     return results
 
@@ -75,7 +85,11 @@ def evaluate(workdir: Path) -> dict:
     where = build.directory(made.config, workdir)
     with StopSignal() as stop:
         networks = build.build(made.family, made.target, made.config, where, dist.make_mesh(), stop)
-        results = _evaluate(made, api.restore_params(made, workdir), networks, workdir, _command(workdir), stop)
+        rival = None
+        if made.config.eval.hypernetwork:
+            rival = api.restore_params(hypernetwork.rival(made), workdir / HYPERNETWORK)
+        params = api.restore_params(made, workdir)
+        results = _evaluate(made, params, networks, workdir, _command(workdir), stop, rival)
     report(workdir)
     return results
 
@@ -145,12 +159,14 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
 
 
-def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
+def _evaluate(
+    made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal, rival=None
+) -> dict:
     log.info("evaluating: samplers, controls, novelty")
-    measured = Evaluation(made, params, networks, dist.make_mesh()).run(stop)
+    measured = Evaluation(made, params, networks, dist.make_mesh(), rival).run(stop)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timing["total_s"] = timing["zoo_s"] + timing["train_s"] + timing["evaluate_s"]
+    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "hypernetwork_s", "evaluate_s"))
     results = {
         "config": json.loads(config_lib.to_json(made.config)),
         "seed": made.config.seed,

@@ -23,14 +23,17 @@ def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., F
     """
     config = generator.config.sample
     sampler = samplers.get_sampler(name)
-    levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
+    levels = samplers.noise_levels(generator.path, config.num_steps, config.rho, config.sigma_end)
     shape = (generator.spec.num_tokens, generator.spec.token_dim)
 
     def draw(params, condition, key, index):
         keys = rng.per_example(key, index)
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
         denoise = guided(
-            lambda z, s, c: generator.denoiser(params, c)(z, s), condition, null_condition(condition), config.guidance
+            lambda z, s, c: generator.denoiser(params, c)(z, s),
+            generator.context(params, condition),
+            generator.context(params, null_condition(condition)),
+            config.guidance,
         )
         return sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
 
@@ -45,7 +48,21 @@ class Samplers:
         self._mesh = mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
         self._decode = jax.jit(generator.decode)
-        self._batch = dist.round_up(generator.config.sample.batch_size, mesh)
+        config = generator.config.sample
+        levels = samplers.noise_levels(generator.path, 2 * config.num_steps, config.rho)
+
+        def invert(params, condition, x0):
+            denoise = generator.denoiser(params, generator.context(params, condition))
+            return samplers.ddim_inversion(denoise, x0, levels)
+
+        def redraw(params, condition, noise):
+            denoise = generator.denoiser(params, generator.context(params, condition))
+            return samplers.ddim(denoise, generator.path, noise, levels, None)
+
+        specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
+        self._invert = dist.data_parallel(invert, mesh, specs, dist.SHARDED)
+        self._redraw = dist.data_parallel(redraw, mesh, specs, dist.SHARDED)
+        self._batch = dist.round_up(config.batch_size, mesh)
 
     def tokens(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
@@ -59,6 +76,22 @@ class Samplers:
             return draw(params, condition, key, index)
 
         return dist.map_chunks(one, (condition, np.arange(size, dtype=np.int32)), size, self._batch)
+
+    def inverted(self, params: PyTree, condition: Any, x0: Float[np.ndarray, "samples tokens dim"]):
+        """The noise from which DDIM under `condition` would come back to the normalised tokens `x0`."""
+        params = dist.replicate(params, self._mesh)
+        rows = (condition, np.asarray(x0))
+        return dist.map_chunks(
+            lambda args: self._invert(params, *dist.shard(args, self._mesh)), rows, len(x0), self._batch
+        )
+
+    def from_noise(self, params: PyTree, condition: Any, noise: Float[np.ndarray, "samples tokens dim"]):
+        """DDIM under `condition` from the given noise."""
+        params = dist.replicate(params, self._mesh)
+        rows = (condition, np.asarray(noise))
+        return dist.map_chunks(
+            lambda args: self._redraw(params, *dist.shard(args, self._mesh)), rows, len(noise), self._batch
+        )
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray

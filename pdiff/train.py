@@ -22,6 +22,7 @@ from pdiff.metrics import MetricsWriter
 from pdiff.sample import Samplers
 from pdiff.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
 from pdiff.stopping import StopSignal
+from pdiff.tasks import support
 from pdiff.weights import stats
 from pdiff.zoo.store import Networks
 
@@ -37,21 +38,29 @@ def make_constants(generator: Generator) -> dict:
         wordings = len(family.tasks[0].descriptions)
         text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
         constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
+    if "support" in generator.config.condition.use:
+        constants["class_rows"], constants["class_counts"] = support.class_rows(images.y, family.num_classes)
     return constants
 
 
 def training_condition(
     generator: Generator, constants: dict, task: Int[Array, " batch"], wording: Int[Array, " batch"], keys: PRNGKeyArray
 ) -> dict:
-    """The condition of each example, every name dropped with its own probability and all with `drop_all`."""
+    """The condition of each example, every name dropped with its own probability and all with `drop_all`.
+
+    Numbers are moved by `number_noise`: what a generator says of an angle must then hold around it, which keeps it
+    from learning a map that is too wiggly to fill in what it has not seen.
+    """
     config = generator.config.condition
-    jitter = config.number_noise * jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1)))(keys)
+    streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    moved = config.number_noise * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
-        "factors": lambda: constants["factors"][task] + jitter[:, None],
-        "text": lambda: _jittered(jax.tree.map(lambda table: table[task, wording], constants["text"]), jitter),
+        "factors": lambda: constants["factors"][task] + moved[:, None],
+        "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
+        "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(keys)
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
     keep_any = uniform[:, -1] >= config.drop_all
     return {
         name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
@@ -59,9 +68,30 @@ def training_condition(
     }
 
 
-def _jittered(text: dict[str, Array], jitter: Float[Array, " batch"]) -> dict[str, Array]:
+def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
     """The texts with all numbers of an example moved by the same amount."""
-    return text | {"values": jnp.where(text["is_number"], text["values"] + jitter[:, None], 0)}
+    return text | {"values": jnp.where(text["is_number"], text["values"] + by[:, None], 0)}
+
+
+def _training_support(
+    generator: Generator, constants: dict, task: Int[Array, " batch"], keys: PRNGKeyArray
+) -> dict[str, Array]:
+    """Support sets of 1, 2, 4, … `support_images` images of each class, half of them without labels."""
+    most, classes = generator.config.condition.support_images, generator.family.num_classes
+
+    def one(key):
+        size, label, rows = jax.random.split(key, 3)
+        per_class = 2 ** jax.random.randint(size, (), 0, most.bit_length())
+        return (
+            support.draw_rows(rows, constants["class_rows"], constants["class_counts"], most),
+            jnp.arange(most * classes) < jnp.minimum(per_class, most) * classes,
+            jax.random.bernoulli(label),
+        )
+
+    rows, real, labelled = jax.vmap(one)(keys)
+    variables = jax.tree.map(lambda v: v[task], constants["variables"])
+    x = jax.vmap(generator.family.render)(variables, constants["x"][rows])
+    return {"x": x, "y": jnp.where(labelled[:, None], constants["y"][rows], support.UNKNOWN), "real": real}
 
 
 def loss_fn(
@@ -74,7 +104,8 @@ def loss_fn(
     x0 = generator.encode(batch["params"])
     sigma = losses.training_noise_ratios(generator.path, streams[:, 1], config.sigma_max, config.at_sigma_max)
     noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
-    denoised = generator.denoiser(params, condition)(x0 + sigma[:, None, None] * noise, sigma)
+    denoise = generator.denoiser(params, generator.context(params, condition))
+    denoised = denoise(x0 + sigma[:, None, None] * noise, sigma)
 
     varying = stats.varying(generator.stats)
     denoising = losses.denoising_loss(denoised, x0, sigma, varying, generator.spread).mean()

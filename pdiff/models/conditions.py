@@ -5,6 +5,8 @@ example; where that is false a learned null token stands in. That is what traini
 classifier-free guidance, and what a sample that gives only some of the conditions sees.
 """
 
+import flax.struct
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -67,18 +69,83 @@ class TextCondition(nn.Module):
         return Mlp(self.width, self.width)(jnp.einsum("bl,blw->bw", weights, x))[:, None]
 
 
+class SupportCondition(nn.Module):
+    """A set of the task's own images, with or without labels, as one token (Deep Sets, Zaheer et al. 2017)."""
+
+    width: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, support: dict[str, Array]) -> Float[Array, "batch 1 width"]:
+        """`support` holds x (batch, images, features), y (batch, images) with -1 for an unknown label, and real."""
+        labels = jax.nn.one_hot(support["y"], self.num_classes)  # an unknown label is all zeros
+        h = nn.gelu(Mlp(self.width, self.width)(jnp.concatenate([support["x"], labels], -1)))
+        real = support["real"][..., None]
+        mean = jnp.where(real, h, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+        return Mlp(self.width, self.width)(mean)[:, None]
+
+
+@flax.struct.dataclass
+class Context:
+    """What the transformer is told: a token for each condition, and the mean of those that are given."""
+
+    tokens: Float[Array, "batch tokens width"]
+    pooled: Float[Array, "batch width"]
+
+
 class Conditions(nn.Module):
-    """All condition tokens of a batch, null where `keep` is false."""
+    """The context of a batch of conditions; where `keep` is false a null token stands in."""
 
     encoders: dict[str, nn.Module]
     width: int
 
     @nn.compact
-    def __call__(self, condition: dict[str, dict]) -> Float[Array, "batch tokens width"]:
-        tokens = []
+    def __call__(self, condition: dict[str, dict]) -> Context:
+        tokens, keeps = [], []
         for name, encoder in self.encoders.items():
             keep: Bool[Array, " batch"] = condition[name]["keep"]
             encoded = encoder(condition[name]["inputs"])
             null = self.param(f"null_{name}", nn.initializers.normal(0.02), encoded.shape[1:])
             tokens.append(jnp.where(keep[:, None, None], encoded, null))
-        return jnp.concatenate(tokens, 1)
+            keeps.append(jnp.broadcast_to(keep[:, None], encoded.shape[:2]))
+        tokens, keep = jnp.concatenate(tokens, 1), jnp.concatenate(keeps, 1)[..., None]
+        nothing = self.param("null", nn.initializers.normal(0.02), (self.width,))
+        mean = jnp.where(keep, tokens, 0).sum(1) / jnp.maximum(keep.sum(1), 1)
+        return Context(tokens, jnp.where(keep.any(1), mean, nothing))
+
+
+@flax.struct.dataclass
+class Mixture:
+    """Two conditions to be mixed, `weight` of the way from a to b; it stands wherever a condition may."""
+
+    a: dict[str, dict]
+    b: dict[str, dict]
+    weight: Float[Array, " batch"]
+    spherical: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def mix(a: Context, b: Context, weight: Float[Array, " batch"], spherical: bool = False) -> Context:
+    """The context `weight` of the way from a to b, on the straight line or on the great circle (Shoemake 1985)."""
+    return jax.tree.map(lambda u, v: (slerp if spherical else lerp)(u, v, weight), a, b)
+
+
+def lerp(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."], weight: Float[Array, " batch"]):
+    """(1 - weight) a + weight b for each example."""
+    w = weight.reshape(-1, *([1] * (a.ndim - 1)))
+    return (1 - w) * a + w * b
+
+
+def slerp(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."], weight: Float[Array, " batch"]):
+    """The same along the arc between the directions of a and b, all axes but the first being one vector.
+
+    The norm goes linearly from a's to b's. Parallel vectors are interpolated on the line.
+    """
+    flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    norm_a, norm_b = (jnp.linalg.norm(f, axis=1, keepdims=True) for f in (flat_a, flat_b))
+    unit_a, unit_b = flat_a / jnp.maximum(norm_a, 1e-12), flat_b / jnp.maximum(norm_b, 1e-12)
+    angle = jnp.arccos(jnp.clip((unit_a * unit_b).sum(1, keepdims=True), -1, 1))
+    w, sine = weight[:, None], jnp.sin(angle)
+    safe = jnp.where(sine > 1e-4, sine, 1)
+    arc = (jnp.sin((1 - w) * angle) * unit_a + jnp.sin(w * angle) * unit_b) / safe
+    unit = jnp.where(sine > 1e-4, arc, (1 - w) * unit_a + w * unit_b)
+    return (((1 - w) * norm_a + w * norm_b) * unit).reshape(a.shape)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.models import conditions
+from pdiff.models.conditions import Conditions, Context
 from pdiff.models.layers import Attention, Mlp
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
@@ -35,12 +36,13 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(x, c_noise, condition): weight tokens in, weight tokens out; zero at initialization.
+    """Weight tokens in, weight tokens out; zero at initialization.
 
     Attributes:
+      mean_width: hidden width of a direct path from the context to all weights. It carries the conditional mean, the
+        transformer what is left (the division of labour of CorrDiff, Mardani et al. 2025, in one model).
       token_leaf, token_kind, token_position: for each token its leaf, the leaf's kind and the token's
         place in the leaf; their learned embeddings tell tokens apart.
-      encoders: the condition encoders in use, by name.
     """
 
     width: int
@@ -51,7 +53,6 @@ class DiT(nn.Module):
     token_leaf: tuple[int, ...]
     token_kind: tuple[int, ...]
     token_position: tuple[int, ...]
-    encoders: dict[str, nn.Module]
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -60,17 +61,16 @@ class DiT(nn.Module):
         self,
         x: Float[Array, "batch tokens token_dim"],
         c_noise: Float[Array, " batch"],
-        condition: dict[str, dict],
+        context: Context,
     ) -> Float[Array, "batch tokens token_dim"]:
         tokens, token_dim = x.shape[1:]
-        context = conditions.Conditions(self.encoders, self.width, name="conditions")(condition)
         vector = Mlp(self.width, self.width, name="noise")(_noise_features(c_noise))
-        vector = (vector + nn.Dense(self.width, name="pooled")(context.mean(1))).astype(self.dtype)
+        vector = (vector + nn.Dense(self.width, name="pooled")(context.pooled)).astype(self.dtype)
 
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
         for name in ("leaf", "kind", "position"):
             h += _table(getattr(self, f"token_{name}"), self.width, name, self.dtype)
-        h = jnp.concatenate([h, context.astype(self.dtype)], 1)
+        h = jnp.concatenate([h, context.tokens.astype(self.dtype)], 1)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
@@ -86,13 +86,33 @@ class DiT(nn.Module):
         out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
         out = out.astype(jnp.float32)
         if self.mean_width:
-            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(context.mean(1)))
+            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(context.pooled))
             mean = nn.Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
             out += mean.reshape(out.shape)
         return out
 
 
-def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) -> DiT:
+class ConditionalDiT(nn.Module):
+    """F(x, c_noise, condition) in two parts, so that samplers encode a condition once and contexts can be mixed."""
+
+    conditions: Conditions
+    dit: DiT
+
+    def __call__(
+        self, x: Float[Array, "batch tokens token_dim"], c_noise: Float[Array, " batch"], condition: dict[str, dict]
+    ) -> Float[Array, "batch tokens token_dim"]:
+        return self.denoise(x, c_noise, self.encode(condition))
+
+    def encode(self, condition: dict[str, dict]) -> Context:
+        return self.conditions(condition)
+
+    def denoise(
+        self, x: Float[Array, "batch tokens token_dim"], c_noise: Float[Array, " batch"], context: Context
+    ) -> Float[Array, "batch tokens token_dim"]:
+        return self.dit(x, c_noise, context)
+
+
+def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) -> ConditionalDiT:
     """The transformer of a run's config for the tokens of `spec` and the tasks of `family`.
 
     Raises:
@@ -114,8 +134,9 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
             model.width, condition.text_width, condition.text_depth, vocab_size,
             condition.num_harmonics, condition.number_period,
         ),
+        "support": lambda: conditions.SupportCondition(model.width, family.num_classes),
     }  # fmt: skip
-    return DiT(
+    dit = DiT(
         width=model.width,
         depth=model.depth,
         num_heads=model.num_heads,
@@ -124,10 +145,11 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
         token_leaf=tuple(np.asarray(spec.token_leaf).tolist()),
         token_kind=tuple(np.asarray(spec.token_kind).tolist()),
         token_position=tuple(np.asarray(spec.token_position).tolist()),
-        encoders={name: make[name]() for name in condition.use},
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
     )
+    encoders = {name: make[name]() for name in condition.use}
+    return ConditionalDiT(conditions.Conditions(encoders, model.width), dit)
 
 
 def _layer_norm(dtype) -> nn.LayerNorm:

@@ -23,6 +23,7 @@ CONTROLS = (
     "noise",
     "nearest_seen",
     "ridge",
+    "hypernetwork",
     "linear_interpolation",
     "task_blind",
     "wrong_task",
@@ -131,10 +132,12 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
     tasks = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     factors = min((len(t["factors"]) for t in tasks if isinstance(t.get("factors"), list)), default=0)
     several_seen = _several(seen.get("num_tasks"))
-    condition = _object(_object(results, "config"), "sample").get("condition")
+    config = _object(results, "config")
+    condition = _object(config, "sample").get("condition")
     applies = {
         "nearest_seen": several_seen,
         "ridge": several_seen and factors > 0,
+        "hypernetwork": _object(config, "eval").get("hypernetwork") is True,
         "linear_interpolation": several_seen and factors == 1,
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and "text" in condition,

@@ -68,7 +68,7 @@ def test_padding_of_the_text_changes_nothing(tiny, inputs):
 def test_padding_and_constants_of_the_weights_change_nothing(tiny, inputs):
     params = randomized(tiny.init(jax.random.key(0)))
     x, _, condition = inputs
-    denoise = jax.jit(tiny.denoiser(params, condition))
+    denoise = jax.jit(tiny.denoiser(params, tiny.context(params, condition)))
     still = ~np.asarray(tiny.stats.scale > 0)
     assert still.any()
     sigma = jnp.full(4, 0.7)
@@ -78,7 +78,7 @@ def test_padding_and_constants_of_the_weights_change_nothing(tiny, inputs):
 
 def test_remat_changes_memory_not_numbers(tiny, inputs):
     params = randomized(tiny.init(jax.random.key(0)))
-    again = tiny.model.clone(remat=True)
+    again = tiny.model.clone(dit=tiny.model.dit.clone(remat=True))
     np.testing.assert_allclose(
         tiny.model.apply({"params": params}, *inputs), again.apply({"params": params}, *inputs), rtol=1e-6, atol=1e-6
     )
@@ -87,7 +87,7 @@ def test_remat_changes_memory_not_numbers(tiny, inputs):
 def test_bfloat16_activations_stay_close(tiny, inputs):
     params = randomized(tiny.init(jax.random.key(0)))
     exact = tiny.model.apply({"params": params}, *inputs)
-    rough = tiny.model.clone(dtype=jnp.bfloat16).apply({"params": params}, *inputs)
+    rough = tiny.model.clone(dit=tiny.model.dit.clone(dtype=jnp.bfloat16)).apply({"params": params}, *inputs)
     assert rough.dtype == jnp.float32
     assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
 

@@ -1,0 +1,87 @@
+"""What every measurement of a trained generator shares: drawing networks for tasks, and scoring them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
+
+from pdiff import rng
+from pdiff.evaluators.accuracy import Scorer
+from pdiff.generator import Generator
+from pdiff.report.results import summary
+from pdiff.sample import Samplers
+from pdiff.tasks.base import Task
+from pdiff.tasks.support import Support
+from pdiff.weights import codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Accuracies of several networks for each of several tasks."""
+
+    values: Float[np.ndarray, "tasks count"]
+
+    def summary(self) -> dict:
+        groups = np.repeat(np.arange(len(self.values)), self.values.shape[1])
+        return summary(self.values.reshape(-1), groups)
+
+    def per_task(self, i: int) -> float:
+        return float(self.values[i].mean())
+
+
+class Bench:
+    """A generator with trained parameters, and scorers on validation and test images."""
+
+    def __init__(self, generator: Generator, params: PyTree, mesh: Mesh):
+        self.generator, self.params, self.mesh = generator, params, mesh
+        self.config = generator.config
+        self.samplers = Samplers(generator, mesh)
+        self.score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
+        self.encode = jax.jit(jax.vmap(lambda p: codec.encode(generator.spec, p)))
+        self.decode = jax.jit(jax.vmap(lambda t: codec.decode(generator.spec, t, generator.base)))
+
+    def tasks(self, split: str, most: int | None = None) -> tuple[Task, ...]:
+        """At most `most` (by default `eval.max_tasks`) tasks of a split, evenly chosen."""
+        tasks = self.generator.family.split(split)
+        count = min(len(tasks), most or self.config.eval.max_tasks)
+        return tuple(tasks[i] for i in np.linspace(0, len(tasks) - 1, count).round().astype(int)) if count else ()
+
+    def condition(
+        self,
+        tasks: Sequence[Task],
+        count: int,
+        *,
+        given: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        support: Support | None = None,
+    ) -> dict:
+        """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
+
+        `given` is `sample.condition` by default; `support` holds one set for each task.
+        """
+        if texts is None:
+            texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
+        repeated = [t for t in tasks for _ in range(count)]
+        given = self.config.sample.condition if given is None else given
+        return self.generator.condition(repeated, texts, given, support and support.repeat(count))
+
+    def generate(
+        self, sampler: str, tasks: Sequence[Task], stream: str, count: int | None = None, **condition
+    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """`count` (by default `eval.samples_per_task`) networks for each task; see `condition` for the rest."""
+        count = count or self.config.eval.samples_per_task
+        condition = self.condition(tasks, count, **condition)
+        return self.samplers.networks(self.params, sampler, condition, rng.stream(self.config.seed, stream))
+
+    def accuracy(self, networks: PyTree, tasks: Sequence[Task], part: str = "test") -> Scores:
+        """Scores networks that come in task order, the same number for each."""
+        count = len(jax.tree.leaves(networks)[0]) // len(tasks)
+        ids = np.repeat([t.id for t in tasks], count)
+        return Scores(self.score[part](networks, ids).reshape(len(tasks), count))
+
+    def decode_tokens(self, tokens: Float[np.ndarray, "*batch tokens dim"]) -> PyTree:
+        """Raw (not normalised) tokens to parameter trees with one leading axis."""
+        return jax.tree.map(np.asarray, self.decode(tokens.reshape(-1, *tokens.shape[-2:])))

@@ -1,0 +1,147 @@
+"""What else an evaluation asks: other conditions, several samples, accuracy against spread, mixed conditions."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from pdiff import rng
+from pdiff.bench import Bench, Scores
+from pdiff.evaluators import novelty, test_time
+from pdiff.models.conditions import Mixture, lerp, slerp
+from pdiff.report.results import summary
+from pdiff.sample import Samplers
+from pdiff.tasks import support
+from pdiff.tasks.base import Task
+from pdiff.zoo.store import Networks
+
+MOST_MIXED = 32  # tasks for each separation
+
+
+def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
+    """Accuracy by what is given: each condition alone, and support sets of each size with and without labels."""
+    use = bench.config.condition.use
+    rows = {
+        name: bench.generate(sampler, tasks, f"evaluate/{split}/{name}", given=(name,))
+        for name in use
+        if name != "support" and (name != "id" or split == "seen")  # no other task's id was ever trained
+    }
+    if "support" in use:
+        words = tuple(n for n in bench.config.sample.condition if n != "support")
+        for size in bench.config.eval.support_sizes:
+            for labelled in (True, False):
+                key = rng.stream(bench.config.seed, f"evaluate/{split}/support_{size}")
+                sets = support.draw(bench.generator.family, tasks, size, labelled, key)
+                name = f"support_{size}_{'labelled' if labelled else 'unlabelled'}"
+                stream = f"evaluate/{split}/{name}"
+                rows[name] = bench.generate(sampler, tasks, stream, given=("support",), support=sets)
+                if size == max(bench.config.eval.support_sizes) and labelled and words:
+                    given = (*words, "support")
+                    rows["+".join((*words, name))] = bench.generate(sampler, tasks, stream, given=given, support=sets)
+    return {name: bench.accuracy(networks, tasks).summary() for name, networks in rows.items()}
+
+
+def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
+    """Averages of several samples, and choices among them by a support set, beside single samples."""
+    count, family, apply = bench.config.eval.test_time_samples, bench.generator.family, bench.generator.target.apply
+    flat = bench.generate(sampler, tasks, f"evaluate/{split}/test_time", count)
+    networks = jax.tree.map(lambda a: a.reshape(len(tasks), count, *a.shape[1:]), flat)
+    size = bench.config.condition.support_images
+    sets = support.draw(family, tasks, size, True, rng.stream(bench.config.seed, f"evaluate/{split}/test_time/support"))
+    variables = jax.tree.map(lambda v: v[np.array([t.id for t in tasks])], family.variables)
+    images = np.asarray(jax.jit(jax.vmap(family.render, (0, None)))(variables, family.data["test"].x))
+    ensemble = test_time.function_mean_accuracy(apply, networks, images, family.data["test"].y)
+    made = {
+        "single": bench.accuracy(flat, tasks),
+        f"weight_mean_{count}": bench.accuracy(test_time.weight_mean(networks), tasks),
+        f"function_mean_{count}": Scores(ensemble[:, None]),
+        f"best_of_{count}_by_entropy": bench.accuracy(test_time.best(apply, networks, sets.x, None), tasks),
+        f"best_of_{count}_by_labels": bench.accuracy(test_time.best(apply, networks, sets.x, sets.y), tasks),
+    }
+    return {name: scores.summary() for name, scores in made.items()}
+
+
+def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
+    """For each last noise level: accuracy by split, and how far two samples of one task differ (L2 of raw weights)."""
+    points = []
+    for end in bench.config.eval.curve_levels:
+        config = bench.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.sample.sigma_end = end
+        narrowed = Samplers(dataclasses.replace(bench.generator, config=config), bench.mesh)
+        point = {"sigma_end": end, "sampler": sampler}
+        for split in ("validation", "seen", "interp", "unseen"):
+            tasks = bench.tasks(split, 32)
+            if tasks:
+                key = rng.stream(config.seed, f"evaluate/curve/{split}")
+                made = narrowed.networks(bench.params, sampler, bench.condition(tasks, 2), key)
+                part = "validation" if split == "validation" else "test"
+                tokens = np.asarray(bench.encode(made)).reshape(len(tasks), 2, -1)
+                point[split] = {
+                    "accuracy": bench.accuracy(made, tasks, part).summary(),
+                    "spread": summary(novelty.spread(tokens)),
+                }
+        points.append(point)
+    return points
+
+
+def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
+    """Networks for a task made from two seen ones on both sides of it, scored on that task.
+
+    For each separation: tasks (seen and interp) that have a seen task half of it away on each side. What is
+    mixed, on the line and on the arc: the encoded conditions; the weights of two zoo networks of one seed; the
+    noise from which unconditional DDIM makes these networks. `description` asks for the task in words instead.
+    """
+    family = bench.generator.family
+    if len(family.factor_names) != 1:
+        return []
+    rows = []
+    candidates = (*bench.tasks("seen", MOST_MIXED), *bench.tasks("interp", MOST_MIXED))
+    for separation in bench.config.eval.mixing_separations:
+        triples = [t for t in (_around(family, task, separation) for task in candidates) if t]
+        if not triples:
+            continue
+        triples = [triples[i] for i in np.linspace(0, len(triples) - 1, min(len(triples), MOST_MIXED)).astype(int)]
+        middle, a, b, weight = (list(column) for column in zip(*triples, strict=True))
+        made = _mixed(bench, sampler, seen, middle, a, b, np.array(weight, np.float32))
+        scores = {name: bench.accuracy(networks, middle).summary() for name, networks in made.items()}
+        rows.append({"separation": separation, "accuracy": scores})
+    return rows
+
+
+def _mixed(bench: Bench, sampler: str, seen: Networks, middle, a, b, weight) -> dict[str, PyTree]:
+    key = rng.stream(bench.config.seed, "evaluate/mixing")
+    ca, cb = bench.condition(a, 1), bench.condition(b, 1)
+    made = {"description": bench.samplers.networks(bench.params, sampler, bench.condition(middle, 1), key)}
+    for name, spherical in (("lerp", False), ("slerp", True)):
+        mixture = Mixture(ca, cb, weight, spherical)
+        made[f"condition_{name}"] = bench.samplers.networks(bench.params, sampler, mixture, key)
+    first = {int(t): i for i, t in reversed(list(enumerate(seen.task)))}  # the same seed for every task
+    za, zb = (np.asarray(bench.generator.encode(seen[np.array([first[t.id] for t in x])].params)) for x in (a, b))
+    nothing = bench.condition(middle, 1, given=())
+    na, nb = (bench.samplers.inverted(bench.params, nothing, z) for z in (za, zb))
+    for name, between in (("lerp", lerp), ("slerp", slerp)):
+        made[f"weights_{name}"] = _decode(bench, between(za, zb, weight))
+        noise = np.asarray(between(na, nb, weight))
+        made[f"noise_{name}"] = _decode(bench, bench.samplers.from_noise(bench.params, nothing, noise))
+    return made
+
+
+def _decode(bench: Bench, tokens: Float[np.ndarray, "batch tokens dim"]) -> PyTree:
+    return jax.tree.map(np.asarray, bench.generator.decode(tokens))
+
+
+def _around(family, task: Task, separation: float) -> tuple[Task, Task, Task, float] | None:
+    """(task, a, b, weight): the seen tasks nearest to half of `separation` below and above, if both are near it."""
+    others = [t for t in family.split("seen") if t.id != task.id]
+    period = family.factor_periods[0]
+    offset = np.array([t.factors[0] - task.factors[0] for t in others])
+    if period:
+        offset = (offset + period / 2) % period - period / 2
+    low, high = np.abs(offset + separation / 2).argmin(), np.abs(offset - separation / 2).argmin()
+    ends = offset[low], offset[high]
+    if max(abs(ends[0] + separation / 2), abs(ends[1] - separation / 2)) > 0.2 * separation or ends[0] >= 0 >= ends[1]:
+        return None
+    return task, others[low], others[high], float(-ends[0] / (ends[1] - ends[0]))
