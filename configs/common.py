@@ -68,11 +68,11 @@ def get_config() -> ConfigDict:
     # The diffusion transformer.
     c.model = ConfigDict(
         dict(
-            width=256,
-            depth=4,
+            width=128,
+            depth=3,
             num_heads=4,
             mlp_ratio=4.0,
-            mean_width=0,  # hidden width of a direct path from the condition to the weights; 0 is none
+            mean_width=256,  # hidden width of a direct path from the condition to the weights; 0 is none
             dtype="float32",  # float32 | bfloat16, for activations only
             remat=False,
             max_tokens=4096,  # longest sequence that is accepted
@@ -94,8 +94,8 @@ def get_config() -> ConfigDict:
             text_width=64,
             text_depth=1,
             support_images=16,  # most support images of a class
-            num_harmonics=2,  # Fourier harmonics of a number in a text, and of a factor
-            number_noise=0.0,  # standard deviation of the noise on them in training, in the numbers' own units
+            num_harmonics=4,  # Fourier harmonics of a number in a text, and of a factor
+            number_noise=8.0,  # standard deviation of the noise on them in training, in the numbers' own units
             number_period=360.0,  # the numbers' period: those harmonics of it are told apart
         )
     )
@@ -103,15 +103,15 @@ def get_config() -> ConfigDict:
     c.diffusion = ConfigDict(
         dict(
             path="ve",  # ve | vp | rectified_flow
-            precondition='conditional',  # conditional | edm, see pdiff/diffusion/denoiser.py
-        sigma_min=0.02,  # lowest and highest noise-to-signal ratio
+            precondition="conditional",  # conditional | edm, see pdiff/diffusion/denoiser.py
+            sigma_min=0.02,  # lowest and highest noise-to-signal ratio
             sigma_max=80.0,
             p_mean=0.5,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
             p_std=1.5,
             at_sigma_max=0.2,  # share of training examples put at sigma_max
-            functional_weight=1.0,  # lambda of the functional loss; 0 is plain score matching
-            base_penalty=0.0,  # mu of its penalty mu ||W - base||^2
-            functional_images=32,  # images of the task for each network in the functional loss
+            functional_weight=100.0,  # lambda of the functional loss; 0 is plain score matching
+            base_penalty=3e-5,  # mu of its penalty mu ||W - base||^2, which prefers the least change that works
+            functional_images=128,  # images of the task for each network in the functional loss
         )
     )
 

@@ -14,8 +14,9 @@ def get_config() -> ConfigDict:
     c = common.get_config()
     c.tasks.update(dict(num_seen=12, num_interp=3, num_unseen=4, num_validation=4))
     c.zoo.update(dict(seeds_per_task=2, reference_seeds=2, pretrain_steps=300, steps=100, chunk_size=16))
-    c.model.update(dict(width=64, depth=2))
+    c.model.update(dict(width=64, depth=2, mean_width=64))
     c.condition.update(dict(text_width=32, text_vocab_size=300))
+    c.diffusion.functional_images = 32
     c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
     c.sample.update(dict(num_steps=4, batch_size=16, samplers=("heun", "posterior_mean", "ddim")))
     c.eval.update(dict(samples_per_task=2, chunk_size=64, hypernetwork=True, test_time_samples=2, support_sizes=(1,)))

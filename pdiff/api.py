@@ -7,15 +7,17 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from pdiff import dist, files, generator, rng
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer
 from pdiff.generator import Generator
+from pdiff.models.conditions import Mixture
 from pdiff.report import results as results_lib
 from pdiff.sample import Samplers
+from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
 
 
@@ -33,34 +35,64 @@ class LoadedGenerator:
         *,
         prompt: str | None = None,
         task_id: int | str | None = None,
+        between: tuple[int | str, int | str, float] | None = None,
+        support: Float[np.ndarray, "images features"] | None = None,
+        labels: Int[np.ndarray, " images"] | None = None,
         num_samples: int = 1,
         sampler: str | None = None,
         seed: int = 0,
     ) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """Networks for a description, or for one of the family's tasks by its id or name.
+        """Networks for a description, a task of the family, a place between two of its tasks, or a few images.
 
-        A task is asked for by all conditions that the run samples with, and by its id if it is a seen one.
+        Args:
+          prompt: a description, in the words of the training ones.
+          task_id: id or name. The task is asked for by all conditions that the run samples with, and by its id if it
+            is a seen one.
+          between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
+          support: images of the task, flattened as the family's are, with `labels` or without.
 
         Raises:
-          PdiffError: neither or both were given, the prompt cannot be read, or there is no such task.
+          PdiffError: not exactly one of the four was given, it cannot be read, or the generator was not trained on it.
         """
-        if (prompt is None) == (task_id is None):
-            raise PdiffError("sample: give prompt or task_id, one of them")
-        use = self.config.condition.use
+        given = [n for n, v in (("prompt", prompt), ("task_id", task_id), ("between", between), ("support", support))
+                 if v is not None]  # fmt: skip
+        if len(given) != 1:
+            raise PdiffError(
+                f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
+            )
         if prompt is not None:
-            if "text" not in use:
-                raise PdiffError(
-                    f"prompt: this generator was trained on {', '.join(use)} and reads no text; give a task"
-                )
-            task, given = self.family.tasks[0], ("text",)
+            self._needs("text", "prompt")
+            condition = self._static.condition([self.family.tasks[0]], [prompt], ("text",))
+        elif support is not None:
+            self._needs("support", "support")
+            sets = support_lib.of_images(support, labels, self.family.num_classes)
+            features = self.family.data["train"].x.shape[1]
+            if sets.x.shape[-1] != features:
+                raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {features}")
+            condition = self._static.condition([self.family.tasks[0]], None, ("support",), sets)
+        elif between is not None:
+            a, b, weight = between
+            if not 0 <= weight <= 1:
+                raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")
+            condition = Mixture(self._condition(a), self._condition(b), np.array([weight], np.float32))
         else:
-            task = self.task(task_id)
-            given = self.config.sample.condition
-            if "id" in use and task.split == "seen":
-                given = tuple({*given, "id"})
-        condition = self._static.condition([task] * num_samples, prompt and [prompt] * num_samples, given)
+            condition = self._condition(task_id)
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
         name = sampler or self.default_sampler
         return self._samplers.networks(self._params, name, condition, rng.stream(seed, "sample"))
+
+    def _needs(self, condition: str, argument: str) -> None:
+        use = self.config.condition.use
+        if condition not in use:
+            raise PdiffError(
+                f"{argument}: this generator was trained on {', '.join(use)} and reads no {condition}; give a task"
+            )
+
+    def _condition(self, name: int | str) -> dict:
+        task, given = self.task(name), self.config.sample.condition
+        if "id" in self.config.condition.use and task.split == "seen":
+            given = tuple({*given, "id"})
+        return self._static.condition([task], None, given)
 
     def task(self, name: int | str) -> Task:
         """A task by id or name.

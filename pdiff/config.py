@@ -206,6 +206,15 @@ def validate(config: ConfigDict) -> None:
         "sample.condition",
         f"some of condition.use = {c.condition.use}",
     )
+    _require(
+        "support" not in c.sample.condition, values, "sample.condition",
+        "all but support: nobody's images are at hand when only a description is given",
+    )  # fmt: skip
+    if "support" in c.condition.use:
+        _require(
+            max(c.eval.support_sizes, default=1) <= c.condition.support_images, values, "eval.support_sizes",
+            f"at most condition.support_images = {c.condition.support_images}",
+        )  # fmt: skip
     try:
         re.compile(c.target.generate)
     except re.error as e:

@@ -1,0 +1,22 @@
+"""Whole regions held out: networks for arcs of 30 and 18 degrees that nothing in the zoo comes from.
+
+    python -m pdiff.main --config=configs/unseen.py
+
+One generator that can be asked in words, by the angle, or with a few images of the task, and its rival, a hypernetwork of
+the same parts. For a look in a few minutes:
+
+    python -m pdiff.main --config=configs/unseen.py --workdir=runs/unseen_fast --config.train.steps=500 \\
+        --config.train.validate_every=250 --config.eval.hypernetwork=False
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.4, drop_factors=0.5, drop_support=0.5))
+    c.train.update(dict(steps=3000, validate_every=500))
+    c.eval.hypernetwork = True
+    return c.lock()

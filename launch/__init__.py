@@ -1,0 +1,1 @@
+"""Running pdiff more than once, or in more than one place."""

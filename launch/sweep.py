@@ -1,0 +1,181 @@
+"""Many runs of one scenario, and one table of what they say.
+
+    python -m launch.sweep --sweep=unseen --workdir=runs/sweep        # configs/unseen.py as it is, three seeds
+    python -m launch.sweep --sweep=ablation --workdir=runs/sweep      # one option changed at a time, three seeds
+    python -m launch.sweep --sweep=tasks --workdir=runs/sweep         # 8 … 2,048 seen tasks
+    python -m launch.sweep --sweep=gap --workdir=runs/sweep           # held-out arcs of 10° … 120°
+
+Runs go one after another into <workdir>/<sweep>/<variant>-seed<n>; finished ones are skipped, so the same command
+resumes a sweep. All share the zoos in <workdir>/zoo. The table (Markdown), its numbers (JSON) and its plot (SVG) are
+written into <workdir>/<sweep>. Means are over seeds of the run, with the standard error over seeds.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from configs import unseen
+from pdiff import run
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  after the backend
+
+Variants = dict[str, dict[str, Any]]
+
+# A few minutes on 2 cores instead of half an hour. What is compared with it must be run with it too.
+FAST = {
+    "train.steps": 500,
+    "train.validate_every": 500,
+    "train.checkpoint_every": 500,
+    "condition.use": ("text",),
+    "condition.drop_text": 0.0,
+    "sample.samplers": ("posterior_mean", "ddim"),
+    "eval.samples_per_task": 1,
+    "eval.test_time_samples": 0,
+    "eval.curve_levels": (),
+    "eval.mixing_separations": (),
+}
+NO_RIVAL = FAST | {"eval.hypernetwork": False}
+
+ABLATION: Variants = {
+    "as it is": {},
+    "functional_weight 0": {"diffusion.functional_weight": 0.0},
+    "functional_weight 1": {"diffusion.functional_weight": 1.0},
+    "functional_weight 10": {"diffusion.functional_weight": 10.0},
+    "functional_images 32": {"diffusion.functional_images": 32},
+    "no base_penalty": {"diffusion.base_penalty": 0.0},
+    "no number_noise": {"condition.number_noise": 0.0},
+    "no number_noise, 2 harmonics": {"condition.number_noise": 0.0, "condition.num_harmonics": 2},
+    "no mean path": {"model.mean_width": 0},
+    "factors in place of text": {"condition.use": ("factors",), "sample.condition": ("factors",),
+                                 "condition.drop_factors": 0.0},
+    "EDM preconditioning": {"diffusion.precondition": "edm"},
+    "rectified flow": {"diffusion.path": "rectified_flow", "diffusion.sigma_max": 80.0},
+    "tokens by neuron": {"weights.layout": "neuron"},
+    "scale per parameter": {"weights.scale": "param"},
+    "centred on the base": {"weights.center": "base"},
+    "guidance 1.5": {"sample.guidance": 1.5},
+    "EMA off": {"train.ema_decay": 0.0},
+    "wide and shallow": {"model.width": 224, "model.depth": 1},
+    "narrow and deep": {"model.width": 80, "model.depth": 8},
+    "1536 tasks, 1 seed each": {"tasks.num_seen": 1536, "zoo.seeds_per_task": 1},
+    "64 tasks, 24 seeds each": {"tasks.num_seen": 64, "zoo.seeds_per_task": 24},
+}  # fmt: skip
+SWEEPS: dict[str, tuple[dict[str, Any], Variants]] = {
+    "unseen": ({}, {"as it is": {}}),
+    "ablation": (NO_RIVAL, ABLATION),
+    "tasks": (FAST | {"zoo.seeds_per_task": 2}, {str(n): {"tasks.num_seen": n} for n in 2 ** np.arange(3, 12)}),
+    "gap": (
+        FAST | {"zoo.seeds_per_task": 2},
+        {str(w): {"tasks.unseen": f"{75 - w / 2:g}:{75 + w / 2:g}"} for w in (10, 20, 30, 45, 60, 90, 120)},
+    ),
+}
+CONTROLS = ("hypernetwork", "ridge", "nearest_seen", "linear_interpolation")
+CURVES = ("finetuned", "posterior_mean", "ddim", *CONTROLS, "base")
+
+_SWEEP = flags.DEFINE_enum("sweep", None, sorted(SWEEPS), "Which sweep.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Where the runs, the zoos and the table go.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each variant.")
+_ONLY = flags.DEFINE_list("only", [], "Variants to run, by name; all by default.")
+
+
+def make_config(overrides: dict[str, Any], seed: int, zoo: Path) -> ConfigDict:
+    """configs/unseen.py with overrides of dotted fields."""
+    config = unseen.get_config()
+    with config.unlocked():
+        config.seed = seed
+        config.zoo.dir = str(zoo)
+        for name, value in overrides.items():
+            part, field = name.split(".")
+            config[part][field] = tuple(value) if isinstance(value, list) else type(config[part][field])(value)
+    return config
+
+
+def rows(results: dict, split: str) -> dict[str, float]:
+    """Every mean of one split of one run, by row."""
+    entry = results["splits"][split]
+    found = {"finetuned": entry["finetuned"], "base": entry["base"]} | entry["generated"] | entry["controls"]
+    found |= {f"held_out_wording/{n}": s for n, s in entry.get("held_out_wording", {}).items()}
+    for part in ("by_condition", "test_time"):
+        found |= {f"{part}/{n}": s for n, s in entry.get(part, {}).items()}
+    return {name: s["mean"] for name, s in found.items()}
+
+
+def collect(runs: dict[str, list[dict]]) -> dict:
+    """{variant: {split: {row: {mean, sem, n}}}} over the seeds of each variant, validation included."""
+    table: dict = {}
+    for variant, results in runs.items():
+        splits = {s: [rows(r, s) for r in results] for s in results[0]["splits"]}
+        splits["validation"] = [{n: s["mean"] for n, s in r["selection"]["validation"].items()} for r in results]
+        table[variant] = {
+            split: {name: _over_seeds([v[name] for v in values]) for name in values[0]}
+            for split, values in splits.items()
+        }
+    return table
+
+
+def markdown(table: dict, columns: tuple[tuple[str, str], ...]) -> str:
+    """A row for each variant; columns are (split, row) pairs, and those that no variant has are left out."""
+    columns = tuple((s, n) for s, n in columns if any(n in t.get(s, {}) for t in table.values()))
+    lines = ["| | " + " | ".join(f"{s}: {n}" for s, n in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for variant, splits in table.items():
+        cells = [splits.get(s, {}).get(n) for s, n in columns]
+        shown = ["–" if c is None else f"{c['mean']:.3f} ± {c['sem']:.3f}" for c in cells]
+        lines.append(f"| {variant} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(table: dict, title: str, xlabel: str, path: Path) -> None:
+    """Unseen accuracy of each method against the variants' numbers."""
+    x = np.array([float(v) for v in table])
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name in CURVES:
+        points = [t["unseen"].get(name) for t in table.values()]
+        if None not in points:
+            mean, sem = (np.array([p[k] for p in points]) for k in ("mean", "sem"))
+            style = {"linestyle": "--"} if name in ("finetuned", "base") else {"marker": "o"}
+            axes.errorbar(x, mean, sem, label=name.replace("_", " "), capsize=2, **style)
+    axes.set(title=title, xlabel=xlabel, ylabel="test accuracy on unseen tasks", ylim=(0, 1))
+    if title.startswith("Number"):
+        axes.set_xscale("log", base=2)
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _over_seeds(values: list[float]) -> dict:
+    sem = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "sem": sem, "n": len(values)}
+
+
+def main(argv: list[str]) -> None:
+    sweep, workdir = _SWEEP.value, Path(_WORKDIR.value)
+    common, variants = SWEEPS[sweep]
+    where = workdir / sweep
+    runs: dict[str, list[dict]] = {}
+    for seed in map(int, _SEEDS.value):
+        for name, own in variants.items():
+            if _ONLY.value and name not in _ONLY.value:
+                continue
+            folder = where / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}"
+            logging.getLogger("pdiff").info("sweep: %s", folder)
+            config = make_config(common | own, seed, workdir / "zoo")
+            runs.setdefault(name, []).append(run.run(config, folder, f"python -m launch.sweep --sweep={sweep}"))
+            table = collect(runs)  # after each run, so that an unfinished sweep has its table too
+            columns = [("validation", n) for n in ("posterior_mean", "ddim", "heun")]
+            columns += [(s, n) for s in ("seen", "interp", "unseen") for n in CURVES]
+            (where / "table.md").write_text(markdown(table, tuple(columns)))
+            (where / "table.json").write_text(json.dumps(table, indent=1, sort_keys=True))
+    if sweep in ("tasks", "gap"):
+        title = {"tasks": "Number of seen tasks", "gap": "Width of the held-out arc"}[sweep]
+        plot(table, title, {"tasks": "seen tasks", "gap": "degrees"}[sweep], where / "plot.svg")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,70 @@
+"""Contexts: null where nothing is given, blind to order and padding of a support set, and mixed exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdiff.models.conditions import Conditions, Context, FactorsCondition, SupportCondition, lerp, mix, slerp
+
+
+@pytest.fixture(scope="module")
+def module():
+    encoders = {"factors": FactorsCondition(8, 2, (360.0,)), "support": SupportCondition(8, 3)}
+    return Conditions(encoders, 8)
+
+
+def condition(factors=True, support=True, real=4):
+    x = jax.random.normal(jax.random.key(1), (2, 4, 5))
+    y = jnp.array([[0, 1, 2, -1]] * 2)
+    return {
+        "factors": {"inputs": jnp.array([[10.0], [200.0]]), "keep": jnp.full(2, factors)},
+        "support": {"inputs": {"x": x, "y": y, "real": jnp.arange(4) < jnp.full((2, 1), real)},
+                    "keep": jnp.full(2, support)},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encode(module):
+    params = module.init(jax.random.key(0), condition())
+    return lambda c: module.apply(params, c)
+
+
+def test_pooled_is_the_mean_of_what_is_given(encode):
+    both, factors, support = encode(condition()), encode(condition(support=False)), encode(condition(factors=False))
+    np.testing.assert_allclose(factors.pooled, both.tokens[:, 0], atol=1e-6)
+    np.testing.assert_allclose(support.pooled, both.tokens[:, 1], atol=1e-6)
+    np.testing.assert_allclose(both.pooled, both.tokens.mean(1), atol=1e-6)
+    nothing = encode(condition(False, False))
+    np.testing.assert_array_equal(nothing.pooled[0], nothing.pooled[1])
+    np.testing.assert_array_equal(nothing.tokens[0], nothing.tokens[1])
+
+
+def test_a_support_set_has_no_order_and_padding_is_not_seen(encode):
+    given = condition(real=3)
+    inputs = given["support"]["inputs"]
+    turned = {k: v[:, jnp.array([2, 0, 1, 3])] for k, v in inputs.items()}
+    dirty = inputs | {"x": inputs["x"].at[:, 3].set(99.0), "y": inputs["y"].at[:, 3].set(1)}
+    expected = encode(given)
+    for other in (turned, dirty):
+        got = encode(given | {"support": given["support"] | {"inputs": other}})
+        np.testing.assert_allclose(got.tokens, expected.tokens, atol=1e-5)
+    unlabelled = encode(given | {"support": given["support"] | {"inputs": inputs | {"y": jnp.full((2, 4), -1)}}})
+    assert jnp.abs(unlabelled.tokens - expected.tokens).max() > 1e-3
+
+
+def test_lerp_and_slerp():
+    a, b = jnp.array([[2.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 4.0], [3.0, 3.0]])
+    half = jnp.full(2, 0.5)
+    np.testing.assert_allclose(lerp(a, b, half), [[1, 2], [2, 2]])
+    root = np.sqrt(0.5)
+    np.testing.assert_allclose(slerp(a, b, half), [[3 * root, 3 * root], [2, 2]], rtol=1e-6)  # the second is parallel
+    for f in (lerp, slerp):
+        np.testing.assert_allclose(f(a, b, jnp.array([0.0, 1.0])), [a[0], b[1]], atol=1e-6)
+
+
+def test_mixing_is_per_example():
+    a, b = (Context(jnp.full((2, 1, 3), v), jnp.full((2, 3), v)) for v in (1.0, 3.0))
+    mixed = mix(a, b, jnp.array([0.25, 1.0]))
+    np.testing.assert_allclose(mixed.pooled[:, 0], [1.5, 3.0])
+    np.testing.assert_allclose(mixed.tokens[:, 0, 0], [1.5, 3.0])
