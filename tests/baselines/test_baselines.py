@@ -1,10 +1,11 @@
 """Baselines against cases whose answer is known."""
 
+import jax
 import numpy as np
 import pytest
 
 from configs import common
-from pdiff.baselines import SeenZoo
+from pdiff.baselines import SeenZoo, hypernetwork
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
@@ -106,3 +107,17 @@ def test_noise_starts_from_the_tasks_own_networks(family, zoo):
     assert made.std() == pytest.approx(0.2 * rms, rel=0.05) and abs(made.mean()) < 0.02
     still = sample(Noise.fit(zoo, 0.0, num_params=6), [unseen], SEEDS)
     np.testing.assert_array_equal(still, sample(Nearest.fit(zoo), [unseen], SEEDS))
+
+
+def test_the_hypernetwork_is_a_function_of_the_condition_alone(tiny):
+    rival = hypernetwork.rival(tiny)
+    params = jax.tree.map(lambda p: p + 0.1, rival.init(jax.random.key(0)))
+    assert jax.tree.structure(params) == jax.tree.structure(tiny.init(jax.random.key(0)))  # the same parameters
+    context = rival.context(params, rival.condition(tiny.family.tasks[:2]))
+    sigma = np.full(2, 80.0, np.float32)
+    noise = [80 * jax.random.normal(jax.random.key(i), (2, *tiny.stats.scale.shape)) for i in range(2)]
+    a, b = (rival.denoiser(params, context)(z, sigma) for z in noise)
+    np.testing.assert_allclose(a, b, atol=1e-2)
+    other = tiny.denoiser(params, context)(noise[1], sigma)
+    assert np.abs(other - b).max() > 10 * np.abs(a - b).max()
+    assert rival.config.diffusion.at_sigma_max == 1 and tiny.config.diffusion.at_sigma_max < 1

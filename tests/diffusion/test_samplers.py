@@ -149,6 +149,25 @@ def test_noise_levels(rho):
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
 
 
+def test_a_higher_last_level_draws_a_narrower_distribution():
+    path, widths = PATHS[0], []
+    for end in (LOW, C, 4 * C):
+        levels = samplers.noise_levels(path, 40, 7.0, end)
+        assert levels[-2] == pytest.approx(end) and levels[0] == pytest.approx(HIGH)
+        noise = jax.random.normal(jax.random.key(1), (4096, 1, 1))
+        widths.append(float(samplers.heun(denoise, path, noise, levels, keys(4096)).std()))
+    # At level r the marginal has variance c^2 + r^2, and D shrinks it by c^2 / (c^2 + r^2).
+    expected = [C**2 / np.sqrt(C**2 + r**2) for r in (LOW, C, 4 * C)]
+    np.testing.assert_allclose(widths, expected, rtol=0.03)
+
+
+def test_inversion_finds_the_noise():
+    levels = samplers.noise_levels(PATHS[0], 2000, 7.0)
+    noise = jax.random.normal(jax.random.key(1), SHAPE)
+    x0 = samplers.ddim(denoise, PATHS[0], noise, levels, keys(SHAPE[0]))
+    np.testing.assert_allclose(samplers.ddim_inversion(denoise, x0, levels), noise, atol=0.02)
+
+
 def test_unknown_sampler_lists_the_known_ones():
     with pytest.raises(PdiffError, match="heun, posterior_mean"):
         samplers.get_sampler("huen")

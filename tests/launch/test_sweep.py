@@ -1,0 +1,41 @@
+"""Sweeps: every variant is a valid config, and tables are means over seeds."""
+
+from pathlib import Path
+
+import pytest
+
+from launch import sweep
+from pdiff import config as config_lib
+from pdiff.tasks import get_family
+from tests.report.synthetic import results
+
+
+@pytest.mark.parametrize("name", sorted(sweep.SWEEPS))
+def test_every_variant_is_a_valid_config_of_its_own(name):
+    common, variants = sweep.SWEEPS[name]
+    made = {v: sweep.make_config(common | own, 3, Path("zoo")) for v, own in variants.items()}
+    for config in made.values():
+        config_lib.validate(config)
+        assert config.seed == 3
+    assert len({config_lib.to_json(c) for c in made.values()}) == len(made)
+
+
+@pytest.mark.parametrize("name", ["tasks", "gap"])
+def test_every_set_of_tasks_can_be_made(name):
+    common, variants = sweep.SWEEPS[name]
+    for own in variants.values():
+        get_family(sweep.make_config(common | own, 0, Path("zoo")).tasks).check()
+
+
+def test_tables_hold_means_and_standard_errors_over_seeds(tmp_path):
+    runs = [results(seed=s) for s in range(3)]
+    table = sweep.collect({"8": runs, "16": runs[:1]})
+    means = [r["splits"]["unseen"]["controls"]["ridge"]["mean"] for r in runs]
+    cell = table["8"]["unseen"]["ridge"]
+    assert cell["mean"] == pytest.approx(sum(means) / 3) and cell["n"] == 3
+    spread = sum((m - cell["mean"]) ** 2 for m in means) / 2
+    assert cell["sem"] == pytest.approx((spread / 3) ** 0.5)
+    text = sweep.markdown(table, (("unseen", "ridge"), ("unseen", "no such row")))
+    assert f"| 8 | {cell['mean']:.3f} ± {cell['sem']:.3f} |" in text and "no such row" not in text
+    sweep.plot(table, "Number of seen tasks", "tasks", tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000

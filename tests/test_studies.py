@@ -1,0 +1,117 @@
+"""Rows by condition, averages of samples, the accuracy-spread curve and mixing, on an untrained tiny generator."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pdiff import generator, studies
+from pdiff.bench import Bench
+from pdiff.evaluate import Evaluation
+from pdiff.stopping import StopSignal
+from pdiff.targets import get_target
+from pdiff.tasks import get_family
+from pdiff.train import make_constants, training_condition
+
+
+@pytest.fixture(scope="module")
+def made(tiny_config, tiny_zoo):
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.condition.use = ("text", "factors", "support")
+        config.condition.support_images = 2
+        config.eval.support_sizes = (1, 2)
+        config.eval.test_time_samples = 3
+        config.eval.curve_levels = (0.02, 5.0)
+        config.eval.mixing_separations = (60.0, 350.0)
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    return generator.make_generator(config.lock(), family, target, tiny_zoo)
+
+
+@pytest.fixture(scope="module")
+def bench(made, mesh):
+    leaves, tree = jax.tree.flatten(made.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    return Bench(made, params, mesh)
+
+
+def test_a_row_for_each_condition_and_support_size(bench):
+    tasks = bench.tasks("unseen")
+    rows = studies.by_condition(bench, "unseen", tasks, "posterior_mean")
+    sizes = {f"support_{k}_{kind}" for k in (1, 2) for kind in ("labelled", "unlabelled")}
+    assert set(rows) == {"text", "factors", "text+support_2_labelled"} | sizes
+    assert len({row["mean"] for row in rows.values()}) > 3  # they are not one and the same
+    assert all(row["n"] == len(tasks) * bench.config.eval.samples_per_task for row in rows.values())
+
+
+def test_test_time_help_has_single_samples_beside_it(bench):
+    rows = studies.test_time_help(bench, "unseen", bench.tasks("unseen"), "ddim")
+    assert list(rows) == [
+        "single", "weight_mean_3", "function_mean_3", "best_of_3_by_entropy", "best_of_3_by_labels"
+    ]  # fmt: skip
+    assert rows["single"]["min"] <= rows["best_of_3_by_labels"]["mean"] <= rows["single"]["max"]
+
+
+def test_the_curve_narrows(bench):
+    low, high = studies.accuracy_against_spread(bench, "ddim")
+    assert low["unseen"]["spread"]["mean"] > 1.2 * high["unseen"]["spread"]["mean"] > 0
+    assert set(low) == {"sigma_end", "sampler", "validation", "seen", "interp", "unseen"}
+
+
+def test_mixing_is_scored_on_the_task_between(bench, tiny_zoo):
+    (row,) = studies.mixing(bench, "posterior_mean", tiny_zoo["seen"])  # nothing is 175 degrees away on both sides
+    assert row["separation"] == 60.0
+    kinds = {f"{what}_{how}" for what in ("condition", "weights", "noise") for how in ("lerp", "slerp")}
+    assert set(row["accuracy"]) == kinds | {"description"}
+
+
+def test_neighbours_are_on_both_sides_and_the_weight_is_the_place_between(bench):
+    family = bench.generator.family
+    for task in family.split("seen"):
+        found = studies._around(family, task, 60.0)
+        if found:
+            _, a, b, weight = found
+            span = (b.factors[0] - a.factors[0]) % 360
+            assert (a.factors[0] + weight * span) % 360 == pytest.approx(task.factors[0], abs=1e-3)
+            assert task.id not in (a.id, b.id) and 0 < weight < 1
+    assert any(studies._around(family, t, 60.0) for t in family.split("seen"))
+
+
+def test_training_draws_support_sets_of_every_size(made):
+    constants = make_constants(made)
+    task = np.zeros(64, np.int32)
+    condition = training_condition(made, constants, task, task, jax.random.split(jax.random.key(0), 64))
+    sizes = np.asarray(condition["support"]["inputs"]["real"].sum(1))
+    assert set(sizes) == {10, 20}
+    labelled = np.asarray((condition["support"]["inputs"]["y"] >= 0).all(1))
+    assert 10 < labelled.sum() < 54
+
+
+def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
+    config = made.config.copy_and_resolve_references()
+    constants, task = make_constants(made), np.arange(8, dtype=np.int32)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def drawn(noise):
+        with config.unlocked():
+            config.condition.number_noise = noise
+        return training_condition(dataclasses.replace(made, config=config), constants, task, 0 * task, keys)
+
+    still, moved = drawn(0.0), drawn(8.0)
+    by = np.asarray(moved["factors"]["inputs"] - still["factors"]["inputs"])
+    assert 2 < by.std() < 20
+    number = still["text"]["inputs"]["is_number"]
+    change = np.asarray(moved["text"]["inputs"]["values"] - still["text"]["inputs"]["values"])
+    np.testing.assert_allclose(change, np.where(number, by, 0), atol=1e-3)
+    angles = np.array([made.family.tasks[t].factors[0] for t in task])
+    np.testing.assert_allclose(still["text"]["inputs"]["values"].max(1), angles, atol=1e-3)
+
+
+def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
+    results = Evaluation(made, bench.params, tiny_zoo, mesh, bench.params).run(StopSignal())
+    for split in results["splits"].values():
+        assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
+    assert results["mixing"] and len(results["accuracy_against_spread"]) == 2
