@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict(
         dict(
-            steps=3000,
+            steps=1500,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
             grad_clip=1.0,
             ema_decay=0.998,
             log_every=50,
-            validate_every=1000,
+            validate_every=500,
             checkpoint_every=500,
             keep_checkpoints=2,
         )
@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
         dict(
             samplers=("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama"),
             num_steps=18,
-            sigma_end=0.02,  # last noise level; a higher one draws narrower samples, as the accuracy-spread curve shows
+            sigma_end=1.0,  # last noise level; a higher one draws narrower samples, as the accuracy-spread curve shows
             rho=7.0,  # spacing of the noise levels, EDM equation 5
             guidance=1.0,  # classifier-free guidance; 1 is none
             condition=("text",),  # which conditions are given; the others are null

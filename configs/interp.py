@@ -13,4 +13,6 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    return common.get_config().lock()
+    c = common.get_config()
+    c.eval.hypernetwork = True
+    return c.lock()

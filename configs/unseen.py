@@ -16,7 +16,6 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.4, drop_factors=0.5, drop_support=0.5))
-    c.train.update(dict(steps=3000, validate_every=500))
+    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.3, drop_factors=0.7, drop_support=0.6))
     c.eval.hypernetwork = True
     return c.lock()

@@ -82,7 +82,11 @@ class Evaluation:
         results["novelty"] = self._novelty(self._tasks("seen"), seen_networks, baselines["noise"])
         stop.check("in evaluation, with the trained generator in a checkpoint")
         if self._diverse and self._config.eval.curve_levels:
-            results["accuracy_against_spread"] = studies.accuracy_against_spread(self._bench, self._diverse)
+            reported = {s: n for s, n in self._networks.items() if s in (*REPORTED_SPLITS, "validation")}
+            results["accuracy_against_spread"] = {
+                "zoo": {s: studies.zoo_spread(self._bench, s, n) for s, n in reported.items()},
+                "curve": studies.accuracy_against_spread(self._bench, self._diverse),
+            }
         if self._config.eval.mixing_separations:
             results["mixing"] = studies.mixing(self._bench, self._sampler, self._networks["seen"])
         seconds = self._time_sampling()

@@ -78,13 +78,29 @@ def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
                 key = rng.stream(config.seed, f"evaluate/curve/{split}")
                 made = narrowed.networks(bench.params, sampler, bench.condition(tasks, 2), key)
                 part = "validation" if split == "validation" else "test"
-                tokens = np.asarray(bench.encode(made)).reshape(len(tasks), 2, -1)
-                point[split] = {
-                    "accuracy": bench.accuracy(made, tasks, part).summary(),
-                    "spread": summary(novelty.spread(tokens)),
-                }
+                point[split] = _accuracy_and_spread(bench, made, tasks, part)
         points.append(point)
     return points
+
+
+def zoo_spread(bench: Bench, split: str, networks: Networks) -> dict:
+    """The same for two fine-tuned networks of each task, which is what an honest sampler would show."""
+    tasks = [t for t in bench.tasks(split, 32) if (networks.task == t.id).sum() > 1]
+    if not tasks:
+        return {}
+    rows = np.concatenate([np.flatnonzero(networks.task == t.id)[:2] for t in tasks])
+    return _accuracy_and_spread(bench, networks[rows].params, tasks, "validation" if split == "validation" else "test")
+
+
+def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], part: str) -> dict:
+    """Of two networks for each task: accuracy, L2 between the two, and how often just one of them is right."""
+    right = bench.score[part].right(networks, np.repeat([t.id for t in tasks], 2)).reshape(len(tasks), 2, -1)
+    tokens = np.asarray(bench.encode(networks)).reshape(len(tasks), 2, -1)
+    return {
+        "accuracy": Scores(right.mean(-1)).summary(),
+        "spread": summary(novelty.spread(tokens)),
+        "disagreement": summary((right[:, 0] != right[:, 1]).mean(-1)),
+    }
 
 
 def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:

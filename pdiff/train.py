@@ -44,16 +44,22 @@ def make_constants(generator: Generator) -> dict:
 
 
 def training_condition(
-    generator: Generator, constants: dict, task: Int[Array, " batch"], wording: Int[Array, " batch"], keys: PRNGKeyArray
+    generator: Generator,
+    constants: dict,
+    task: Int[Array, " batch"],
+    wording: Int[Array, " batch"],
+    sigma: Float[Array, " batch"],
+    keys: PRNGKeyArray,
 ) -> dict:
     """The condition of each example, every name dropped with its own probability and all with `drop_all`.
 
     Numbers are moved by `number_noise`: what a generator says of an angle must then hold around it, which keeps it
-    from learning a map that is too wiggly to fill in what it has not seen.
+    from learning a map that is too wiggly to fill in what it has not seen. They are moved less at low noise, where
+    the weights themselves would otherwise tell the angle better than the condition does, and it would be ignored.
     """
     config = generator.config.condition
     streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
-    moved = config.number_noise * jax.vmap(jax.random.normal)(streams[:, 0])
+    moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None],
@@ -80,13 +86,12 @@ def _training_support(
     most, classes = generator.config.condition.support_images, generator.family.num_classes
 
     def one(key):
-        size, label, rows = jax.random.split(key, 3)
+        size, label, place = jax.random.split(key, 3)
         per_class = 2 ** jax.random.randint(size, (), 0, most.bit_length())
-        return (
-            support.draw_rows(rows, constants["class_rows"], constants["class_counts"], most),
-            jnp.arange(most * classes) < jnp.minimum(per_class, most) * classes,
-            jax.random.bernoulli(label),
-        )
+        # With replacement, which is rarely a difference here, and needs no sorting.
+        places = jax.random.randint(place, (most, classes), 0, constants["class_counts"])
+        rows = constants["class_rows"][jnp.arange(classes), places].reshape(-1)
+        return rows, jnp.arange(most * classes) < per_class * classes, jax.random.bernoulli(label)
 
     rows, real, labelled = jax.vmap(one)(keys)
     variables = jax.tree.map(lambda v: v[task], constants["variables"])
@@ -100,10 +105,10 @@ def loss_fn(
     """Mean loss over the examples of one device, and its parts."""
     config = generator.config.diffusion
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    condition = training_condition(generator, constants, batch["task"], batch["wording"], streams[:, 0])
     x0 = generator.encode(batch["params"])
     sigma = losses.training_noise_ratios(generator.path, streams[:, 1], config.sigma_max, config.at_sigma_max)
     noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
+    condition = training_condition(generator, constants, batch["task"], batch["wording"], sigma, streams[:, 0])
     denoise = generator.denoiser(params, generator.context(params, condition))
     denoised = denoise(x0 + sigma[:, None, None] * noise, sigma)
 

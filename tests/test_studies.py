@@ -55,9 +55,12 @@ def test_test_time_help_has_single_samples_beside_it(bench):
     assert rows["single"]["min"] <= rows["best_of_3_by_labels"]["mean"] <= rows["single"]["max"]
 
 
-def test_the_curve_narrows(bench):
-    low, high = studies.accuracy_against_spread(bench, "ddim")
+def test_the_curve_narrows(made, mesh):
+    """With a network that says nothing, the denoiser is the shrinkage of its preconditioning."""
+    still = Bench(made, made.init(jax.random.key(0)), mesh)
+    low, high = studies.accuracy_against_spread(still, "ddim")
     assert low["unseen"]["spread"]["mean"] > 1.2 * high["unseen"]["spread"]["mean"] > 0
+    assert low["unseen"]["disagreement"]["mean"] > high["unseen"]["disagreement"]["mean"]
     assert set(low) == {"sigma_end", "sampler", "validation", "seen", "interp", "unseen"}
 
 
@@ -83,7 +86,7 @@ def test_neighbours_are_on_both_sides_and_the_weight_is_the_place_between(bench)
 def test_training_draws_support_sets_of_every_size(made):
     constants = make_constants(made)
     task = np.zeros(64, np.int32)
-    condition = training_condition(made, constants, task, task, jax.random.split(jax.random.key(0), 64))
+    condition = training_condition(made, constants, task, task, np.ones(64), jax.random.split(jax.random.key(0), 64))
     sizes = np.asarray(condition["support"]["inputs"]["real"].sum(1))
     assert set(sizes) == {10, 20}
     labelled = np.asarray((condition["support"]["inputs"]["y"] >= 0).all(1))
@@ -98,7 +101,8 @@ def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
     def drawn(noise):
         with config.unlocked():
             config.condition.number_noise = noise
-        return training_condition(dataclasses.replace(made, config=config), constants, task, 0 * task, keys)
+        generator = dataclasses.replace(made, config=config)
+        return training_condition(generator, constants, task, 0 * task, np.full(8, 80.0), keys)
 
     still, moved = drawn(0.0), drawn(8.0)
     by = np.asarray(moved["factors"]["inputs"] - still["factors"]["inputs"])
@@ -114,4 +118,4 @@ def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zo
     results = Evaluation(made, bench.params, tiny_zoo, mesh, bench.params).run(StopSignal())
     for split in results["splits"].values():
         assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
-    assert results["mixing"] and len(results["accuracy_against_spread"]) == 2
+    assert results["mixing"] and len(results["accuracy_against_spread"]["curve"]) == 2

@@ -7,7 +7,7 @@ from pdiff.evaluators import test_time as module
 
 X = np.ones((1, 4, 1), np.float32)  # one task, four images, all the same
 Y = np.array([0, 0, 0, 1])
-NETWORKS = {"w": np.array([[[3.0, 0.0], [0.0, 1.0], [0.0, 1.5]]], np.float32)}  # three samples of one task
+NETWORKS = {"w": np.array([[[3.0, 0.0], [0.0, 0.5], [0.0, 0.7]]], np.float32)}  # three samples of one task
 
 
 def apply(network, x):
@@ -15,7 +15,7 @@ def apply(network, x):
 
 
 def test_weight_mean():
-    np.testing.assert_allclose(module.weight_mean(NETWORKS)["w"], [[1.0, 2.5 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(module.weight_mean(NETWORKS)["w"], [[1.0, 0.4]], rtol=1e-6)
 
 
 def test_function_mean_adds_probabilities_not_votes():
@@ -29,5 +29,5 @@ def test_function_mean_adds_probabilities_not_votes():
 def test_the_best_by_labels_and_by_entropy():
     assert module.best(apply, NETWORKS, X, Y[None])["w"].tolist() != module.best(apply, NETWORKS, X, 1 - Y[None])
     ones = np.ones((1, 4), int)
-    np.testing.assert_allclose(module.best(apply, NETWORKS, X, ones)["w"], [[0.0, 1.5]])  # likeliest for all ones
+    np.testing.assert_allclose(module.best(apply, NETWORKS, X, ones)["w"], [[0.0, 0.7]])  # likeliest for all ones
     np.testing.assert_allclose(module.best(apply, NETWORKS, X, None)["w"], [[3.0, 0.0]])  # surest of its answers
