@@ -63,6 +63,32 @@ def figures(results: dict, metrics: list[dict]) -> list[Figure]:
                 svg(plots.novelty(results["novelty"]["points"])),
             )
         )
+    study = results.get("accuracy_against_spread")
+    if study and study["curve"]:
+        sampler = plots.label(study["curve"][0]["sampler"])
+        made.append(
+            Figure(
+                "accuracy_against_spread",
+                "Accuracy against spread",
+                f"Accuracy of {sampler} against the distance of two samples of one task, for last noise levels from "
+                f"{study['curve'][0]['sigma_end']:g} to {study['curve'][-1]['sigma_end']:g}.",
+                f"{sampler} ended at rising noise levels (numbers at the ends), where it takes the mean of what is "
+                "still undecided. Grey squares are pairs of fine-tuned networks of one task.",
+                svg(plots.accuracy_against_spread(study)),
+            )
+        )
+    if results.get("mixing"):
+        made.append(
+            Figure(
+                "mixing",
+                "Mixing two tasks",
+                "Line chart of accuracy on the task between two mixed tasks against their separation.",
+                "Two seen tasks on both sides of a third are mixed at its place between them and scored on it: their "
+                "encoded conditions, two zoo networks of one seed, or the noise that unconditional DDIM finds for "
+                "these. Dashed: the third task's own description.",
+                svg(plots.mixing(results["mixing"])),
+            )
+        )
     if any("loss" in e for e in metrics):
         made.append(
             Figure(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def share_of_gain(mean: float, entry: dict) -> float | None:
     return (mean - base) / (finetuned - base) if finetuned - base >= LEAST_GAIN else None
 
 
+def given(name: str) -> str:
+    """The name of a row by condition as prose: `support_4_labelled` is 4 labelled images of each class."""
+    support = re.sub(r"support_(\d+)_(\w+)", r"\1 \2 images a class", name)
+    return plots.label(support).replace("+", " and ")
+
+
 def _split(name: str, entry: dict, results: dict) -> dict:
     """A split's headline and its rows, the things compared."""
     chosen = results["selection"]["sampler"]
@@ -101,6 +108,11 @@ def _split(name: str, entry: dict, results: dict) -> dict:
             rows.append(
                 row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n])
             )
+    for n, summary in entry.get("by_condition", {}).items():
+        rows.append(row("generated", f"{plots.label(chosen)}, given {given(n)}", summary))
+    for n, summary in entry.get("test_time", {}).items():
+        title = "single samples" if n == "single" else plots.label(n)
+        rows.append(row("generated", f"{plots.label(results['selection']['many_steps'])}, {title}", summary))
     rows += [
         row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])
     ]
@@ -143,6 +155,7 @@ def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
     rows = [
         ("zoo: pretraining and fine-tuning", duration(timing["zoo_s"])),
         ("training the generator", duration(timing["train_s"])),
+        *([("training the hypernetwork", duration(timing["hypernetwork_s"]))] if "hypernetwork_s" in timing else []),
         ("evaluation", duration(timing["evaluate_s"])),
         ("all of these", duration(timing["total_s"])),
     ]

@@ -183,6 +183,9 @@ def _check_split(where: str, entry: dict, sampler: str | None, controls: Sequenc
     ):
         if key in entry:
             faults += _check_summaries(f"{where}.{key}", entry[key], required)
+    for key in ("held_out_wording", "by_condition", "test_time"):
+        if key in entry:
+            faults += _check_summaries(f"{where}.{key}", entry[key])
     tasks = entry.get("per_task")
     if tasks is None:
         return faults

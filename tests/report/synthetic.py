@@ -68,6 +68,10 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             for i, a in enumerate(angles[split])
         ]
         splits[split] = {"num_tasks": len(per_task), **_nested(whole), "per_task": per_task}
+        conditions = ("text", "factors", "support_4_labelled", "text+support_16_labelled")
+        splits[split]["by_condition"] = {n: summary(noisy(0.9 - 0.01 * i)) for i, n in enumerate(conditions)}
+        helped = ("single", "weight_mean_8", "best_of_8_by_entropy")
+        splits[split]["test_time"] = {n: summary(noisy(0.8 + 0.013 * i)) for i, n in enumerate(helped)}
     points = [
         {
             "kind": kind,
@@ -79,6 +83,23 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         for _ in range(96)
     ]
 
+    def pair(accuracy: float, distance: float) -> dict:
+        parts = {"accuracy": noisy(accuracy), "spread": distance + noisy(0.0), "disagreement": noisy(distance / 100)}
+        return {k: summary(v) for k, v in parts.items()}
+
+    study = {
+        "zoo": {split: pair(0.966, 4.4) for split in LEVELS},
+        "curve": [
+            {"sigma_end": end, "sampler": "ddim"} | {split: pair(0.95 + 0.004 * i, 5.0 - i) for split in LEVELS}
+            for i, end in enumerate((0.02, 0.3, 1.0, 4.0))
+        ],
+    }
+    mixed = ("description", "condition_lerp", "condition_slerp", "weights_lerp", "noise_slerp")
+    mixing = [
+        {"separation": d, "accuracy": {n: summary(noisy(0.95 - 0.05 * i - d / 400)) for i, n in enumerate(mixed)}}
+        for d in (10.0, 60.0, 120.0)
+    ]
+
     def of(kind: str, key: str) -> dict:
         return summary(np.array([p[key] for p in points if p["kind"] == kind]))
 
@@ -88,6 +109,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
             "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
             "zoo": {"dir": ""},
+            "eval": {"hypernetwork": True},
         },
         "seed": 0,
         "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -97,9 +119,12 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         "arcs": ARCS,
         "selection": {
             "sampler": "posterior_mean",
+            "many_steps": "ddim",
             "validation": {n: summary(noisy(0.94 - 0.02 * abs(i - 1))) for i, n in enumerate(SAMPLERS)},
         },
         "splits": splits,
+        "accuracy_against_spread": study,
+        "mixing": mixing,
         "novelty": {
             "max_iou_to_zoo": of("generated", "max_iou"),
             "zoo_to_zoo_iou": of("zoo", "max_iou"),

@@ -69,6 +69,10 @@ def test_split_tables_hold_every_number(page, results, split):
         mark = "chosen sampler" if name == "posterior_mean" else "generated"
         expected[f"{name.replace('_', ' ')} {mark}"] = s
     expected |= {f"{name.replace('_', ' ')} control": s for name, s in entry["controls"].items()}
+    for name, s in entry["by_condition"].items():
+        expected[f"posterior mean, given {html.given(name)} generated"] = s
+    for name, s in entry["test_time"].items():
+        expected[f"ddim, {'single samples' if name == 'single' else name.replace('_', ' ')} generated"] = s
     base, gain = entry["base"]["mean"], entry["finetuned"]["mean"] - entry["base"]["mean"]
     assert len(rows) == len(expected) + 1  # and the heading
     for title, s in expected.items():
@@ -132,7 +136,7 @@ def test_page_asks_the_network_for_nothing(text, page):
 
 
 def test_plots_are_embedded_and_described(page):
-    assert len(page.images) == 4
+    assert len(page.images) == 6
     for image in page.images:
         svg = base64.b64decode(image["src"].split(",", 1)[1]).decode()
         assert svg.startswith("<svg") and "prefers-color-scheme: dark" in svg
@@ -155,7 +159,7 @@ def test_every_word_from_outside_is_escaped():
 def test_other_families_and_missing_parts_render():
     """No arcs, no factors, one split, no validation, no metrics, next to nothing to gain."""
     results = copy.deepcopy(synthetic.results(num_tasks=2))
-    del results["arcs"], results["selection"]["validation"]
+    del results["arcs"], results["selection"]["validation"], results["mixing"], results["accuracy_against_spread"]
     results["splits"] = {"seen": results["splits"]["seen"]}
     results["config"]["tasks"] = {"family": "corruption"}
     results["splits"]["seen"]["base"] = results["splits"]["seen"]["finetuned"]
@@ -172,6 +176,7 @@ def test_write_report_writes_page_and_plots(tmp_path, results):
     html.write_report(tmp_path)
     first = (tmp_path / "report.html").read_bytes()
     names = {"accuracy_by_angle.svg", "splits.svg", "novelty.svg", "training.svg", "hero.png"}
+    names |= {"accuracy_against_spread.svg", "mixing.svg"}
     assert {p.name for p in (tmp_path / "plots").iterdir()} == names
     html.write_report(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first  # the same results are the same page
@@ -180,3 +185,9 @@ def test_write_report_writes_page_and_plots(tmp_path, results):
 def test_write_report_needs_results(tmp_path):
     with pytest.raises(PdiffError, match=r"results\.json: missing"):
         html.write_report(tmp_path)
+
+
+def test_support_rows_are_named_in_words():
+    assert html.given("support_4_labelled") == "4 labelled images a class"
+    assert html.given("text+support_16_unlabelled") == "text and 16 unlabelled images a class"
+    assert html.given("factors") == "factors"

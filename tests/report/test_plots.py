@@ -89,3 +89,20 @@ def test_every_colour_of_text_and_lines_changes_in_the_dark(results):
     svg = style.svg(plots.accuracy_by_angle(results))
     for color in (style.INK, style.MUTED, style.FAINT, style.BLUE):
         assert f": {color}" in svg.split("</style>", 1)[1]  # what the style sheet's selectors look for
+
+
+def test_the_curve_goes_through_every_level_and_shows_the_zoo(results):
+    study = results["accuracy_against_spread"]
+    for axes, split in zip(plots.accuracy_against_spread(study).axes, ("seen", "interp", "unseen"), strict=True):
+        curve, zoo = (c.lines[0] for c in axes.containers)
+        np.testing.assert_allclose(np.asarray(curve.get_xdata(), float), [p[split]["spread"]["mean"] for p in study["curve"]])
+        np.testing.assert_allclose(np.asarray(curve.get_ydata(), float), [p[split]["accuracy"]["mean"] for p in study["curve"]])
+        assert np.ravel(zoo.get_xdata()).tolist() == [study["zoo"][split]["spread"]["mean"]]
+
+
+def test_mixing_has_a_line_for_each_way(results):
+    (axes,) = plots.mixing(results["mixing"]).axes
+    (line,) = (c.lines[0] for c in axes.containers if c.get_label() == "weights lerp")
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [10, 60, 120])
+    expected = [r["accuracy"]["weights_lerp"]["mean"] for r in results["mixing"]]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), expected)
