@@ -95,8 +95,9 @@ def test_the_curve_goes_through_every_level_and_shows_the_zoo(results):
     study = results["accuracy_against_spread"]
     for axes, split in zip(plots.accuracy_against_spread(study).axes, ("seen", "interp", "unseen"), strict=True):
         curve, zoo = (c.lines[0] for c in axes.containers)
-        np.testing.assert_allclose(np.asarray(curve.get_xdata(), float), [p[split]["spread"]["mean"] for p in study["curve"]])
-        np.testing.assert_allclose(np.asarray(curve.get_ydata(), float), [p[split]["accuracy"]["mean"] for p in study["curve"]])
+        x, y = (np.asarray(data, float) for data in curve.get_data())
+        np.testing.assert_allclose(x, [p[split]["spread"]["mean"] for p in study["curve"]])
+        np.testing.assert_allclose(y, [p[split]["accuracy"]["mean"] for p in study["curve"]])
         assert np.ravel(zoo.get_xdata()).tolist() == [study["zoo"][split]["spread"]["mean"]]
 
 
