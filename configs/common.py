@@ -108,7 +108,7 @@ def get_config() -> ConfigDict:
             sigma_max=80.0,
             p_mean=0.5,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
             p_std=1.5,
-            at_sigma_max=0.2,  # share of training examples put at sigma_max
+            at_sigma_max=0.4,  # share of training examples put at sigma_max
             functional_weight=100.0,  # lambda of the functional loss; 0 is plain score matching
             base_penalty=3e-5,  # mu of its penalty mu ||W - base||^2, which prefers the least change that works
             functional_images=128,  # images of the task for each network in the functional loss
@@ -119,7 +119,7 @@ def get_config() -> ConfigDict:
         dict(
             steps=1500,
             batch_size=64,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             warmup_steps=100,
             weight_decay=1e-2,
             grad_clip=1.0,

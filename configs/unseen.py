@@ -16,6 +16,7 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.3, drop_factors=0.7, drop_support=0.6))
+    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.2, drop_factors=0.7, drop_support=0.7))
+    c.train.steps = 2500
     c.eval.hypernetwork = True
     return c.lock()
