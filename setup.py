@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pdiff", "pdiff.*", "configs"]),
+    packages=find_packages(include=["pdiff", "pdiff.*", "configs", "launch"]),
     package_data={"pdiff.report": ["*.html"]},
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11

@@ -104,6 +104,34 @@ def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
     assert loaded.accuracy(networks, 0).shape == (3,)
 
 
+def test_sampling_between_two_tasks(workdir):
+    loaded = pdiff.load(workdir)
+    first, second = (t.name for t in loaded.family.split("seen")[:2])
+
+    def kernel(**what):
+        return loaded.sample(**what)["params"]["Dense_0"]["kernel"]
+
+    # At its ends the mixture is the task itself.
+    np.testing.assert_allclose(kernel(between=(first, second, 0.0)), kernel(task_id=first), atol=1e-5)
+    np.testing.assert_allclose(kernel(between=(first, second, 1.0)), kernel(task_id=second), atol=1e-5)
+    assert kernel(between=(first, second, 0.5), num_samples=3).shape == (3, 64, 32)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "give one of"),
+        ({"prompt": "digits", "task_id": 0}, "give one of"),
+        ({"between": (0, 1, 1.5)}, "from 0 to 1"),
+        ({"between": (0, "rotation_999", 0.5)}, "rotation_999"),
+        ({"support": np.zeros((3, 64))}, "reads no support"),
+    ],
+)
+def test_bad_requests_from_python_are_refused(workdir, given, message):
+    with pytest.raises(PdiffError, match=message):
+        pdiff.load(workdir).sample(**given)
+
+
 def test_evaluate_again_gives_the_same_numbers(workdir):
     before = results_lib.read(workdir / "results.json")
     after = run.evaluate(workdir)
