@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,7 +85,7 @@ def test_neighbours_are_on_both_sides_and_the_weight_is_the_place_between(bench)
 
 
 def test_training_draws_support_sets_of_every_size(made):
-    constants = make_constants(made)
+    constants = jax.tree.map(jnp.asarray, make_constants(made))
     task = np.zeros(64, np.int32)
     condition = training_condition(made, constants, task, task, np.ones(64), jax.random.split(jax.random.key(0), 64))
     sizes = np.asarray(condition["support"]["inputs"]["real"].sum(1))
@@ -95,7 +96,7 @@ def test_training_draws_support_sets_of_every_size(made):
 
 def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
     config = made.config.copy_and_resolve_references()
-    constants, task = make_constants(made), np.arange(8, dtype=np.int32)
+    constants, task = jax.tree.map(jnp.asarray, make_constants(made)), np.arange(8, dtype=np.int32)
     keys = jax.random.split(jax.random.key(0), 8)
 
     def drawn(noise):
