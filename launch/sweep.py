@@ -15,16 +15,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import unseen
-from pdiff import run
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend
+from pdiff import files, run
+from pdiff.report.results import summary
+from pdiff.report.style import figure, styled, svg
 
 Variants = dict[str, dict[str, Any]]
 
@@ -70,7 +68,7 @@ ABLATION: Variants = {
 SWEEPS: dict[str, tuple[dict[str, Any], Variants]] = {
     "unseen": ({}, {"as it is": {}}),
     "ablation": (NO_RIVAL, ABLATION),
-    "tasks": (FAST | {"zoo.seeds_per_task": 2}, {str(n): {"tasks.num_seen": n} for n in 2 ** np.arange(3, 12)}),
+    "tasks": (FAST | {"zoo.seeds_per_task": 2}, {str(2**i): {"tasks.num_seen": 2**i} for i in range(3, 12)}),
     "gap": (
         FAST | {"zoo.seeds_per_task": 2},
         {str(w): {"tasks.unseen": f"{75 - w / 2:g}:{75 + w / 2:g}"} for w in (10, 20, 30, 45, 60, 90, 120)},
@@ -93,7 +91,7 @@ def make_config(overrides: dict[str, Any], seed: int, zoo: Path) -> ConfigDict:
         config.zoo.dir = str(zoo)
         for name, value in overrides.items():
             part, field = name.split(".")
-            config[part][field] = tuple(value) if isinstance(value, list) else type(config[part][field])(value)
+            config[part][field] = value
     return config
 
 
@@ -108,13 +106,13 @@ def rows(results: dict, split: str) -> dict[str, float]:
 
 
 def collect(runs: dict[str, list[dict]]) -> dict:
-    """{variant: {split: {row: {mean, sem, n}}}} over the seeds of each variant, validation included."""
+    """{variant: {split: {row: summary}}} over the seeds of each variant, validation included."""
     table: dict = {}
     for variant, results in runs.items():
         splits = {s: [rows(r, s) for r in results] for s in results[0]["splits"]}
         splits["validation"] = [{n: s["mean"] for n, s in r["selection"]["validation"].items()} for r in results]
         table[variant] = {
-            split: {name: _over_seeds([v[name] for v in values]) for name in values[0]}
+            split: {name: summary(np.array([v[name] for v in values])) for name in values[0]}
             for split, values in splits.items()
         }
     return table
@@ -131,27 +129,23 @@ def markdown(table: dict, columns: tuple[tuple[str, str], ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@styled
 def plot(table: dict, title: str, xlabel: str, path: Path) -> None:
     """Unseen accuracy of each method against the variants' numbers."""
     x = np.array([float(v) for v in table])
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    drawn = figure(7, 4.5)
+    axes = drawn.subplots()
     for name in CURVES:
         points = [t["unseen"].get(name) for t in table.values()]
         if None not in points:
             mean, sem = (np.array([p[k] for p in points]) for k in ("mean", "sem"))
-            style = {"linestyle": "--"} if name in ("finetuned", "base") else {"marker": "o"}
-            axes.errorbar(x, mean, sem, label=name.replace("_", " "), capsize=2, **style)
+            line = {"linestyle": "--"} if name in ("finetuned", "base") else {"marker": "o"}
+            axes.errorbar(x, mean, sem, label=name.replace("_", " "), capsize=2, **line)
     axes.set(title=title, xlabel=xlabel, ylabel="test accuracy on unseen tasks", ylim=(0, 1))
     if title.startswith("Number"):
         axes.set_xscale("log", base=2)
     axes.legend(fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def _over_seeds(values: list[float]) -> dict:
-    sem = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "sem": sem, "n": len(values)}
+    files.write_atomic(path, svg(drawn).encode())
 
 
 def main(argv: list[str]) -> None:
@@ -170,8 +164,8 @@ def main(argv: list[str]) -> None:
             table = collect(runs)  # after each run, so that an unfinished sweep has its table too
             columns = [("validation", n) for n in ("posterior_mean", "ddim", "heun")]
             columns += [(s, n) for s in ("seen", "interp", "unseen") for n in CURVES]
-            (where / "table.md").write_text(markdown(table, tuple(columns)))
-            (where / "table.json").write_text(json.dumps(table, indent=1, sort_keys=True))
+            files.write_atomic(where / "table.md", markdown(table, tuple(columns)).encode())
+            files.write_atomic(where / "table.json", json.dumps(table, indent=1, sort_keys=True).encode())
     if sweep in ("tasks", "gap"):
         title = {"tasks": "Number of seen tasks", "gap": "Width of the held-out arc"}[sweep]
         plot(table, title, {"tasks": "seen tasks", "gap": "degrees"}[sweep], where / "plot.svg")

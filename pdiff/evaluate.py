@@ -188,7 +188,7 @@ class Evaluation:
         controls = {"task_blind": self._accuracy(repeated, tasks)}
         if self._rival:
             made = self._rival.generate("posterior_mean", tasks, f"evaluate/{split}/hypernetwork")
-            controls["hypernetwork"] = self._rival.accuracy(made, tasks)
+            controls["hypernetwork"] = self._accuracy(made, tasks)
         if len(tasks) > 1:
             shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)

@@ -68,33 +68,31 @@ class Samplers:
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
     ) -> Float[np.ndarray, "samples tokens dim"]:
         """One sample of normalised tokens for each row of `condition`, by the sampler `name`."""
-        size = len(jax.tree.leaves(condition)[0])
-        draw, params = self._make(name), dist.replicate(params, self._mesh)
-
-        def one(args):
-            condition, index = dist.shard(args, self._mesh)
-            return draw(params, condition, key, index)
-
-        return dist.map_chunks(one, (condition, np.arange(size, dtype=np.int32)), size, self._batch)
+        draw = self._make(name)
+        index = np.arange(len(jax.tree.leaves(condition)[0]), dtype=np.int32)
+        return self._in_chunks(lambda p, c, i: draw(p, c, key, i), params, condition, index)
 
     def inverted(self, params: PyTree, condition: Any, x0: Float[np.ndarray, "samples tokens dim"]):
         """The noise from which DDIM under `condition` would come back to the normalised tokens `x0`."""
-        params = dist.replicate(params, self._mesh)
-        rows = (condition, np.asarray(x0))
-        return dist.map_chunks(
-            lambda args: self._invert(params, *dist.shard(args, self._mesh)), rows, len(x0), self._batch
-        )
+        return self._in_chunks(self._invert, params, condition, np.asarray(x0))
 
     def from_noise(self, params: PyTree, condition: Any, noise: Float[np.ndarray, "samples tokens dim"]):
         """DDIM under `condition` from the given noise."""
+        return self._in_chunks(self._redraw, params, condition, np.asarray(noise))
+
+    def _in_chunks(self, step: Callable, params: PyTree, condition: Any, rows: Any):
+        """step(params, condition, rows) over all rows, a batch at a time."""
         params = dist.replicate(params, self._mesh)
-        rows = (condition, np.asarray(noise))
         return dist.map_chunks(
-            lambda args: self._redraw(params, *dist.shard(args, self._mesh)), rows, len(noise), self._batch
+            lambda args: step(params, *dist.shard(args, self._mesh)), (condition, rows), len(rows), self._batch
         )
+
+    def decode(self, tokens: Float[np.ndarray, "samples tokens dim"]) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """Normalised tokens as parameter trees of the target."""
+        return jax.tree.map(np.asarray, self._decode(jnp.asarray(tokens)))
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
     ) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """`tokens`, decoded to parameter trees of the target."""
-        return jax.tree.map(np.asarray, self._decode(jnp.asarray(self.tokens(params, name, condition, key))))
+        return self.decode(self.tokens(params, name, condition, key))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
 from pdiff import rng
 from pdiff.bench import Bench, Scores
@@ -77,8 +77,7 @@ def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
             if tasks:
                 key = rng.stream(config.seed, f"evaluate/curve/{split}")
                 made = narrowed.networks(bench.params, sampler, bench.condition(tasks, 2), key)
-                part = "validation" if split == "validation" else "test"
-                point[split] = _accuracy_and_spread(bench, made, tasks, part)
+                point[split] = _accuracy_and_spread(bench, made, tasks, split)
         points.append(point)
     return points
 
@@ -89,11 +88,15 @@ def zoo_spread(bench: Bench, split: str, networks: Networks) -> dict:
     if not tasks:
         return {}
     rows = np.concatenate([np.flatnonzero(networks.task == t.id)[:2] for t in tasks])
-    return _accuracy_and_spread(bench, networks[rows].params, tasks, "validation" if split == "validation" else "test")
+    return _accuracy_and_spread(bench, networks[rows].params, tasks, split)
 
 
-def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], part: str) -> dict:
-    """Of two networks for each task: accuracy, L2 between the two, and how often just one of them is right."""
+def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], split: str) -> dict:
+    """Of two networks for each task: accuracy, L2 between the two, and how often just one of them is right.
+
+    Validation tasks are scored on validation images, all others on test images.
+    """
+    part = "validation" if split == "validation" else "test"
     right = bench.score[part].right(networks, np.repeat([t.id for t in tasks], 2)).reshape(len(tasks), 2, -1)
     tokens = np.asarray(bench.encode(networks)).reshape(len(tasks), 2, -1)
     return {
@@ -139,14 +142,10 @@ def _mixed(bench: Bench, sampler: str, seen: Networks, middle, a, b, weight) -> 
     nothing = bench.condition(middle, 1, given=())
     na, nb = (bench.samplers.inverted(bench.params, nothing, z) for z in (za, zb))
     for name, between in (("lerp", lerp), ("slerp", slerp)):
-        made[f"weights_{name}"] = _decode(bench, between(za, zb, weight))
+        made[f"weights_{name}"] = bench.samplers.decode(between(za, zb, weight))
         noise = np.asarray(between(na, nb, weight))
-        made[f"noise_{name}"] = _decode(bench, bench.samplers.from_noise(bench.params, nothing, noise))
+        made[f"noise_{name}"] = bench.samplers.decode(bench.samplers.from_noise(bench.params, nothing, noise))
     return made
-
-
-def _decode(bench: Bench, tokens: Float[np.ndarray, "batch tokens dim"]) -> PyTree:
-    return jax.tree.map(np.asarray, bench.generator.decode(tokens))
 
 
 def _around(family, task: Task, separation: float) -> tuple[Task, Task, Task, float] | None:

@@ -114,21 +114,17 @@ def loss_fn(
 
     varying = stats.varying(generator.stats)
     denoising = losses.denoising_loss(denoised, x0, sigma, varying, generator.spread).mean()
-    parts = {"denoising_loss": denoising}
+    loss, parts = denoising, {"denoising_loss": denoising}
     if config.functional_weight:
         draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
         rows = draw(streams[:, 3])
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
         x = jax.vmap(generator.family.render)(variables, constants["x"][rows])
         networks = generator.decode(denoised)
-        parts["functional_loss"] = losses.functional_loss(
-            networks, generator.target.apply, x, constants["y"][rows]
-        ).mean()
-        if config.base_penalty:
-            parts["base_distance"] = losses.squared_distance(networks, generator.base).mean()
-    loss = denoising + config.functional_weight * (
-        parts.get("functional_loss", 0.0) + config.base_penalty * parts.get("base_distance", 0.0)
-    )
+        functional = losses.functional_loss(networks, generator.target.apply, x, constants["y"][rows]).mean()
+        distance = losses.squared_distance(networks, generator.base).mean()
+        loss += config.functional_weight * (functional + config.base_penalty * distance)
+        parts |= {"functional_loss": functional, "base_distance": distance}
     return loss, {"loss": loss, **parts}
 
 
