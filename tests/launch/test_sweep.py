@@ -39,3 +39,15 @@ def test_tables_hold_means_and_standard_errors_over_seeds(tmp_path):
     assert f"| 8 | {cell['mean']:.3f} ± {cell['sem']:.3f} |" in text and "no such row" not in text
     sweep.plot(table, "Number of seen tasks", "tasks", tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_seeds_that_chose_different_samplers_share_their_rows():
+    runs = [results(seed=s) for s in range(2)]
+    for run, chosen in zip(runs, ("heun", "posterior_mean"), strict=True):
+        for entry in run["splits"].values():
+            entry["held_out_wording"] = {chosen: entry["generated"][chosen]}
+    cell = sweep.collect({"8": runs})["8"]["seen"]["held_out_wording"]
+    expected = [
+        r["splits"]["seen"]["generated"][c]["mean"] for r, c in zip(runs, ("heun", "posterior_mean"), strict=True)
+    ]
+    assert cell["n"] == 2 and cell["mean"] == pytest.approx(sum(expected) / 2)
