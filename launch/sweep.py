@@ -99,7 +99,8 @@ def rows(results: dict, split: str) -> dict[str, float]:
     """Every mean of one split of one run, by row."""
     entry = results["splits"][split]
     found = {"finetuned": entry["finetuned"], "base": entry["base"]} | entry["generated"] | entry["controls"]
-    found |= {"held_out_wording": s for s in entry.get("held_out_wording", {}).values()}  # of the chosen sampler
+    for chosen in entry.get("held_out_wording", {}).values():  # of one sampler, which seeds may choose differently
+        found["held_out_wording"] = chosen
     for part in ("by_condition", "test_time"):
         found |= {f"{part}/{n}": s for n, s in entry.get(part, {}).items()}
     return {name: s["mean"] for name, s in found.items()}

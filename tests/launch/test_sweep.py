@@ -43,7 +43,8 @@ def test_tables_hold_means_and_standard_errors_over_seeds(tmp_path):
 
 def test_seeds_that_chose_different_samplers_share_their_rows():
     runs = [results(seed=s) for s in range(2)]
-    for run, chosen in zip(runs, ("heun", "posterior_mean"), strict=True):
+    chosen_by = list(zip(runs, ("heun", "posterior_mean"), strict=True))
+    for run, chosen in chosen_by:
         for entry in run["splits"].values():
             entry["held_out_wording"] = {chosen: entry["generated"][chosen]}
     cell = sweep.collect({"8": runs})["8"]["seen"]["held_out_wording"]
