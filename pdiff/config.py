@@ -85,6 +85,9 @@ FIELDS: dict[str, Field] = {
     "target.name": Field(str),
     "target.widths": Field(int, low=1, each=True),
     "target.generate": Field(str),
+    "target.lora_rank": _COUNT_OR_NONE,
+    "target.lora_alpha": _POSITIVE,
+    "target.lora_modules": Field(str),
     "zoo.dir": Field(str),
     "zoo.seeds_per_task": _COUNT,
     "zoo.reference_seeds": _COUNT,
@@ -215,10 +218,11 @@ def validate(config: ConfigDict) -> None:
             max(c.eval.support_sizes, default=1) <= c.condition.support_images, values, "eval.support_sizes",
             f"at most condition.support_images = {c.condition.support_images}",
         )  # fmt: skip
-    try:
-        re.compile(c.target.generate)
-    except re.error as e:
-        raise PdiffError(f"config.target.generate: got {c.target.generate!r}, not a regular expression: {e}") from e
+    for field in ("generate", "lora_modules"):
+        try:
+            re.compile(c.target[field])
+        except re.error as e:
+            raise PdiffError(f"config.target.{field}: got {c.target[field]!r}, not a regular expression: {e}") from e
 
 
 def _require(holds: bool, values: dict, name: str, allowed: str) -> None:

@@ -211,7 +211,7 @@ def load(workdir: Path) -> Generator:
 def _spec(config: ConfigDict, target: Target) -> Spec:
     return make_spec(
         target.abstract(),
-        generate=config.target.generate,
+        generate=target.generate,
         layout=config.weights.layout,
         token_dim=config.weights.token_dim,
     )

@@ -1,60 +1,46 @@
 """The networks whose weights are generated.
 
 A target is a Flax Linen module used as a pure function: `init(rng) -> params` and
-`apply(params, x) -> logits`. `get_target` finds one by the name of its module.
+`apply(params, x) -> logits`. `get_target` finds one by the name of its module, so a new target is one new file.
 """
 
-import dataclasses
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.targets.base import Target
+from pdiff.targets.lora import with_lora
 
+__all__ = ["Target", "get_target"]
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A target network as pure functions.
-
-    Attributes:
-      name: as in the config.
-      init: rng -> the parameter tree `{'params': …}`.
-      apply: (parameter tree, inputs (n, features)) -> logits (n, classes).
-    """
-
-    name: str
-    init: Callable[[PRNGKeyArray], PyTree]
-    apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
-
-    def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the parameter tree, without computing it."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+_NOT_TARGETS = {"base", "lora"}
 
 
 def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> Target:
-    """Builds the target `config.name` for a family's images and classes.
+    """Builds the target of `config` (the `target` part of a run's config) for a family's images and classes.
 
     Raises:
-      PdiffError: there is no such target.
+      PdiffError: there is no such target, or its sizes do not fit.
     """
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TARGETS)
     if config.name not in names:
         raise PdiffError(f"target.name: got {config.name!r}; allowed: {', '.join(names)}")
     module: nn.Module = importlib.import_module(f"{__name__}.{config.name}").make_module(
         config, image_shape, num_classes
     )
-    features = 1
-    for n in image_shape:
-        features *= n
+    features = math.prod(image_shape)
 
     def init(rng: PRNGKeyArray) -> Any:
         return module.init(rng, jnp.zeros((1, features), jnp.float32))
 
-    return Target(config.name, init, module.apply)
+    target = Target(config.name, init, module.apply, config.generate)
+    if config.lora_rank:
+        target = with_lora(target, config.lora_rank, config.lora_alpha, config.lora_modules)
+    return target

@@ -5,6 +5,8 @@ the same rows in the same order, so that weights differ between tasks only by wh
 ask for (common random numbers), and between seeds by everything else.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,8 @@ from ml_collections import ConfigDict
 
 from pdiff import rng
 from pdiff.targets import Target
+from pdiff.weights import codec
+from pdiff.weights.spec import make_spec
 
 
 def make_optimizer(
@@ -78,16 +82,17 @@ def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: I
 
 
 def pretrain(target: Target, images: Any, config: ConfigDict, seed: int) -> PyTree:
-    """The shared base: one network trained on a family's images as they are."""
+    """The shared base: one network trained on a family's images as they are. Adapters wait for fine-tuning."""
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
-    params = target.init(rng.stream(seed, "zoo/base/init"))
+    fresh = target.init(rng.stream(seed, "zoo/base/init"))
+    flat_target, start, whole = _only(dataclasses.replace(target, generate="params/.*"), fresh)
     fit = jax.jit(
-        lambda params, x, y, key: train(
-            target, optimizer, params, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
+        lambda start, x, y, key: train(
+            flat_target, optimizer, start, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
         )
     )
-    kept = fit(params, images.x, images.y, rng.stream(seed, "zoo/base/batches"))
-    return jax.tree.map(lambda p: p[0], kept)
+    kept = fit(start, images.x, images.y, rng.stream(seed, "zoo/base/batches"))
+    return whole(jax.tree.map(lambda p: p[0], kept))
 
 
 def finetune(
@@ -99,13 +104,32 @@ def finetune(
     config: ConfigDict,
     seed: int,
 ) -> PyTree[Float[Array, "nets kept ..."]]:
-    """One network per row of `x` and `seeds`, each from `base`. Pure; jit or shard it over `nets`."""
+    """One network per row of `x` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
+
+    Only the leaves that `target.generate` matches are trained; the others stay the base's, bit for bit.
+
+    Raises:
+      PdiffError: it matches no leaf.
+    """
+    flat_target, start, whole = _only(target, base)
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
-    return jax.vmap(
+    kept = jax.vmap(
         lambda x, key: train(
-            target, optimizer, base, x, y, key,
+            flat_target, optimizer, start, x, y, key,
             steps=config.steps, batch_size=config.batch_size,
             keep_last=config.keep_last, keep_every=config.keep_every,
         )
     )(x, keys)  # fmt: skip
+    return jax.vmap(jax.vmap(whole))(kept)
+
+
+def _only(target: Target, base: PyTree) -> tuple[Target, dict[str, Array], Callable[[dict[str, Array]], PyTree]]:
+    """The target as a function of its generated leaves alone, these of `base`, and the way back to a whole tree."""
+    spec = make_spec(target.abstract(), generate=target.generate)
+
+    def whole(flat):
+        return codec.merge(spec, flat, base)
+
+    alone = dataclasses.replace(target, apply=lambda flat, x: target.apply(whole(flat), x))
+    return alone, codec.select(spec, base), whole

@@ -10,7 +10,7 @@ from pdiff.targets import get_target
 
 
 def test_it_is_a_relu_network_of_the_given_widths():
-    target = get_target(ConfigDict({"name": "mlp", "widths": (7, 5), "generate": ".*"}), (3, 2), 4)
+    target = get_target(ConfigDict({"name": "mlp", "widths": (7, 5), "generate": ".*", "lora_rank": 0}), (3, 2), 4)
     params = target.init(jax.random.key(0))
     x = np.random.default_rng(0).standard_normal((11, 6)).astype(np.float32)
     layers = [params["params"][f"Dense_{i}"] for i in range(3)]
@@ -23,7 +23,7 @@ def test_it_is_a_relu_network_of_the_given_widths():
 
 
 def test_the_default_has_2410_parameters():
-    target = get_target(ConfigDict({"name": "mlp", "widths": (32,), "generate": ".*"}), (8, 8), 10)
+    target = get_target(ConfigDict({"name": "mlp", "widths": (32,), "generate": ".*", "lora_rank": 0}), (8, 8), 10)
     assert sum(np.prod(a.shape, dtype=int) for a in jax.tree.leaves(target.abstract())) == 2410
 
 

@@ -1,11 +1,14 @@
 """Fine-tuning many networks at once: what seeds decide, what is kept, and that it equals one at a time."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pdiff import rng
+from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import finetune
@@ -67,3 +70,19 @@ def test_late_checkpoints_are_those_of_shorter_runs(setting):
     for i, steps in enumerate([16, 23, 30]):
         short = kept(steps, 1, 1)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], atol=1e-6), long, short)
+
+
+def test_only_generated_leaves_are_trained(setting, tiny_config):
+    target, base, x, y = setting
+    head = dataclasses.replace(target, generate=".*Dense_1.*")
+    nets = finetune.finetune(head, base, x, y, jnp.arange(2), tiny_config.zoo, 0)["params"]
+    for leaf in ("kernel", "bias"):
+        kept = np.broadcast_to(base["params"]["Dense_0"][leaf], nets["Dense_0"][leaf].shape)
+        np.testing.assert_array_equal(nets["Dense_0"][leaf], kept)
+    assert np.abs(nets["Dense_1"]["kernel"] - base["params"]["Dense_1"]["kernel"]).max() > 1e-3
+
+
+def test_a_regex_without_a_leaf_is_refused(setting, tiny_config):
+    target, base, x, y = setting
+    with pytest.raises(PdiffError, match="matches no leaf"):
+        finetune.finetune(dataclasses.replace(target, generate="head"), base, x, y, jnp.arange(2), tiny_config.zoo, 0)

@@ -1,0 +1,24 @@
+"""One task: its distribution of fine-tuned networks, from many independent seeds of one shared base. Unconditional.
+
+    python -m pdiff.main --config=configs/single.py
+
+With networks kept along each run, the source paper's saving intervals (every 1, 10 or 100 steps):
+
+    python -m pdiff.main --config=configs/single.py --workdir=runs/single_10 --config.zoo.seeds_per_task=64 \\
+        --config.zoo.keep_last=8 --config.zoo.keep_every=10
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    c.tasks.update(dict(unseen="", num_seen=1, num_interp=0, num_unseen=0, num_validation=0, num_gaps=0))
+    c.tasks.validation_gaps = ()
+    c.zoo.seeds_per_task = 512
+    c.condition.update(dict(use=("id",), drop_id=0.0, drop_all=0.0))
+    c.sample.update(dict(condition=("id",), sigma_end=0.02))
+    c.eval.update(dict(samples_per_task=128, test_time_samples=0, mixing_separations=()))
+    return c.lock()

@@ -1,0 +1,46 @@
+"""A convolutional network with GroupNorm: no running statistics, so a network is its parameters alone."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from pdiff.errors import PdiffError
+
+GROUPS = 4
+
+
+class CNN(nn.Module):
+    """Stages of 3x3 convolution, GroupNorm (Wu & He 2018) and ReLU, max-pooled between; then a mean and a Dense layer.
+
+    Layers are named Conv_0, GroupNorm_0, …, Dense_0.
+    """
+
+    channels: tuple[int, ...]
+    num_classes: int
+    image_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        x = x.reshape(len(x), *self.image_shape[:2], -1)
+        for i, channels in enumerate(self.channels):
+            x = nn.Conv(channels, (3, 3))(x)
+            x = nn.relu(nn.GroupNorm(GROUPS)(x))
+            if i < len(self.channels) - 1:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The module for the `target` part of a run's config; `target.widths` are the channels of the stages.
+
+    Raises:
+      PdiffError: channels that GroupNorm cannot divide, or more stages than the image can be halved.
+    """
+    widths = tuple(config.widths)
+    if not widths or any(w % GROUPS for w in widths):
+        raise PdiffError(f"target.widths: got {widths}; allowed for a cnn: multiples of {GROUPS}, at least one")
+    if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
+        raise PdiffError(
+            f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often"
+        )
+    return CNN(widths, num_classes, image_shape)
