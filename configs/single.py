@@ -2,6 +2,10 @@
 
     python -m pdiff.main --config=configs/single.py
 
+Not yet tuned or run at its full length. After 300 steps (2 min 40 s beside other work, seed 0) one call scores .978 and Heun .968
+to sigma 0.02 (fine-tuned .977, soup .965, noise .959); of their wrong answers Heun's samples share .63 with the most similar zoo
+network, zoo networks .99 with each other.
+
 With networks kept along each run, the source paper's saving intervals (every 1, 10 or 100 steps):
 
     python -m pdiff.main --config=configs/single.py --workdir=runs/single_10 --config.zoo.seeds_per_task=64 \\
