@@ -2,9 +2,9 @@
 
     python -m pdiff.main --config=configs/single.py
 
-Not yet tuned or run at its full length. After 300 steps (2 min 40 s beside other work, seed 0) one call scores .978 and Heun .968
-to sigma 0.02 (fine-tuned .977, soup .965, noise .959); of their wrong answers Heun's samples share .63 with the most similar zoo
-network, zoo networks .99 with each other.
+Not yet tuned or run at its full length. After 300 steps (2 min 40 s beside other work, seed 0) one call scores .978 and
+Heun to sigma 0.02 .968 (fine-tuned .977, soup .965, noise .959). Its samples share .63 of their wrong answers with the
+most similar zoo network; zoo networks share .99 with one another.
 
 With networks kept along each run, the source paper's saving intervals (every 1, 10 or 100 steps):
 
