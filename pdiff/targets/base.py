@@ -13,7 +13,7 @@ class Target:
 
     Attributes:
       name: as in the config.
-      init: rng -> the parameter tree `{'params': …}`.
+      init: rng -> the parameter tree `{'params': …}`, and `'lora'` beside it where there are adapters.
       apply: (parameter tree, inputs (n, features)) -> logits (n, classes).
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
     """

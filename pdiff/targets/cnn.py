@@ -40,7 +40,5 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
     if not widths or any(w % GROUPS for w in widths):
         raise PdiffError(f"target.widths: got {widths}; allowed for a cnn: multiples of {GROUPS}, at least one")
     if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
-        raise PdiffError(
-            f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often"
-        )
+        raise PdiffError(f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often")
     return CNN(widths, num_classes, image_shape)

@@ -50,9 +50,7 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
     """
     widths = tuple(config.widths)
     if not widths or len(set(widths)) > 1 or widths[0] % HEADS:
-        raise PdiffError(
-            f"target.widths: got {widths}; allowed: one multiple of {HEADS}, once for each block"
-        )
+        raise PdiffError(f"target.widths: got {widths}; allowed: one multiple of {HEADS}, once for each block")
     if len(image_shape) not in (2, 3) or any(side % PATCHES for side in image_shape[:2]):
         raise PdiffError(f"target.name: a vit needs sides that {PATCHES} divides; the images are {image_shape}")
     return ViT(widths[0], len(widths), num_classes, image_shape)

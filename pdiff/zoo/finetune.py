@@ -126,7 +126,7 @@ def finetune(
 
 def _only(target: Target, base: PyTree) -> tuple[Target, dict[str, Array], Callable[[dict[str, Array]], PyTree]]:
     """The target as a function of its generated leaves alone, these of `base`, and the way back to a whole tree."""
-    spec = make_spec(target.abstract(), generate=target.generate)
+    spec = make_spec(base, generate=target.generate)
 
     def whole(flat):
         return codec.merge(spec, flat, base)

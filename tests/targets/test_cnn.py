@@ -5,19 +5,12 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from configs import common
 from pdiff.errors import PdiffError
-from pdiff.targets import get_target
-
-
-def make(widths, image_shape=(8, 8)):
-    config = common.get_config().target
-    config.update(dict(name="cnn", widths=widths))
-    return get_target(config, image_shape, 10)
+from tests.targets.make import make_target
 
 
 def test_it_is_convolution_group_norm_relu_and_mean():
-    target = make((8,))
+    target = make_target("cnn", widths=(8,))
     tree = target.init(jax.random.key(0))
     random = np.random.default_rng(0)
     tree = jax.tree.map(lambda a: a + 0.1 * random.standard_normal(a.shape, np.float32), tree)
@@ -35,7 +28,7 @@ def test_it_is_convolution_group_norm_relu_and_mean():
 
 
 def test_stages_halve_and_colours_are_channels():
-    target = make((4, 8, 16), (8, 8, 3))
+    target = make_target("cnn", (8, 8, 3), widths=(4, 8, 16))
     shapes = jax.tree.map(lambda a: a.shape, target.abstract())["params"]
     assert shapes["Conv_0"]["kernel"] == (3, 3, 3, 4)
     assert shapes["Dense_0"]["kernel"] == (16, 10)
@@ -45,4 +38,4 @@ def test_stages_halve_and_colours_are_channels():
 @pytest.mark.parametrize("widths", [(), (6,), (4,) * 5])
 def test_sizes_that_do_not_fit_are_refused(widths):
     with pytest.raises(PdiffError, match="target.widths"):
-        make(widths)
+        make_target("cnn", widths=widths)

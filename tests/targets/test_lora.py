@@ -5,22 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from pdiff.errors import PdiffError
-from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import finetune
-
-
-def make(name="mlp", widths=(32,), **fields):
-    config = common.get_config().target
-    config.update(dict(name=name, widths=widths, **fields))
-    return get_target(config, (8, 8), 10)
+from tests.targets.make import make_target
 
 
 @pytest.mark.parametrize(("name", "widths"), [("mlp", (12, 8)), ("cnn", (8, 16)), ("vit", (16,))])
-def test_fresh_adapters_change_nothing_and_full_rank_ones_can_change_anything(name, widths):
-    plain, adapted = make(name, widths), make(name, widths, lora_rank=2, lora_alpha=4.0)
+def test_every_kernel_has_adapters_and_fresh_ones_change_nothing(name, widths):
+    plain = make_target(name, widths=widths)
+    adapted = make_target(name, widths=widths, lora_rank=2, lora_alpha=4.0)
     tree = adapted.init(jax.random.key(1))
     x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
     base = {"params": tree["params"]}
@@ -30,7 +24,7 @@ def test_fresh_adapters_change_nothing_and_full_rank_ones_can_change_anything(na
 
 
 def test_the_change_is_alpha_over_rank_times_the_product():
-    plain, adapted = make(), make(lora_rank=3, lora_alpha=6.0, lora_modules="Dense_0")
+    plain, adapted = make_target(), make_target(lora_rank=3, lora_alpha=6.0, lora_modules="Dense_0")
     tree = adapted.init(jax.random.key(1))
     assert set(tree["lora"]) == {"Dense_0"}
     ab = tree["lora"]["Dense_0"]["kernel"]
@@ -43,9 +37,9 @@ def test_the_change_is_alpha_over_rank_times_the_product():
 
 def test_pretraining_leaves_adapters_and_fine_tuning_leaves_the_base(tiny_config):
     family = get_family(tiny_config.tasks)
-    target = make(lora_rank=2, generate="lora/.*")
+    target = make_target(lora_rank=2, generate="lora/.*")
     base = finetune.pretrain(target, family.data["train"], tiny_config.zoo, 0)
-    assert not jax.tree.leaves(jax.tree.map(lambda a: a["b"].any(), base["lora"], is_leaf=lambda n: "b" in n))[0]
+    assert not any(layer["kernel"]["b"].any() for layer in base["lora"].values())
     fresh = target.init(jax.random.key(0))
     assert np.abs(base["params"]["Dense_0"]["kernel"] - fresh["params"]["Dense_0"]["kernel"]).max() > 1e-3
     x = family.render(family.variables[0], family.data["train"].x)[None]
@@ -63,4 +57,4 @@ def test_pretraining_leaves_adapters_and_fine_tuning_leaves_the_base(tiny_config
 )
 def test_adapters_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(PdiffError, match=message):
-        make(**fields)
+        make_target(**fields)

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
+from tests.targets.make import make_target
 
 
 def test_it_is_a_relu_network_of_the_given_widths():
-    target = get_target(ConfigDict({"name": "mlp", "widths": (7, 5), "generate": ".*", "lora_rank": 0}), (3, 2), 4)
+    target = make_target("mlp", (3, 2), 4, widths=(7, 5))
     params = target.init(jax.random.key(0))
     x = np.random.default_rng(0).standard_normal((11, 6)).astype(np.float32)
     layers = [params["params"][f"Dense_{i}"] for i in range(3)]
@@ -23,7 +24,7 @@ def test_it_is_a_relu_network_of_the_given_widths():
 
 
 def test_the_default_has_2410_parameters():
-    target = get_target(ConfigDict({"name": "mlp", "widths": (32,), "generate": ".*", "lora_rank": 0}), (8, 8), 10)
+    target = make_target()
     assert sum(np.prod(a.shape, dtype=int) for a in jax.tree.leaves(target.abstract())) == 2410
 
 

@@ -4,19 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from pdiff.errors import PdiffError
-from pdiff.targets import get_target
-
-
-def make(widths, image_shape=(8, 8)):
-    config = common.get_config().target
-    config.update(dict(name="vit", widths=widths))
-    return get_target(config, image_shape, 10)
+from tests.targets.make import make_target
 
 
 def test_without_positions_it_is_blind_to_the_order_of_patches_and_with_them_it_is_not():
-    target = make((16, 16))
+    target = make_target("vit", widths=(16, 16))
     tree = target.init(jax.random.key(0))
     x = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
     rolled = np.roll(x, 4, axis=2).reshape(3, -1)  # by two patches
@@ -29,4 +22,4 @@ def test_without_positions_it_is_blind_to_the_order_of_patches_and_with_them_it_
 @pytest.mark.parametrize(("widths", "shape"), [((), (8, 8)), ((16, 8), (8, 8)), ((6,), (8, 8)), ((16,), (10, 10))])
 def test_sizes_that_do_not_fit_are_refused(widths, shape):
     with pytest.raises(PdiffError, match="target"):
-        make(widths, shape)
+        make_target("vit", shape, widths=widths)
