@@ -66,7 +66,7 @@ class LoadedGenerator:
         elif support is not None:
             self._needs("support", "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
-            features = self.family.data["train"].x.shape[1]
+            features = self.family.features
             if sets.x.shape[-1] != features:
                 raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {features}")
             condition = self._static.condition([self.family.tasks[0]], None, ("support",), sets)

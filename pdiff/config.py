@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 
-CONDITIONS = ("id", "factors", "text", "support")
+CONDITIONS = ("id", "factors", "text", "background", "support")
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
 
 
@@ -117,6 +117,7 @@ FIELDS: dict[str, Field] = {
     "condition.drop_id": _SHARE,
     "condition.drop_factors": _SHARE,
     "condition.drop_text": _SHARE,
+    "condition.drop_background": _SHARE,
     "condition.drop_support": _SHARE,
     "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,

@@ -115,10 +115,11 @@ class Generator:
             inputs["factors"] = self.family.factors(tasks)
         if "text" in use:
             inputs["text"] = self.tokenizer.encode_all(texts).tree
+        if "background" in use:
+            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks])]
         if "support" in use:
-            images = self.config.condition.support_images * self.family.num_classes
-            features = self.family.data["train"].x.shape[1]
-            support = support or support_lib.nothing(len(tasks), 1, features)
+            images = self.config.condition.support_images * self.family.source_classes
+            support = support or support_lib.nothing(len(tasks), 1, self.family.features)
             inputs["support"] = support.padded(images).tree
         return {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
 

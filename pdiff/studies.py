@@ -51,8 +51,9 @@ def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str
     size = bench.config.condition.support_images
     sets = support.draw(family, tasks, size, True, rng.stream(bench.config.seed, f"evaluate/{split}/test_time/support"))
     variables = jax.tree.map(lambda v: v[np.array([t.id for t in tasks])], family.variables)
-    images = np.asarray(jax.jit(jax.vmap(family.render, (0, None)))(variables, family.data["test"].x))
-    ensemble = test_time.function_mean_accuracy(apply, networks, images, family.data["test"].y)
+    test = family.data["test"]
+    x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
+    ensemble = test_time.function_mean_accuracy(apply, networks, np.asarray(x), np.asarray(y))
     made = {
         "single": bench.accuracy(flat, tasks),
         f"weight_mean_{count}": bench.accuracy(test_time.weight_mean(networks), tasks),

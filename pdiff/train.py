@@ -38,8 +38,10 @@ def make_constants(generator: Generator) -> dict:
         wordings = len(family.tasks[0].descriptions)
         text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
         constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
+    if "background" in generator.config.condition.use:
+        constants["backgrounds"] = family.backgrounds
     if "support" in generator.config.condition.use:
-        constants["class_rows"], constants["class_counts"] = support.class_rows(images.y, family.num_classes)
+        constants["class_rows"], constants["class_counts"] = support.class_rows(images.y, family.source_classes)
     return constants
 
 
@@ -64,6 +66,7 @@ def training_condition(
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None],
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
+        "background": lambda: constants["backgrounds"][task],
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
@@ -83,7 +86,7 @@ def _training_support(
     generator: Generator, constants: dict, task: Int[Array, " batch"], keys: PRNGKeyArray
 ) -> dict[str, Array]:
     """Support sets of 1, 2, 4, … `support_images` images of each class, half of them without labels."""
-    most, classes = generator.config.condition.support_images, generator.family.num_classes
+    most, classes = generator.config.condition.support_images, generator.family.source_classes
 
     def one(key):
         size, label, place = jax.random.split(key, 3)
@@ -95,8 +98,8 @@ def _training_support(
 
     rows, real, labelled = jax.vmap(one)(keys)
     variables = jax.tree.map(lambda v: v[task], constants["variables"])
-    x = jax.vmap(generator.family.render)(variables, constants["x"][rows])
-    return {"x": x, "y": jnp.where(labelled[:, None], constants["y"][rows], support.UNKNOWN), "real": real}
+    x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
+    return {"x": x, "y": jnp.where(labelled[:, None], y, support.UNKNOWN), "real": real}
 
 
 def loss_fn(
@@ -119,9 +122,9 @@ def loss_fn(
         draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
         rows = draw(streams[:, 3])
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
-        x = jax.vmap(generator.family.render)(variables, constants["x"][rows])
+        x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
         networks = generator.decode(denoised)
-        functional = losses.functional_loss(networks, generator.target.apply, x, constants["y"][rows]).mean()
+        functional = losses.functional_loss(networks, generator.target.apply, x, y).mean()
         distance = losses.squared_distance(networks, generator.base).mean()
         loss += config.functional_weight * (functional + config.base_penalty * distance)
         parts |= {"functional_loss": functional, "base_distance": distance}

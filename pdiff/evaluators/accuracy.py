@@ -28,7 +28,8 @@ class Scorer:
             variables = jax.tree.map(lambda v: v[task], constants["variables"])
 
             def one(network, own):
-                return apply(network, family.render(own, constants["x"])).argmax(-1) == constants["y"]
+                x, y = family.labelled(own, constants["x"], constants["y"])
+                return apply(network, x).argmax(-1) == y
 
             return jax.vmap(one)(networks, variables)
 

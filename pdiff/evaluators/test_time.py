@@ -21,16 +21,16 @@ def function_mean_accuracy(
     apply: Callable,
     networks: PyTree[Float[np.ndarray, "tasks count ..."]],
     x: Float[np.ndarray, "tasks images features"],
-    y: Int[np.ndarray, " images"],
+    y: Int[np.ndarray, "tasks images"],
 ) -> Float[np.ndarray, " tasks"]:
     """Accuracy of the mean of the samples' class probabilities (an ensemble)."""
 
     @jax.jit
     def one(args):
-        nets, x = args
+        nets, x, y = args
         return (jax.nn.softmax(jax.vmap(apply, (0, None))(nets, x), -1).mean(0).argmax(-1) == y).mean()
 
-    return np.asarray(jax.lax.map(one, (networks, x)))
+    return np.asarray(jax.lax.map(one, (networks, x, y)))
 
 
 def log_likelihood(

@@ -69,6 +69,17 @@ class TextCondition(nn.Module):
         return Mlp(self.width, self.width)(jnp.einsum("bl,blw->bw", weights, x))[:, None]
 
 
+class BackgroundCondition(nn.Module):
+    """One image of the task without an object in it, such as a camera's empty scene."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "batch features"]) -> Float[Array, "batch 1 width"]:
+        h = nn.gelu(nn.Dense(2 * self.width)(image))
+        return Mlp(self.width, self.width)(h)[:, None]
+
+
 class SupportCondition(nn.Module):
     """A set of the task's own images, with or without labels, as one token (Deep Sets, Zaheer et al. 2017)."""
 

@@ -125,6 +125,8 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
             f"model.max_tokens: the sequence has {length} tokens ({spec.num_tokens} of weights); allowed: at most "
             f"{model.max_tokens}; raise weights.token_dim or model.max_tokens"
         )
+    if "background" in condition.use and family.backgrounds is None:
+        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
     make = {
         "id": lambda: conditions.IdCondition(model.width, len(family.tasks)),
         "factors": lambda: conditions.FactorsCondition(
@@ -134,6 +136,7 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
             model.width, condition.text_width, condition.text_depth, vocab_size,
             condition.num_harmonics, condition.number_period,
         ),
+        "background": lambda: conditions.BackgroundCondition(model.width),
         "support": lambda: conditions.SupportCondition(model.width, family.num_classes),
     }  # fmt: skip
     dit = DiT(

@@ -7,9 +7,12 @@ runs inside the jitted steps that need it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -62,9 +65,13 @@ class Family:
       data: `train`, `validation` and `test` images, disjoint.
       tasks: all tasks, by id.
       variables: pytree of arrays with a leading axis over tasks.
-      render: (variables of one task, images (n, features)) -> the task's images, pure JAX.
+      render: (variables of one task, shared images) -> the task's images (n, features), pure JAX.
       arcs: held-out regions of the first factor by split, for plots; may be empty.
       describe: factors -> (training wordings, held-out wordings), for any factors.
+      relabel: (variables of one task, shared labels) -> the task's labels, pure JAX.
+      pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
+        themselves. They belong to no task.
+      backgrounds: one image of each task that shows no object, for the condition of that name; None if there is none.
     """
 
     name: str
@@ -78,6 +85,35 @@ class Family:
     render: Callable[[Any, Float[Array, "n features"]], Float[Array, "n features"]]
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]]
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
+    relabel: Callable[[Any, Int[Array, " n"]], Int[Array, " n"]] = lambda own, y: y
+    pretraining: Any = None
+    backgrounds: Float[np.ndarray, "tasks features"] | None = None
+
+    @property
+    def features(self) -> int:
+        """Numbers in one rendered image."""
+        return math.prod(self.image_shape)
+
+    @property
+    def source_classes(self) -> int:
+        """Classes of the shared images, which a task may call by other labels."""
+        return int(self.data["train"].y.max()) + 1
+
+    def labelled(
+        self, own: Any, x: Float[Array, "n shared"], y: Int[Array, " n"]
+    ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
+        """Shared images and labels as the task with these variables has them."""
+        return self.render(own, x), self.relabel(own, y)
+
+    def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
+        """What the base is trained and scored on: each shared image as the next of the pretraining tasks has it."""
+        images = self.data[part]
+        if self.pretraining is None:
+            return jnp.asarray(images.x), jnp.asarray(images.y)
+        count = len(jax.tree.leaves(self.pretraining)[0])
+        own = jax.tree.map(lambda v: jnp.asarray(v)[jnp.arange(len(images.y)) % count], self.pretraining)
+        x, y = jax.jit(jax.vmap(self.labelled))(own, images.x[:, None], images.y[:, None])
+        return x[:, 0], y[:, 0]
 
     def split(self, name: str) -> tuple[Task, ...]:
         """The tasks of a split, by id."""

@@ -101,13 +101,13 @@ def draw_rows(
 
 
 def draw(family: Family, tasks: Sequence[Task], per_class: int, labelled: bool, key: PRNGKeyArray) -> Support:
-    """A support set of `per_class` training images of each class for every task, each of its own images."""
+    """For every task `per_class` training images of each class of the shared images, drawn for it alone."""
     images = family.data["train"]
-    table, counts = class_rows(images.y, family.num_classes)
+    table, counts = class_rows(images.y, family.source_classes)
     keys = jax.random.split(key, len(tasks))
     rows = np.asarray(jax.vmap(lambda k: draw_rows(k, jnp.asarray(table), jnp.asarray(counts), per_class))(keys))
     ids = np.array([t.id for t in tasks])
     variables = jax.tree.map(lambda v: v[ids], family.variables)
-    x = np.asarray(jax.jit(jax.vmap(family.render))(variables, images.x[rows]))
-    y = images.y[rows] if labelled else np.full(rows.shape, UNKNOWN)
+    x, y = jax.tree.map(np.asarray, jax.jit(jax.vmap(family.labelled))(variables, images.x[rows], images.y[rows]))
+    y = y if labelled else np.full(rows.shape, UNKNOWN)
     return Support(x, y.astype(np.int32), np.ones(rows.shape, bool))

@@ -117,17 +117,18 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
     """(task ids, seeds) -> Networks, sharded over devices; kept checkpoints of a network are consecutive rows."""
     data, zoo = family.data, config.zoo
     variables = jax.tree.map(jnp.asarray, family.variables)
-    render = jax.vmap(family.render, (0, None))
+    labelled = jax.vmap(family.labelled, (0, None, None))
 
     def step(job):
         task, seed = job
         own = jax.tree.map(lambda v: v[task], variables)
-        params = finetune.finetune(target, base, render(own, data["train"].x), data["train"].y, seed, zoo, config.seed)
+        x, y = labelled(own, data["train"].x, jnp.asarray(data["train"].y))
+        params = finetune.finetune(target, base, x, y, seed, zoo, config.seed)
 
         def score(part):
             per_kept = jax.vmap(finetune.accuracy, (0, None, None, None))
-            x = render(own, data[part].x)
-            return jax.vmap(per_kept, (0, None, 0, None))(params, target, x, data[part].y).reshape(-1)
+            x, y = labelled(own, data[part].x, jnp.asarray(data[part].y))
+            return jax.vmap(per_kept, (0, None, 0, 0))(params, target, x, y).reshape(-1)
 
         steps = zoo.steps - zoo.keep_every * jnp.arange(zoo.keep_last - 1, -1, -1, dtype=jnp.int32)
         return Networks(
@@ -143,8 +144,8 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
 
 
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
-    """The pretrained base, with its accuracy on the images as they are."""
-    params = finetune.pretrain(target, family.data["train"], config.zoo, config.seed)
+    """The pretrained base, with its accuracy on images like those it was trained on."""
+    params = finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, config.seed)
     stacked = jax.tree.map(lambda p: p[None], params)
     return _without_task(family, target, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
 
@@ -155,26 +156,22 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     seeds = np.arange(config.zoo.reference_seeds, dtype=np.int32)
     shape = (len(seeds), TASK_BLIND_COPIES, len(images.y))
     tasks = jax.random.choice(rng.stream(config.seed, "zoo/task_blind"), seen, shape)
-    render_one = jax.vmap(lambda v, x: family.render(v, x[None])[0])
-    x = jnp.stack(
-        [
-            jnp.concatenate(
-                [render_one(jax.tree.map(lambda v, t=t: v[t], family.variables), images.x) for t in per_copy]
-            )
-            for per_copy in np.asarray(tasks)
-        ]
-    )
-    y = jnp.tile(images.y, TASK_BLIND_COPIES)
-    params = jax.jit(lambda x: finetune.finetune(target, base, x, y, seeds, config.zoo, config.seed))(x)
+    each = jax.vmap(lambda v, x, y: jax.tree.map(lambda a: a[0], family.labelled(v, x[None], y[None])))
+    copies = [
+        [each(jax.tree.map(lambda v, t=t: v[t], family.variables), images.x, images.y) for t in per_copy]
+        for per_copy in np.asarray(tasks)
+    ]
+    x, y = (jnp.stack([jnp.concatenate([c[i] for c in own]) for own in copies]) for i in (0, 1))
+    params = jax.jit(lambda x, y: finetune.finetune(target, base, x, y, seeds, config.zoo, config.seed))(x, y)
     return _without_task(family, target, jax.tree.map(lambda p: p[:, -1], params), seeds, config.zoo.steps)
 
 
 def _without_task(family: Family, target: Target, params: PyTree, seeds: np.ndarray, step: int) -> Networks:
-    """Networks that belong to no task; their accuracies are on the family's images as they are."""
+    """Networks that belong to no task; their accuracies are on the images that the base was pretrained on."""
 
     def score(part):
         accuracy = jax.vmap(finetune.accuracy, (0, None, None, None))
-        return np.asarray(accuracy(params, target, family.data[part].x, family.data[part].y))
+        return np.asarray(accuracy(params, target, *family.pretraining_images(part)))
 
     return Networks(
         params=jax.tree.map(np.asarray, params),

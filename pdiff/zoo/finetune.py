@@ -7,7 +7,6 @@ ask for (common random numbers), and between seeds by everything else.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +80,10 @@ def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: I
     return (target.apply(params, x).argmax(-1) == y).mean()
 
 
-def pretrain(target: Target, images: Any, config: ConfigDict, seed: int) -> PyTree:
-    """The shared base: one network trained on a family's images as they are. Adapters wait for fine-tuning."""
+def pretrain(
+    target: Target, x: Float[Array, "n features"], y: Int[Array, " n"], config: ConfigDict, seed: int
+) -> PyTree:
+    """The shared base: one network trained on a family's pretraining images. Adapters wait for fine-tuning."""
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
     fresh = target.init(rng.stream(seed, "zoo/base/init"))
     flat_target, start, whole = _only(dataclasses.replace(target, generate="params/.*"), fresh)
@@ -91,7 +92,7 @@ def pretrain(target: Target, images: Any, config: ConfigDict, seed: int) -> PyTr
             flat_target, optimizer, start, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
         )
     )
-    kept = fit(start, images.x, images.y, rng.stream(seed, "zoo/base/batches"))
+    kept = fit(start, x, y, rng.stream(seed, "zoo/base/batches"))
     return whole(jax.tree.map(lambda p: p[0], kept))
 
 
@@ -99,12 +100,12 @@ def finetune(
     target: Target,
     base: PyTree,
     x: Float[Array, "nets n features"],
-    y: Int[Array, " n"],
+    y: Int[Array, "nets n"],
     seeds: Int[Array, " nets"],
     config: ConfigDict,
     seed: int,
 ) -> PyTree[Float[Array, "nets kept ..."]]:
-    """One network per row of `x` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
+    """One network per row of `x`, `y` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
 
     Only the leaves that `target.generate` matches are trained; the others stay the base's, bit for bit.
 
@@ -115,12 +116,12 @@ def finetune(
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
     kept = jax.vmap(
-        lambda x, key: train(
+        lambda x, y, key: train(
             flat_target, optimizer, start, x, y, key,
             steps=config.steps, batch_size=config.batch_size,
             keep_last=config.keep_last, keep_every=config.keep_every,
         )
-    )(x, keys)  # fmt: skip
+    )(x, y, keys)  # fmt: skip
     return jax.vmap(jax.vmap(whole))(kept)
 
 

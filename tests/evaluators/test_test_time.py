@@ -20,7 +20,7 @@ def test_weight_mean():
 
 def test_function_mean_adds_probabilities_not_votes():
     # Two of three samples answer 1, but the first is far surer of 0.
-    accuracy = module.function_mean_accuracy(apply, NETWORKS, X, Y)
+    accuracy = module.function_mean_accuracy(apply, NETWORKS, X, Y[None])
     p = [np.exp(w) / np.exp(w).sum() for w in NETWORKS["w"][0]]
     assert np.mean(p, 0).argmax() == 0
     assert accuracy == pytest.approx([0.75])

@@ -38,12 +38,12 @@ def test_the_change_is_alpha_over_rank_times_the_product():
 def test_pretraining_leaves_adapters_and_fine_tuning_leaves_the_base(tiny_config):
     family = get_family(tiny_config.tasks)
     target = make_target(lora_rank=2, generate="lora/.*")
-    base = finetune.pretrain(target, family.data["train"], tiny_config.zoo, 0)
+    base = finetune.pretrain(target, *family.pretraining_images("train"), tiny_config.zoo, 0)
     assert not any(layer["kernel"]["b"].any() for layer in base["lora"].values())
     fresh = target.init(jax.random.key(0))
     assert np.abs(base["params"]["Dense_0"]["kernel"] - fresh["params"]["Dense_0"]["kernel"]).max() > 1e-3
     x = family.render(family.variables[0], family.data["train"].x)[None]
-    net = finetune.finetune(target, base, x, family.data["train"].y, jnp.zeros(1, int), tiny_config.zoo, 0)
+    net = finetune.finetune(target, base, x, family.data["train"].y[None], jnp.zeros(1, int), tiny_config.zoo, 0)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0, 0], b), net["params"], base["params"])
     assert np.abs(net["lora"]["Dense_0"]["kernel"]["b"]).max() > 1e-3
 

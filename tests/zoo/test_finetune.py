@@ -25,7 +25,7 @@ def setting(tiny_config):
 
 def tune(setting, config, x, seeds):
     target, base, _, y = setting
-    return finetune.finetune(target, base, x, y, jnp.asarray(seeds), config.zoo, 0)
+    return finetune.finetune(target, base, x, jnp.tile(y, (len(x), 1)), jnp.asarray(seeds), config.zoo, 0)
 
 
 def test_seeds_decide_everything_but_the_task(setting, tiny_config):
@@ -75,7 +75,7 @@ def test_late_checkpoints_are_those_of_shorter_runs(setting):
 def test_only_generated_leaves_are_trained(setting, tiny_config):
     target, base, x, y = setting
     head = dataclasses.replace(target, generate=".*Dense_1.*")
-    nets = finetune.finetune(head, base, x, y, jnp.arange(2), tiny_config.zoo, 0)["params"]
+    nets = finetune.finetune(head, base, x, jnp.stack([y, y]), jnp.arange(2), tiny_config.zoo, 0)["params"]
     for leaf in ("kernel", "bias"):
         kept = np.broadcast_to(base["params"]["Dense_0"][leaf], nets["Dense_0"][leaf].shape)
         np.testing.assert_array_equal(nets["Dense_0"][leaf], kept)
@@ -85,4 +85,12 @@ def test_only_generated_leaves_are_trained(setting, tiny_config):
 def test_a_regex_without_a_leaf_is_refused(setting, tiny_config):
     target, base, x, y = setting
     with pytest.raises(PdiffError, match="matches no leaf"):
-        finetune.finetune(dataclasses.replace(target, generate="head"), base, x, y, jnp.arange(2), tiny_config.zoo, 0)
+        finetune.finetune(
+            dataclasses.replace(target, generate="head"),
+            base,
+            x,
+            jnp.tile(y, (2, 1)),
+            jnp.arange(2),
+            tiny_config.zoo,
+            0,
+        )
