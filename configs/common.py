@@ -30,10 +30,10 @@ def get_config() -> ConfigDict:
     # The network whose weights are generated.
     c.target = ConfigDict(
         dict(
-            name="mlp",  # mlp | cnn | vit
-            widths=(32,),  # hidden widths; channels of a cnn's stages; a vit's width, once for each block
+            name="mlp",  # mlp | cnn | vit | resnet
+            widths=(32,),  # hidden widths; channels of a cnn's or resnet's stages; a vit's width, once for each block
             generate=".*",  # regex over leaf paths: what is fine-tuned and generated; other leaves stay the base's
-            lora_rank=0,  # above 0: low-rank adapters, and then generate="lora/.*"
+            lora_rank=0,  # above 0: low-rank adapters, and then generate="lora/.*" (or "(lora|batch_stats)/.*")
             lora_alpha=8.0,  # an adapter counts lora_alpha / lora_rank times
             lora_modules=".*",  # regex over module paths, such as "Dense_0": which kernels are adapted
         )

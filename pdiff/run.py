@@ -29,7 +29,7 @@ from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
-from pdiff.zoo import build
+from pdiff.zoo import build, finetune
 
 log = logging.getLogger("pdiff")
 
@@ -49,6 +49,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
     generator.check(config, family, target)
+    finetune.check(target, config.zoo)
     mesh = dist.make_mesh()
     for field in ("train.batch_size", "zoo.chunk_size"):
         dist.check_divides(config_lib.flatten(config)[field], mesh, field)

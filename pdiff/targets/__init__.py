@@ -1,7 +1,8 @@
 """The networks whose weights are generated.
 
-A target is a Flax Linen module used as a pure function: `init(rng) -> params` and
-`apply(params, x) -> logits`. `get_target` finds one by the name of its module, so a new target is one new file.
+A target is a Flax Linen module used as a pure function: `init(rng) -> tree` and `apply(tree, x) -> logits`. A module
+with BatchNorm also takes `train`, and becomes `apply_train(tree, x) -> (logits, tree)` too. `get_target` finds one by
+the name of its module, so a new target is one new file.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
-from pdiff.targets.base import Target
+from pdiff.targets.base import RUNNING, Target, with_running_statistics
 from pdiff.targets.lora import with_lora
 
 __all__ = ["Target", "get_target"]
@@ -27,7 +28,7 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
     """Builds the target of `config` (the `target` part of a run's config) for a family's images and classes.
 
     Raises:
-      PdiffError: there is no such target, or its sizes do not fit.
+      PdiffError: there is no such target, its sizes do not fit, or `generate` matches some running statistics only.
     """
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TARGETS)
     if config.name not in names:
@@ -41,6 +42,9 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
         return module.init(rng, jnp.zeros((1, features), jnp.float32))
 
     target = Target(config.name, init, module.apply, config.generate)
+    if RUNNING in target.abstract():
+        target = with_running_statistics(target, module)
     if config.lora_rank:
         target = with_lora(target, config.lora_rank, config.lora_alpha, config.lora_modules)
+    target.updates_running()  # refuses a regex that splits them
     return target

@@ -3,7 +3,8 @@
 The tree is the target's own `params` and beside it `lora`, with matrices `a` (inputs, rank) and `b` (rank, outputs) for
 each adapted kernel. A kernel of a convolution is taken as (height * width * inputs, outputs), that of an attention
 projection as (inputs, heads * features) or (heads * features, outputs). B starts at zero, so that fresh adapters change
-nothing; A is random, the same for all networks that share a base.
+nothing; A is random, the same for all networks that share a base. Running statistics stay the target's own
+`batch_stats`: generate="lora/.*" keeps the base's, "(lora|batch_stats)/.*" updates them beside the adapters.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from pdiff.errors import PdiffError
-from pdiff.targets.base import Target
+from pdiff.targets.base import RUNNING, Target
 
 ADAPTERS = "lora"
 
@@ -45,7 +46,11 @@ def with_lora(target: Target, rank: int, alpha: float, modules: str) -> Target:
     def apply(tree: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         return target.apply(merged(tree, alpha / rank), x)
 
-    return dataclasses.replace(target, init=init, apply=apply)
+    def apply_train(tree: PyTree, x: Float[Array, "n features"]) -> tuple[Float[Array, "n classes"], PyTree]:
+        logits, updated = target.apply_train(merged(tree, alpha / rank), x)
+        return logits, tree | {RUNNING: updated[RUNNING]}
+
+    return dataclasses.replace(target, init=init, apply=apply, apply_train=target.apply_train and apply_train)
 
 
 def merged(tree: PyTree, scale: float) -> PyTree:

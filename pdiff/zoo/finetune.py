@@ -3,6 +3,11 @@
 Minibatches are drawn from the seed alone, never from the task. Two networks of one seed then see
 the same rows in the same order, so that weights differ between tasks only by what the tasks
 ask for (common random numbers), and between seeds by everything else.
+
+Running statistics of BatchNorm (Ioffe & Szegedy 2015) are part of a network. Where `target.generate` matches them, as
+the default '.*' does, training normalises by the batch and updates them, and they are generated like parameters. Where
+it does not, they stay the base's bit for bit, and training normalises by them too, so that training and use agree.
+Neither gradients nor weight decay act on them. Pretraining always updates them.
 """
 
 import dataclasses
@@ -15,7 +20,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import rng
+from pdiff.errors import PdiffError
 from pdiff.targets import Target
+from pdiff.targets.base import RUNNING
 from pdiff.weights import codec
 from pdiff.weights.spec import make_spec
 
@@ -23,11 +30,14 @@ from pdiff.weights.spec import make_spec
 def make_optimizer(
     learning_rate: float, weight_decay: float, steps: int, schedule: str
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019); `schedule` is constant, or a cosine to a hundredth of the rate."""
+    """AdamW (Loshchilov & Hutter 2019); `schedule` is constant, or a cosine to a hundredth of the rate.
+
+    Weights decay, running statistics do not.
+    """
     rate = learning_rate
     if schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
-    return optax.adamw(rate, weight_decay=weight_decay)
+    return optax.adamw(rate, weight_decay=weight_decay, mask=_decays)
 
 
 def train(
@@ -54,7 +64,7 @@ def train(
     def update(carry, step):
         params, state = carry
         rows = jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, len(y))
-        grads = jax.grad(cross_entropy)(params, target, x[rows], y[rows])
+        grads, params = jax.grad(_training_loss, has_aux=True)(params, target, x[rows], y[rows])
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
@@ -68,11 +78,19 @@ def train(
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
 
 
-def cross_entropy(
+def _training_loss(
     params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]
-) -> Float[Array, ""]:
-    """Mean cross-entropy in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(target.apply(params, x), y).mean()
+) -> tuple[Float[Array, ""], PyTree]:
+    """Mean cross-entropy in nats, and `params` with their running statistics updated, if there are any."""
+    logits, params = target.apply_train(params, x) if target.apply_train else (target.apply(params, x), params)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), params
+
+
+def _decays(params: PyTree) -> PyTree[bool]:
+    """Which leaves weight decay acts on: all but running statistics, in a tree or in leaves by path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/").split("/")[0] != RUNNING, params
+    )
 
 
 def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]) -> Float[Array, ""]:
@@ -80,13 +98,27 @@ def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: I
     return (target.apply(params, x).argmax(-1) == y).mean()
 
 
+def check(target: Target, config: ConfigDict) -> None:
+    """Raises PdiffError, before any work, where `config` (the `zoo` part) cannot train the target."""
+    if target.apply_train and config.batch_size < 2:
+        raise PdiffError(
+            f"zoo.batch_size: got {config.batch_size}; allowed for a {target.name}, whose BatchNorm "
+            "normalises by the batch: at least 2"
+        )
+
+
 def pretrain(
     target: Target, x: Float[Array, "n features"], y: Int[Array, " n"], config: ConfigDict, seed: int
 ) -> PyTree:
-    """The shared base: one network trained on a family's pretraining images. Adapters wait for fine-tuning."""
+    """The shared base: one network trained on a family's pretraining images. Adapters wait for fine-tuning.
+
+    Raises:
+      PdiffError: as `check`.
+    """
+    check(target, config)
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
     fresh = target.init(rng.stream(seed, "zoo/base/init"))
-    flat_target, start, whole = _only(dataclasses.replace(target, generate="params/.*"), fresh)
+    flat_target, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
     fit = jax.jit(
         lambda start, x, y, key: train(
             flat_target, optimizer, start, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
@@ -110,8 +142,9 @@ def finetune(
     Only the leaves that `target.generate` matches are trained; the others stay the base's, bit for bit.
 
     Raises:
-      PdiffError: it matches no leaf.
+      PdiffError: it matches no leaf, or some running statistics only; and as `check`.
     """
+    check(target, config)
     flat_target, start, whole = _only(target, base)
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
@@ -126,11 +159,22 @@ def finetune(
 
 
 def _only(target: Target, base: PyTree) -> tuple[Target, dict[str, Array], Callable[[dict[str, Array]], PyTree]]:
-    """The target as a function of its generated leaves alone, these of `base`, and the way back to a whole tree."""
+    """The target as functions of its generated leaves alone, these of `base`, and the way back to a whole tree.
+
+    `apply_train` is None where running statistics are not among those leaves, so that the base's are used.
+    """
     spec = make_spec(base, generate=target.generate)
 
     def whole(flat):
         return codec.merge(spec, flat, base)
 
-    alone = dataclasses.replace(target, apply=lambda flat, x: target.apply(whole(flat), x))
+    def apply_train(flat, x):
+        logits, tree = target.apply_train(whole(flat), x)
+        return logits, codec.select(spec, tree)
+
+    alone = dataclasses.replace(
+        target,
+        apply=lambda flat, x: target.apply(whole(flat), x),
+        apply_train=apply_train if target.updates_running() else None,
+    )
     return alone, codec.select(spec, base), whole

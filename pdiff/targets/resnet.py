@@ -1,0 +1,78 @@
+"""A residual network with BatchNorm: a network is its parameters and its running statistics.
+
+The tree is `{'params': …, 'batch_stats': …}`. What becomes of the running statistics in training is said in
+`pdiff/zoo/finetune.py`.
+"""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from pdiff.errors import PdiffError
+
+MOMENTUM = 0.9  # running <- 0.9 running + 0.1 of the batch; fine-tuning is too short for Flax's 0.99
+# What keeps a channel that hardly varies from being blown up. It bounds the gain to 1 / sqrt(epsilon) = 32 even where
+# a generated running variance is below zero, which counts as zero (see `targets.base.with_running_statistics`).
+EPSILON = 1e-3
+
+
+class Block(nn.Module):
+    """x + two 3x3 convolutions, each after BatchNorm and ReLU (figure 4e of He et al. 2016, Identity Mappings).
+
+    Where the shape changes, x goes through a strided 1x1 convolution, `shortcut`, after the first ReLU.
+    """
+
+    channels: int
+    stride: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n height width inputs"], train: bool
+    ) -> Float[Array, "n out_height out_width channels"]:
+        strides = (self.stride, self.stride)
+        h = nn.relu(_norm(train)(x))
+        if self.stride > 1 or x.shape[-1] != self.channels:
+            x = nn.Conv(self.channels, (1, 1), strides, use_bias=False, name="shortcut")(h)
+        h = nn.Conv(self.channels, (3, 3), strides, use_bias=False)(h)
+        h = nn.relu(_norm(train)(h))
+        return x + nn.Conv(self.channels, (3, 3), use_bias=False)(h)
+
+
+class ResNet(nn.Module):
+    """3x3 convolution -> one block for each stage, halving from the second on -> BatchNorm, ReLU, mean, Dense.
+
+    With `train`, BatchNorm (Ioffe & Szegedy 2015) normalises by the batch and updates the running statistics, which
+    is what `mutable=['batch_stats']` then returns; without, it normalises by the running statistics.
+    """
+
+    channels: tuple[int, ...]
+    num_classes: int
+    image_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n features"], train: bool = False) -> Float[Array, "n classes"]:
+        x = x.reshape(len(x), *self.image_shape[:2], -1)
+        x = nn.Conv(self.channels[0], (3, 3), use_bias=False, name="stem")(x)
+        for i, channels in enumerate(self.channels):
+            x = Block(channels, 2 if i else 1, name=f"block_{i}")(x, train)
+        x = nn.relu(_norm(train)(x))
+        return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
+
+
+def _norm(train: bool) -> nn.Module:
+    # The fast variance, E[x^2] - E[x]^2, cancels where a channel's mean is large.
+    return nn.BatchNorm(not train, momentum=MOMENTUM, epsilon=EPSILON, use_fast_variance=False)
+
+
+def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The module for the `target` part of a run's config; `target.widths` are the channels of the stages.
+
+    Raises:
+      PdiffError: no stage, or more stages than the image can be halved.
+    """
+    widths = tuple(config.widths)
+    if not widths:
+        raise PdiffError(f"target.widths: got {widths}; allowed for a resnet: the channels of at least one stage")
+    if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
+        raise PdiffError(f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often")
+    return ResNet(widths, num_classes, image_shape)
