@@ -165,7 +165,7 @@ def test_adapters_leave_parameters_and_update_running_statistics_if_told(tiny_co
     assert_momentum_update(merged, after, x[:6])
     assert_same({k: after[k] for k in ("params", "lora")}, {k: base[k] for k in ("params", "lora")})
 
-    nets = finetune.finetune(target, base, x[None], y, jnp.zeros(1, int), tiny_config.zoo, 0)
+    nets = finetune.finetune(target, base, x[None], y[None], jnp.zeros(1, int), tiny_config.zoo, 0)
     net = jax.tree.map(lambda a: a[0, 0], nets)
     assert_same(net["params"], base["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).all()), net["batch_stats"], base["batch_stats"])

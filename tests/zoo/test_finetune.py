@@ -94,3 +94,81 @@ def test_a_regex_without_a_leaf_is_refused(setting, tiny_config):
             tiny_config.zoo,
             0,
         )
+
+
+@pytest.fixture(scope="module")
+def resnet(tiny_config):
+    """A resnet, its config, a pretrained base, and the images of one task."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.target.update(dict(name="resnet", widths=(8, 16)))
+        config.zoo.update(dict(steps=100, pretrain_steps=200))
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    images = {k: (family.render(family.variables[3], d.x), d.y) for k, d in family.data.items()}
+    return target, config.zoo, finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, 0), images
+
+
+def tune_one(target, zoo, base, images):
+    x, y = images["train"]
+    nets = finetune.finetune(target, base, x[None], y[None], jnp.zeros(1, int), zoo, 0)
+    return jax.tree.map(lambda a: np.asarray(a[0, -1]), nets)
+
+
+def test_running_statistics_are_trained_so_that_evaluation_is_right(resnet):
+    """Those of another network would not do: fresh or the base's, with the same parameters, lose accuracy."""
+    target, zoo, base, images = resnet
+    net = tune_one(target, zoo, base, images)
+    score = {
+        name: float(finetune.accuracy(net | {"batch_stats": running}, target, *images["test"]))
+        for name, running in (
+            ("own", net["batch_stats"]),
+            ("base", base["batch_stats"]),
+            ("fresh", target.init(jax.random.key(0))["batch_stats"]),
+        )
+    }
+    assert score["own"] > 0.9, score
+    assert score["own"] > finetune.accuracy(base, target, *images["test"]) + 0.1
+    assert score["own"] > score["base"] and score["own"] > score["fresh"] + 0.2, score
+    batch = (target.apply_train(net, images["test"][0])[0].argmax(-1) == images["test"][1]).mean()
+    assert abs(score["own"] - batch) < 0.05
+
+
+def test_running_statistics_that_are_not_generated_stay_the_bases_in_training_and_in_use(resnet):
+    target, zoo, base, images = resnet
+    frozen = dataclasses.replace(target, generate="params/.*")
+    slower = zoo.copy_and_resolve_references()
+    with slower.unlocked():
+        slower.learning_rate = 1e-3  # without the batch's normalisation, 1e-2 diverges
+    net = tune_one(frozen, slower, base, images)
+    jax.tree.map(np.testing.assert_array_equal, net["batch_stats"], base["batch_stats"])
+    gain = finetune.accuracy(net, target, *images["test"]) - finetune.accuracy(base, target, *images["test"])
+    assert gain > 0.3
+
+    # One step of descent on the loss in use, computed here, is one step of training: it normalises by the base's.
+    optimizer = finetune.make_optimizer(1e-3, 0.1, 1, "constant")
+    x, y = (jnp.asarray(a[:32]) for a in images["train"])
+    flat, start, whole = finetune._only(frozen, base)
+    key = jax.random.key(0)
+    made = finetune.train(flat, optimizer, start, x, y, key, steps=1, batch_size=32)
+    rows = jax.random.randint(jax.random.fold_in(key, 0), (32,), 0, 32)
+
+    def loss(params):
+        logp = jax.nn.log_softmax(target.apply(base | {"params": params}, x[rows]))
+        return -logp[jnp.arange(32), y[rows]].mean()
+
+    by_hand, _ = optimizer.update(jax.grad(loss)(base["params"]), optimizer.init(base["params"]), base["params"])
+    step = jax.tree.map(lambda a, b: a[0] - b, whole(jax.tree.map(lambda a: a[0:1], made))["params"], base["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), step, by_hand)
+
+
+def test_a_batch_of_one_cannot_be_normalised_by(resnet, tiny_config):
+    target, _, base, images = resnet
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.zoo.batch_size = 1
+    with pytest.raises(PdiffError, match="zoo.batch_size: got 1; allowed for a resnet, .* at least 2"):
+        tune_one(target, config.zoo, base, images)
+    with pytest.raises(PdiffError, match="zoo.batch_size"):
+        finetune.pretrain(target, None, None, config.zoo, 0)
+    finetune.check(get_target(tiny_config.target, (8, 8), 10), config.zoo)  # an mlp may
