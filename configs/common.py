@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     c.tasks = ConfigDict(
         dict(
             family="rotation",
+            data="digits",  # the images that the tasks share
+            data_dir="",  # where they lie, if not in an installed package
             unseen="60:90,216:234",  # arcs held out as `unseen`
             num_seen=256,  # tasks in the zoo, spread evenly over what is not held out
             num_interp=16,  # tasks strictly inside the interp gaps

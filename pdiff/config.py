@@ -74,6 +74,8 @@ _NOT_NEGATIVE = Field(float, low=0)
 FIELDS: dict[str, Field] = {
     "seed": Field(int, low=0, high=2**31 - 1),
     "tasks.family": Field(str),
+    "tasks.data": Field(str),
+    "tasks.data_dir": Field(str),
     "tasks.unseen": Field(str),
     "tasks.num_seen": _COUNT,
     "tasks.num_interp": _COUNT_OR_NONE,

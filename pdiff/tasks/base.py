@@ -68,7 +68,7 @@ class Family:
       render: (variables of one task, shared images) -> the task's images (n, features), pure JAX.
       arcs: held-out regions of the first factor by split, for plots; may be empty.
       describe: factors -> (training wordings, held-out wordings), for any factors.
-      relabel: (variables of one task, shared labels) -> the task's labels, pure JAX.
+      relabel: (variables of one task, shared images, shared labels) -> the task's labels, pure JAX.
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
         themselves. They belong to no task.
       backgrounds: one image of each task that shows no object, for the condition of that name; None if there is none.
@@ -82,10 +82,10 @@ class Family:
     data: Mapping[str, Images]
     tasks: tuple[Task, ...]
     variables: Any
-    render: Callable[[Any, Float[Array, "n features"]], Float[Array, "n features"]]
+    render: Callable[[Any, Float[Array, "n shared"]], Float[Array, "n features"]]
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]]
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
-    relabel: Callable[[Any, Int[Array, " n"]], Int[Array, " n"]] = lambda own, y: y
+    relabel: Callable[[Any, Float[Array, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
     pretraining: Any = None
     backgrounds: Float[np.ndarray, "tasks features"] | None = None
 
@@ -103,7 +103,7 @@ class Family:
         self, own: Any, x: Float[Array, "n shared"], y: Int[Array, " n"]
     ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """Shared images and labels as the task with these variables has them."""
-        return self.render(own, x), self.relabel(own, y)
+        return self.render(own, x), self.relabel(own, x, y)
 
     def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """What the base is trained and scored on: each shared image as the next of the pretraining tasks has it."""

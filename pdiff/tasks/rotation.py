@@ -97,6 +97,9 @@ def make_family(config: ConfigDict) -> Family:
         "interp": _spread(arcs["interp"], config.num_interp),
         "unseen": _spread(arcs["unseen"], config.num_unseen),
     }
+    data = images.load(config)
+    if data.image_shape != (8, 8):
+        raise PdiffError(f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for rotation: digits")
     tasks = []
     for split, values in angles.items():
         for angle in np.sort(np.round(np.asarray(values) % 360, 2) % 360):
@@ -106,9 +109,9 @@ def make_family(config: ConfigDict) -> Family:
         name="rotation",
         factor_names=("degrees",),
         factor_periods=(360.0,),
-        num_classes=10,
-        image_shape=(8, 8),
-        data=images.digits(),
+        num_classes=len(data.class_names),
+        image_shape=data.image_shape,
+        data=data.parts,
         tasks=tuple(tasks),
         variables=np.stack([rotation_matrix(t.factors[0]) for t in tasks]),
         render=render,
