@@ -53,6 +53,8 @@ ABLATION: Variants = {
     "no mean path": {"model.mean_width": 0},
     "factors in place of text": {"condition.use": ("factors",), "sample.condition": ("factors",),
                                  "condition.drop_factors": 0.0},
+    "at_sigma_max 0.7": {"diffusion.at_sigma_max": 0.7},
+    "at_sigma_max 0.9": {"diffusion.at_sigma_max": 0.9},
     "EDM preconditioning": {"diffusion.precondition": "edm"},
     "rectified flow": {"diffusion.path": "rectified_flow", "diffusion.sigma_max": 80.0},
     "tokens by neuron": {"weights.layout": "neuron"},

@@ -12,13 +12,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from pdiff import dist, files, generator, rng
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
-from pdiff.evaluators.accuracy import Scorer
+from pdiff.evaluators.accuracy import Scorer, repeat
 from pdiff.generator import Generator
 from pdiff.models.conditions import Mixture
 from pdiff.report import results as results_lib
 from pdiff.sample import Samplers
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
+from pdiff.weights import codec
+from pdiff.weights import spec as spec_lib
 
 
 class LoadedGenerator:
@@ -79,7 +81,13 @@ class LoadedGenerator:
             condition = self._condition(task_id)
         condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
         name = sampler or self.default_sampler
-        return self._samplers.networks(self._params, name, condition, rng.stream(seed, "sample"))
+        return self._whole(self._samplers.networks(self._params, name, condition, rng.stream(seed, "sample")))
+
+    def _whole(self, parts: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """Whole trees of generated parts; the base's leaves are repeated without using memory."""
+        static, count = self._static, len(jax.tree.leaves(parts)[0])
+        flat = dict(spec_lib.flatten(repeat(static.base, count))) | dict(spec_lib.flatten(parts))
+        return jax.tree.unflatten(static.spec.treedef, [flat[leaf.path] for leaf in static.spec.all_leaves])
 
     def _needs(self, condition: str, argument: str) -> None:
         use = self.config.condition.use
@@ -117,7 +125,8 @@ class LoadedGenerator:
     ) -> Float[np.ndarray, " samples"]:
         """Test accuracy of stacked networks on a task's images."""
         count = len(jax.tree.leaves(params)[0])
-        return Scorer(self._static, "test", self._mesh)(params, np.full(count, self.task(task).id))
+        parts = jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
+        return Scorer(self._static, "test", self._mesh)(parts, np.full(count, self.task(task).id))
 
 
 def load(workdir: str | Path) -> LoadedGenerator:

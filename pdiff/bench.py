@@ -40,8 +40,8 @@ class Bench:
         self.config = generator.config
         self.samplers = Samplers(generator, mesh)
         self.score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
-        self.encode = jax.jit(jax.vmap(lambda p: codec.encode(generator.spec, p)))
-        self.decode = jax.jit(jax.vmap(lambda t: codec.decode(generator.spec, t, generator.base)))
+        self.encode = jax.jit(jax.vmap(lambda p: codec.encode_part(generator.spec, p)))
+        self.decode = jax.jit(jax.vmap(lambda t: codec.decode_part(generator.spec, t)))
 
     def tasks(self, split: str, most: int | None = None) -> tuple[Task, ...]:
         """At most `most` (by default `eval.max_tasks`) tasks of a split, evenly chosen."""
@@ -83,5 +83,5 @@ class Bench:
         return Scores(self.score[part](networks, ids).reshape(len(tasks), count))
 
     def decode_tokens(self, tokens: Float[np.ndarray, "*batch tokens dim"]) -> PyTree:
-        """Raw (not normalised) tokens to parameter trees with one leading axis."""
+        """Raw (not normalised) tokens to networks with one leading axis."""
         return jax.tree.map(np.asarray, self.decode(tokens.reshape(-1, *tokens.shape[-2:])))

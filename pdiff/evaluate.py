@@ -51,11 +51,12 @@ class Evaluation:
         self._generator, self._networks = generator, networks
         self._config = generator.config
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
+        self._base = codec.take(generator.spec, generator.base)
         seen = networks["seen"]
         self._zoo = SeenZoo(
             generator.family,
             np.asarray(self._bench.encode(seen.params)),
-            np.asarray(codec.encode(generator.spec, generator.base)),
+            np.asarray(codec.encode_part(generator.spec, self._base)),
             seen.task,
             seen.seed,
         )
@@ -149,7 +150,7 @@ class Evaluation:
         generated = {n: self._accuracy(networks, tasks) for n, networks in made.items()}
         records = self._networks[split]
         finetuned = Scores(np.stack([records.test_accuracy[records.task == t.id] for t in tasks]))
-        base = self._accuracy(repeat(self._generator.base, len(tasks)), tasks)
+        base = self._accuracy(repeat(self._base, len(tasks)), tasks)
         controls = {n: self._baseline(b, tasks, count) for n, b in baselines.items()}
         controls |= self._controls(split, tasks, made[self._sampler])
         entry = {

@@ -87,12 +87,16 @@ class Generator:
         return denoise
 
     def encode(self, networks: PyTree[Float[Array, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
-        """Parameter trees to normalised tokens."""
-        return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode(self.spec, p)))(networks)
+        """Networks, as the generated part of their trees, to normalised tokens."""
+        return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode_part(self.spec, p)))(networks)
 
     def decode(self, x: Float[Array, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
-        """Normalised tokens to parameter trees, the base's leaves where they are not generated."""
-        return jax.vmap(lambda z: codec.decode(self.spec, stats.denormalize(self.stats, z), self.base))(x)
+        """Normalised tokens to networks, as the generated part of their trees."""
+        return jax.vmap(lambda z: codec.decode_part(self.spec, stats.denormalize(self.stats, z)))(x)
+
+    def apply(self, network: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        """Logits of one network, given as its generated part; the base's leaves are the rest."""
+        return self.target.apply(codec.complete(self.spec, network, self.base), x)
 
     def condition(
         self,
@@ -138,7 +142,7 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
     """
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec = _spec(config, target)
-    encode = jax.jit(jax.vmap(lambda p: codec.encode(spec, p)))
+    encode = jax.jit(jax.vmap(lambda p: codec.encode_part(spec, p)))
     tokens = np.asarray(encode(networks["seen"].params))
     fitted = stats.fit(
         spec,

@@ -45,7 +45,7 @@ def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) 
 
 def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
     """Averages of several samples, and choices among them by a support set, beside single samples."""
-    count, family, apply = bench.config.eval.test_time_samples, bench.generator.family, bench.generator.target.apply
+    count, family, apply = bench.config.eval.test_time_samples, bench.generator.family, bench.generator.apply
     flat = bench.generate(sampler, tasks, f"evaluate/{split}/test_time", count)
     networks = jax.tree.map(lambda a: a.reshape(len(tasks), count, *a.shape[1:]), flat)
     size = bench.config.condition.support_images

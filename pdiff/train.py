@@ -23,7 +23,7 @@ from pdiff.sample import Samplers
 from pdiff.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
 from pdiff.stopping import StopSignal
 from pdiff.tasks import support
-from pdiff.weights import stats
+from pdiff.weights import codec, stats
 from pdiff.zoo.store import Networks
 
 
@@ -124,8 +124,8 @@ def loss_fn(
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
         x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
         networks = generator.decode(denoised)
-        functional = losses.functional_loss(networks, generator.target.apply, x, y).mean()
-        distance = losses.squared_distance(networks, generator.base).mean()
+        functional = losses.functional_loss(networks, generator.apply, x, y).mean()
+        distance = losses.squared_distance(networks, codec.take(generator.spec, generator.base)).mean()
         loss += config.functional_weight * (functional + config.base_penalty * distance)
         parts |= {"functional_loss": functional, "base_distance": distance}
     return loss, {"loss": loss, **parts}

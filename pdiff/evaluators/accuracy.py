@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from pdiff import dist
 from pdiff.generator import Generator
+from pdiff.zoo import score
 
 
 class Scorer:
@@ -18,8 +19,7 @@ class Scorer:
     """
 
     def __init__(self, generator: Generator, part: str, mesh: Mesh):
-        family, apply = generator.family, generator.target.apply
-        images = family.data[part]
+        family, images = generator.family, generator.family.data[part]
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
         constants = dist.replicate({"variables": family.variables, "x": images.x, "y": images.y}, mesh)
@@ -28,8 +28,7 @@ class Scorer:
             variables = jax.tree.map(lambda v: v[task], constants["variables"])
 
             def one(network, own):
-                x, y = family.labelled(own, constants["x"], constants["y"])
-                return apply(network, x).argmax(-1) == y
+                return score.right(generator.apply, family, network, own, constants["x"], constants["y"])
 
             return jax.vmap(one)(networks, variables)
 
@@ -39,7 +38,7 @@ class Scorer:
     def right(
         self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]
     ) -> Bool[np.ndarray, "nets images"]:
-        """Which images network i gets right on task `task[i]`."""
+        """Which images network i, given as its generated part, gets right on task `task[i]`."""
         return dist.map_chunks(self._step, (networks, np.asarray(task, np.int32)), len(task), self._chunk)
 
     def __call__(

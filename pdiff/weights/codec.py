@@ -4,8 +4,8 @@
     stacked = jax.vmap(partial(decode, spec, rest=base))(tokens)   # the tree, with a leading n
 
 `decode` under `vmap` repeats the base's leaves n times where they are outputs of the mapped
-function. Where a large base is shared, call `decode` or `merge` inside the mapped function that
-uses the parameters, or `vmap` `decode_flat`, which returns the generated leaves alone.
+function. Where a large base is shared, keep networks as their generated part, which is what zoos
+hold (`take`, `encode_part`, `decode_part`), and `complete` it inside the mapped function that uses it.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
 
 from pdiff.errors import PdiffError
@@ -25,8 +26,33 @@ def encode(spec: Spec, params: PyTree) -> Float[Array, "tokens token_dim"]:
 
     Raises PdiffError where `params` is not the tree that `spec` describes.
     """
-    leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in select(spec, params).values()]
+    return encode_part(spec, select(spec, params))
+
+
+def take(spec: Spec, params: PyTree) -> PyTree:
+    """The generated part of the whole tree `params`: the same tree without its other leaves."""
+    return traverse_util.unflatten_dict(select(spec, params), sep="/")
+
+
+def encode_part(spec: Spec, part: PyTree) -> Float[Array, "tokens token_dim"]:
+    """A generated part, as `take` or `select` give it, as float32 tokens; padding is 0.
+
+    Raises PdiffError where it is another.
+    """
+    flat = dict(flatten(part))
+    _check_generated(spec, flat)
+    leaves = [jnp.asarray(flat[leaf.path]).astype(jnp.float32) for leaf in spec.leaves]
     return pack(spec.blocks, spec.token_dim, leaves, xp=jnp)
+
+
+def decode_part(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> PyTree:
+    """The generated part of `tokens`, as `take` gives it; values as in `decode`."""
+    return traverse_util.unflatten_dict(decode_flat(spec, tokens), sep="/")
+
+
+def complete(spec: Spec, part: PyTree, rest: PyTree | None = None) -> PyTree:
+    """The whole tree of a generated part, and `rest` for all other leaves; raises as `merge` does."""
+    return merge(spec, dict(flatten(part)), rest)
 
 
 def decode(spec: Spec, tokens: Float[Array, "tokens token_dim"], rest: PyTree | None = None) -> PyTree:
@@ -65,11 +91,7 @@ def merge(spec: Spec, flat: Mapping[str, Any], rest: PyTree | None = None) -> Py
 
     Raises PdiffError where `flat` is not what `select` gives, and as `decode` does for `rest`.
     """
-    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
-    if odd:
-        raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
-    for leaf in spec.leaves:
-        _check(leaf, flat[leaf.path], "flat")
+    _check_generated(spec, flat)
     if rest is None:
         kept = [leaf.path for leaf, made in zip(spec.all_leaves, spec.generated, strict=True) if not made]
         if kept:
@@ -81,6 +103,14 @@ def merge(spec: Spec, flat: Mapping[str, Any], rest: PyTree | None = None) -> Py
     else:
         values = {**_matched(spec, rest, "rest"), **flat}
     return jax.tree.unflatten(spec.treedef, [values[leaf.path] for leaf in spec.all_leaves])
+
+
+def _check_generated(spec: Spec, flat: Mapping[str, Any]) -> None:
+    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
+    if odd:
+        raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
+    for leaf in spec.leaves:
+        _check(leaf, flat[leaf.path], "flat")
 
 
 def _cast(array: Array, dtype: str) -> Array:

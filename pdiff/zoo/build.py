@@ -7,28 +7,29 @@ goes on where it stopped.
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from pdiff import config as config_lib
-from pdiff import dist, files, rng
+from pdiff import dist, files
 from pdiff.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import SPLITS
-from pdiff.zoo import finetune, store
+from pdiff.weights import codec
+from pdiff.weights.spec import make_spec
+from pdiff.zoo import finetune, score, store
 from pdiff.zoo.store import Networks
 
-TASK_BLIND_COPIES = 8  # rotations, say, that a task-blind network sees of each training image
+RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -115,71 +116,105 @@ def _finetune_all(
 
 def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree, mesh: Mesh):
     """(task ids, seeds) -> Networks, sharded over devices; kept checkpoints of a network are consecutive rows."""
-    data, zoo = family.data, config.zoo
-    variables = jax.tree.map(jnp.asarray, family.variables)
-    labelled = jax.vmap(family.labelled, (0, None, None))
+    zoo = config.zoo
+    spec = make_spec(base, generate=target.generate)
 
-    def step(job):
+    def step(job, constants):
         task, seed = job
-        own = jax.tree.map(lambda v: v[task], variables)
-        x, y = labelled(own, data["train"].x, jnp.asarray(data["train"].y))
-        params = finetune.finetune(target, base, x, y, seed, zoo, config.seed)
+        own = jax.tree.map(lambda v: v[task], constants["variables"])
+        x, y = constants["data"]["train"]
+        if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
+            drawn_from = jax.vmap(family.labelled, (0, None, None))(own, x, y)
 
-        def score(part):
-            per_kept = jax.vmap(finetune.accuracy, (0, None, None, None))
-            x, y = labelled(own, data[part].x, jnp.asarray(data[part].y))
-            return jax.vmap(per_kept, (0, None, 0, 0))(params, target, x, y).reshape(-1)
+            def draw(rendered, key):
+                return finetune.minibatches(*rendered, zoo.batch_size)(key)
+
+        else:
+            drawn_from = own
+
+            def draw(own, key):
+                return family.labelled(own, *finetune.minibatches(x, y, zoo.batch_size)(key))
+
+        parts = finetune.finetune(target, base, draw, drawn_from, seed, zoo, config.seed)
+
+        def accuracy(part):
+            def of(network, own):
+                whole = codec.complete(spec, network, base)
+                return score.right(target.apply, family, whole, own, *constants["data"][part]).mean()
+
+            return jax.vmap(jax.vmap(of, (0, None)))(parts, own).reshape(-1)
 
         steps = zoo.steps - zoo.keep_every * jnp.arange(zoo.keep_last - 1, -1, -1, dtype=jnp.int32)
         return Networks(
-            params=jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), params),
+            params=jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), parts),
             task=jnp.repeat(task, zoo.keep_last),
             seed=jnp.repeat(seed, zoo.keep_last),
             step=jnp.tile(steps, len(task)),
-            validation_accuracy=score("validation"),
-            test_accuracy=score("test"),
+            validation_accuracy=accuracy("validation"),
+            test_accuracy=accuracy("test"),
         )
 
-    return dist.data_parallel(step, mesh, (dist.SHARDED,), dist.SHARDED)
+    data = {part: (images.x, images.y) for part, images in family.data.items()}
+    constants = dist.replicate({"variables": family.variables, "data": data}, mesh)
+    mapped = dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
+    return lambda job: mapped(job, constants)
 
 
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
-    """The pretrained base, with its accuracy on images like those it was trained on."""
+    """The pretrained base, a whole tree, with its accuracy on images like those it was trained on."""
     params = finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, config.seed)
     stacked = jax.tree.map(lambda p: p[None], params)
-    return _without_task(family, target, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
+    return _without_task(family, target, lambda p: p, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
 
 
 def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree) -> Networks:
     """Networks fine-tuned on the images of all seen tasks together: what one network for everything can do."""
-    images, seen = family.data["train"], np.array([t.id for t in family.split("seen")])
-    seeds = np.arange(config.zoo.reference_seeds, dtype=np.int32)
-    shape = (len(seeds), TASK_BLIND_COPIES, len(images.y))
-    tasks = jax.random.choice(rng.stream(config.seed, "zoo/task_blind"), seen, shape)
-    each = jax.vmap(lambda v, x, y: jax.tree.map(lambda a: a[0], family.labelled(v, x[None], y[None])))
-    copies = [
-        [each(jax.tree.map(lambda v, t=t: v[t], family.variables), images.x, images.y) for t in per_copy]
-        for per_copy in np.asarray(tasks)
-    ]
-    x, y = (jnp.stack([jnp.concatenate([c[i] for c in own]) for own in copies]) for i in (0, 1))
-    params = jax.jit(lambda x, y: finetune.finetune(target, base, x, y, seeds, config.zoo, config.seed))(x, y)
-    return _without_task(family, target, jax.tree.map(lambda p: p[:, -1], params), seeds, config.zoo.steps)
+    zoo, images = config.zoo, family.data["train"]
+    seen = jnp.array([t.id for t in family.split("seen")])
+    seeds = np.arange(zoo.reference_seeds, dtype=np.int32)
+
+    @jax.jit
+    def fit(variables, x, y, seeds):
+        shared = finetune.minibatches(x, y, zoo.batch_size)
+
+        def draw(_, key):
+            own = jax.tree.map(lambda v: v[jax.random.choice(jax.random.fold_in(key, 1), seen, (zoo.batch_size,))],
+                               variables)  # fmt: skip
+            x, y = shared(key)
+            x, y = jax.vmap(family.labelled)(own, x[:, None], y[:, None])
+            return x[:, 0], y[:, 0]
+
+        return finetune.finetune(target, base, draw, seeds, seeds, zoo, config.seed)
+
+    params = fit(jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
+    spec = make_spec(base, generate=target.generate)
+    stacked = jax.tree.map(lambda p: p[:, -1], params)
+    return _without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
 
 
-def _without_task(family: Family, target: Target, params: PyTree, seeds: np.ndarray, step: int) -> Networks:
-    """Networks that belong to no task; their accuracies are on the images that the base was pretrained on."""
+def _without_task(
+    family: Family, target: Target, whole: Callable[[PyTree], PyTree], params: PyTree, seeds: np.ndarray, step: int
+) -> Networks:
+    """Networks that belong to no task; their accuracies are on the images that the base was pretrained on.
 
-    def score(part):
-        accuracy = jax.vmap(finetune.accuracy, (0, None, None, None))
-        return np.asarray(accuracy(params, target, *family.pretraining_images(part)))
+    `whole` makes a tree that the target takes of one of the stacked `params`.
+    """
+
+    @jax.jit
+    def accuracy(params, images):
+        def of(network):
+            tree = whole(network)
+            return score.in_blocks(lambda rows: target.apply(tree, rows[0]).argmax(-1) == rows[1], images).mean()
+
+        return jax.lax.map(of, params)
 
     return Networks(
         params=jax.tree.map(np.asarray, params),
         task=np.full(len(seeds), -1, np.int32),
         seed=seeds,
         step=np.full(len(seeds), step, np.int32),
-        validation_accuracy=score("validation"),
-        test_accuracy=score("test"),
+        validation_accuracy=np.asarray(accuracy(params, family.pretraining_images("validation"))),
+        test_accuracy=np.asarray(accuracy(params, family.pretraining_images("test"))),
     )
 
 
@@ -188,11 +223,9 @@ def _kept(parts: Path, name: str, make) -> Networks:
     for path in parts.glob(f"{name}-*.safetensors"):
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
-            flat = safetensors.numpy.load(data)
-            return Networks(**traverse_util.unflatten_dict(flat, sep="/"))
+            return store.from_bytes(data)
         path.unlink()
     made = jax.tree.map(np.asarray, make())
-    flat = traverse_util.flatten_dict(dataclasses.asdict(made), sep="/")
-    data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in flat.items()})
+    data = store.to_bytes(made)
     files.write_atomic(parts / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
     return made

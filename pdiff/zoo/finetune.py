@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from ml_collections import ConfigDict
 
 from pdiff import rng
@@ -25,6 +25,8 @@ from pdiff.targets import Target
 from pdiff.targets.base import RUNNING
 from pdiff.weights import codec
 from pdiff.weights.spec import make_spec
+
+Draw = Callable[[PRNGKeyArray], tuple[Float[Array, "batch features"], Int[Array, " batch"]]]  # a minibatch
 
 
 def make_optimizer(
@@ -40,31 +42,38 @@ def make_optimizer(
     return optax.adamw(rate, weight_decay=weight_decay, mask=_decays)
 
 
+def minibatches(x: Float[Array, "n features"], y: Int[Array, " n"], batch_size: int) -> Draw:
+    """Minibatches of labelled images, drawn with replacement."""
+    x, y = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
+
+    def draw(key):
+        rows = jax.random.randint(key, (batch_size,), 0, len(y))
+        return x[rows], y[rows]
+
+    return draw
+
+
 def train(
     target: Target,
     optimizer: optax.GradientTransformation,
     params: PyTree,
-    x: Float[Array, "n features"],
-    y: Int[Array, " n"],
+    draw: Draw,
     key: PRNGKeyArray,
     *,
     steps: int,
-    batch_size: int,
     keep_last: int = 1,
     keep_every: int = 1,
 ) -> PyTree[Float[Array, "kept ..."]]:
-    """Trains one network from `params` by cross-entropy on minibatches drawn with replacement.
+    """Trains one network from `params` by cross-entropy on the minibatches that `draw` makes of a key for each step.
 
     Returns the parameters after the last `keep_last` multiples of `keep_every` steps before the
     end, oldest first; the last is always the one after `steps` updates.
     """
 
-    x, y = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
-
     def update(carry, step):
         params, state = carry
-        rows = jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, len(y))
-        grads, params = jax.grad(_training_loss, has_aux=True)(params, target, x[rows], y[rows])
+        x, y = draw(jax.random.fold_in(key, step))
+        grads, params = jax.grad(_training_loss, has_aux=True)(params, target, x, y)
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
@@ -93,11 +102,6 @@ def _decays(params: PyTree) -> PyTree[bool]:
     )
 
 
-def accuracy(params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]) -> Float[Array, ""]:
-    """Share of right answers."""
-    return (target.apply(params, x).argmax(-1) == y).mean()
-
-
 def check(target: Target, config: ConfigDict) -> None:
     """Raises PdiffError, before any work, where `config` (the `zoo` part) cannot train the target."""
     if target.apply_train and config.batch_size < 2:
@@ -118,10 +122,10 @@ def pretrain(
     check(target, config)
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
     fresh = target.init(rng.stream(seed, "zoo/base/init"))
-    flat_target, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
+    alone, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
     fit = jax.jit(
         lambda start, x, y, key: train(
-            flat_target, optimizer, start, x, y, key, steps=config.pretrain_steps, batch_size=config.batch_size
+            alone, optimizer, start, minibatches(x, y, config.batch_size), key, steps=config.pretrain_steps
         )
     )
     kept = fit(start, x, y, rng.stream(seed, "zoo/base/batches"))
@@ -131,50 +135,49 @@ def pretrain(
 def finetune(
     target: Target,
     base: PyTree,
-    x: Float[Array, "nets n features"],
-    y: Int[Array, "nets n"],
+    draw: Callable[[PyTree, PRNGKeyArray], tuple[Float[Array, "batch features"], Int[Array, " batch"]]],
+    own: PyTree[Shaped[Array, "nets ..."]],
     seeds: Int[Array, " nets"],
     config: ConfigDict,
     seed: int,
 ) -> PyTree[Float[Array, "nets kept ..."]]:
-    """One network per row of `x`, `y` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
+    """One network for each row of `own` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
 
-    Only the leaves that `target.generate` matches are trained; the others stay the base's, bit for bit.
+    `draw(own of one network, key)` makes its minibatches. Only the leaves that `target.generate` matches are
+    trained, and only they are returned: the generated part (`codec.take`).
 
     Raises:
       PdiffError: it matches no leaf, or some running statistics only; and as `check`.
     """
     check(target, config)
-    flat_target, start, whole = _only(target, base)
+    alone, start, _ = _only(target, base)
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
-    kept = jax.vmap(
-        lambda x, y, key: train(
-            flat_target, optimizer, start, x, y, key,
-            steps=config.steps, batch_size=config.batch_size,
-            keep_last=config.keep_last, keep_every=config.keep_every,
+    return jax.vmap(
+        lambda own, key: train(
+            alone, optimizer, start, lambda k: draw(own, k), key,
+            steps=config.steps, keep_last=config.keep_last, keep_every=config.keep_every,
         )
-    )(x, y, keys)  # fmt: skip
-    return jax.vmap(jax.vmap(whole))(kept)
+    )(own, keys)  # fmt: skip
 
 
-def _only(target: Target, base: PyTree) -> tuple[Target, dict[str, Array], Callable[[dict[str, Array]], PyTree]]:
-    """The target as functions of its generated leaves alone, these of `base`, and the way back to a whole tree.
+def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTree], PyTree]]:
+    """The target as functions of its generated part alone, that part of `base`, and the way back to a whole tree.
 
-    `apply_train` is None where running statistics are not among those leaves, so that the base's are used.
+    `apply_train` is None where running statistics are not in that part, so that the base's are used.
     """
     spec = make_spec(base, generate=target.generate)
 
-    def whole(flat):
-        return codec.merge(spec, flat, base)
+    def whole(part):
+        return codec.complete(spec, part, base)
 
-    def apply_train(flat, x):
-        logits, tree = target.apply_train(whole(flat), x)
-        return logits, codec.select(spec, tree)
+    def apply_train(part, x):
+        logits, tree = target.apply_train(whole(part), x)
+        return logits, codec.take(spec, tree)
 
     alone = dataclasses.replace(
         target,
-        apply=lambda flat, x: target.apply(whole(flat), x),
+        apply=lambda part, x: target.apply(whole(part), x),
         apply_train=apply_train if target.updates_running() else None,
     )
-    return alone, codec.select(spec, base), whole
+    return alone, codec.take(spec, base), whole

@@ -2,7 +2,8 @@
 
 Any TFDS reader can use it: `ZooBuilder(data_dir=…, config=…).as_data_source('seen')`. Its builder
 config is named after the fingerprint of everything that shaped the networks, so one directory can
-hold many zoos, and a run finds exactly its own or none.
+hold many zoos, and a run finds exactly its own or none. Records hold what is generated of a network; the base,
+a whole tree, is kept once beside them, in `base.safetensors`.
 """
 
 import contextlib
@@ -14,13 +15,16 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+import safetensors.numpy
 import tensorflow_datasets as tfds
+from flax import traverse_util
 from jaxtyping import Float, Int, PyTree
 
 from pdiff import files
 from pdiff.errors import PdiffError
 
-NETWORK_SPLITS = ("base", "task_blind", "seen", "validation", "interp", "unseen")
+NETWORK_SPLITS = ("task_blind", "seen", "validation", "interp", "unseen")
+BASE = "base.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Networks:
     """Fine-tuned networks of one split, stacked.
 
     Attributes:
-      params: parameter tree with a leading axis.
+      params: the generated part of the tree, or (the base's) the whole of it, with a leading axis.
       task: task ids; -1 for the base and for task-blind networks.
       seed: fine-tuning seed.
       step: updates done when the network was kept.
@@ -110,11 +114,24 @@ def write(directory: Path, fingerprint: str, networks: Mapping[str, Networks]) -
     """
     size = sum(x.nbytes for x in jax.tree.leaves(networks))
     files.require_space(directory, 2 * size, "the zoo")  # TFDS writes its shards twice
-    builder = ZooBuilder(directory=directory, fingerprint=fingerprint, networks=networks)
+    records = {split: n for split, n in networks.items() if split != "base"}
+    builder = ZooBuilder(directory=directory, fingerprint=fingerprint, networks=records)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what the progress bar already says
         tfds.disable_progress_bar()
         builder.download_and_prepare()
+    files.write_atomic(Path(builder.data_dir) / BASE, to_bytes(networks["base"]))
     files.write_manifest(Path(builder.data_dir))
+
+
+def to_bytes(networks: Networks) -> bytes:
+    """Networks as safetensors, named by path."""
+    flat = traverse_util.flatten_dict(dataclasses.asdict(networks), sep="/")
+    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in flat.items()})
+
+
+def from_bytes(data: bytes) -> Networks:
+    """What `to_bytes` wrote."""
+    return Networks(**traverse_util.unflatten_dict(safetensors.numpy.load(data), sep="/"))
 
 
 def location(directory: Path, fingerprint: str) -> Path:
@@ -136,7 +153,7 @@ def read(directory: Path, fingerprint: str) -> dict[str, Networks]:
     where = location(directory, fingerprint)
     files.verify_manifest(where, f"delete {where} and run again to rebuild it")
     builder = tfds.builder_from_directory(str(where))
-    networks = {}
+    networks = {"base": from_bytes((where / BASE).read_bytes())}
     for split in NETWORK_SPLITS:
         if split in builder.info.splits:
             source = grain.MapDataset.source(builder.as_data_source(split=split))

@@ -1,7 +1,10 @@
-"""Targets for tests: the defaults of configs/common.py with a few fields changed."""
+"""Targets for tests: the defaults of configs/common.py with a few fields changed, and what is done with them."""
+
+import jax.numpy as jnp
 
 from configs import common
 from pdiff.targets import Target, get_target
+from pdiff.zoo import finetune
 
 
 def make_target(name: str = "mlp", image_shape: tuple[int, ...] = (8, 8), num_classes: int = 10, **fields) -> Target:
@@ -9,3 +12,16 @@ def make_target(name: str = "mlp", image_shape: tuple[int, ...] = (8, 8), num_cl
     config = common.get_config().target
     config.update(dict(name=name, **fields))
     return get_target(config, image_shape, num_classes)
+
+
+def fit(target, base, x, y, seeds, zoo):
+    """Fine-tuning on images of its own for each network: generated parts, (networks, kept, …)."""
+
+    def draw(own, key):
+        return finetune.minibatches(*own, zoo.batch_size)(key)
+
+    return finetune.finetune(target, base, draw, (x, y), jnp.asarray(seeds), zoo, 0)
+
+
+def accuracy(tree, target, x, y):
+    return (target.apply(tree, x).argmax(-1) == y).mean()

@@ -11,7 +11,10 @@ from pdiff import rng
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
-from pdiff.zoo import finetune
+from pdiff.weights import codec
+from pdiff.weights.spec import make_spec
+from pdiff.zoo import build, finetune
+from tests.targets.make import accuracy, fit
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def setting(tiny_config):
 
 def tune(setting, config, x, seeds):
     target, base, _, y = setting
-    return finetune.finetune(target, base, x, jnp.tile(y, (len(x), 1)), jnp.asarray(seeds), config.zoo, 0)
+    return fit(target, base, x, jnp.tile(y, (len(x), 1)), seeds, config.zoo)
 
 
 def test_seeds_decide_everything_but_the_task(setting, tiny_config):
@@ -50,8 +53,8 @@ def test_it_learns(setting, tiny_config):
     with config.unlocked():
         config.zoo.steps = 300
     nets = tune(setting, config, x[:1], [0])
-    before = finetune.accuracy(base, target, x[0], y)
-    after = finetune.accuracy(jax.tree.map(lambda a: a[0, -1], nets), target, x[0], y)
+    before = accuracy(base, target, x[0], y)
+    after = accuracy(jax.tree.map(lambda a: a[0, -1], nets), target, x[0], y)
     assert before < 0.4 and after > 0.85
 
 
@@ -62,8 +65,8 @@ def test_late_checkpoints_are_those_of_shorter_runs(setting):
 
     def kept(steps, keep_last, keep_every):
         return finetune.train(
-            target, optimizer, base, x[0], y, rng.stream(0, "test"),
-            steps=steps, batch_size=16, keep_last=keep_last, keep_every=keep_every,
+            target, optimizer, base, finetune.minibatches(x[0], y, 16), rng.stream(0, "test"),
+            steps=steps, keep_last=keep_last, keep_every=keep_every,
         )  # fmt: skip
 
     long = kept(30, 3, 7)
@@ -73,27 +76,46 @@ def test_late_checkpoints_are_those_of_shorter_runs(setting):
 
 
 def test_only_generated_leaves_are_trained(setting, tiny_config):
+    """The head that is returned is the one that a run of plain JAX over the head alone would find."""
     target, base, x, y = setting
+    zoo = tiny_config.zoo.copy_and_resolve_references()
+    with zoo.unlocked():
+        zoo.steps = 1
     head = dataclasses.replace(target, generate=".*Dense_1.*")
-    nets = finetune.finetune(head, base, x, jnp.stack([y, y]), jnp.arange(2), tiny_config.zoo, 0)["params"]
-    for leaf in ("kernel", "bias"):
-        kept = np.broadcast_to(base["params"]["Dense_0"][leaf], nets["Dense_0"][leaf].shape)
-        np.testing.assert_array_equal(nets["Dense_0"][leaf], kept)
-    assert np.abs(nets["Dense_1"]["kernel"] - base["params"]["Dense_1"]["kernel"]).max() > 1e-3
+    nets = fit(head, base, x[:1], y[None], [0], zoo)
+    assert list(nets) == ["params"] and list(nets["params"]) == ["Dense_1"]
+
+    rows = jax.random.fold_in(rng.per_example(rng.stream(0, "zoo/batches"), jnp.arange(1))[0], 0)
+    batch, labels = finetune.minibatches(x[0], y, zoo.batch_size)(rows)
+
+    def loss(dense):
+        logits = target.apply({"params": base["params"] | {"Dense_1": dense}}, batch)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+
+    start = base["params"]["Dense_1"]
+    optimizer = finetune.make_optimizer(zoo.learning_rate, zoo.weight_decay, 1, zoo.schedule)
+    step, _ = optimizer.update(jax.grad(loss)(start), optimizer.init(start), start)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a[0, 0], b + c, atol=1e-6), nets["params"]["Dense_1"], start, step
+    )
+
+
+def test_rendering_ahead_or_in_each_step_is_the_same(tiny_config, mesh, monkeypatch):
+    family = get_family(tiny_config.tasks)
+    target = get_target(tiny_config.target, family.image_shape, family.num_classes)
+    base = target.init(jax.random.key(0))
+    job = (np.array([0, 5], np.int32), np.array([0, 1], np.int32))
+    made = []
+    for room in (0, build.RENDER_BYTES):
+        monkeypatch.setattr(build, "RENDER_BYTES", room)
+        made.append(build._chunk_step(family, target, tiny_config, base, mesh)(job))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *made)
 
 
 def test_a_regex_without_a_leaf_is_refused(setting, tiny_config):
     target, base, x, y = setting
     with pytest.raises(PdiffError, match="matches no leaf"):
-        finetune.finetune(
-            dataclasses.replace(target, generate="head"),
-            base,
-            x,
-            jnp.tile(y, (2, 1)),
-            jnp.arange(2),
-            tiny_config.zoo,
-            0,
-        )
+        fit(dataclasses.replace(target, generate="head"), base, x, jnp.tile(y, (2, 1)), [0, 1], tiny_config.zoo)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +133,8 @@ def resnet(tiny_config):
 
 def tune_one(target, zoo, base, images):
     x, y = images["train"]
-    nets = finetune.finetune(target, base, x[None], y[None], jnp.zeros(1, int), zoo, 0)
-    return jax.tree.map(lambda a: np.asarray(a[0, -1]), nets)
+    part = jax.tree.map(lambda a: np.asarray(a[0, -1]), fit(target, base, x[None], jnp.asarray(y)[None], [0], zoo))
+    return jax.tree.map(np.asarray, codec.complete(make_spec(base, generate=target.generate), part, base))
 
 
 def test_running_statistics_are_trained_so_that_evaluation_is_right(resnet):
@@ -120,7 +142,7 @@ def test_running_statistics_are_trained_so_that_evaluation_is_right(resnet):
     target, zoo, base, images = resnet
     net = tune_one(target, zoo, base, images)
     score = {
-        name: float(finetune.accuracy(net | {"batch_stats": running}, target, *images["test"]))
+        name: float(accuracy(net | {"batch_stats": running}, target, *images["test"]))
         for name, running in (
             ("own", net["batch_stats"]),
             ("base", base["batch_stats"]),
@@ -128,7 +150,7 @@ def test_running_statistics_are_trained_so_that_evaluation_is_right(resnet):
         )
     }
     assert score["own"] > 0.9, score
-    assert score["own"] > finetune.accuracy(base, target, *images["test"]) + 0.1
+    assert score["own"] > accuracy(base, target, *images["test"]) + 0.1
     assert score["own"] > score["base"] and score["own"] > score["fresh"] + 0.2, score
     batch = (target.apply_train(net, images["test"][0])[0].argmax(-1) == images["test"][1]).mean()
     assert abs(score["own"] - batch) < 0.05
@@ -142,15 +164,15 @@ def test_running_statistics_that_are_not_generated_stay_the_bases_in_training_an
         slower.learning_rate = 1e-3  # without the batch's normalisation, 1e-2 diverges
     net = tune_one(frozen, slower, base, images)
     jax.tree.map(np.testing.assert_array_equal, net["batch_stats"], base["batch_stats"])
-    gain = finetune.accuracy(net, target, *images["test"]) - finetune.accuracy(base, target, *images["test"])
+    gain = accuracy(net, target, *images["test"]) - accuracy(base, target, *images["test"])
     assert gain > 0.3
 
     # One step of descent on the loss in use, computed here, is one step of training: it normalises by the base's.
     optimizer = finetune.make_optimizer(1e-3, 0.1, 1, "constant")
     x, y = (jnp.asarray(a[:32]) for a in images["train"])
-    flat, start, whole = finetune._only(frozen, base)
+    alone, start, whole = finetune._only(frozen, base)
     key = jax.random.key(0)
-    made = finetune.train(flat, optimizer, start, x, y, key, steps=1, batch_size=32)
+    made = finetune.train(alone, optimizer, start, finetune.minibatches(x, y, 32), key, steps=1)
     rows = jax.random.randint(jax.random.fold_in(key, 0), (32,), 0, 32)
 
     def loss(params):

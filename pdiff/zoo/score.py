@@ -1,0 +1,40 @@
+"""Is a network right on a task's images? Rendered and answered in blocks, so that memory does not grow with them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from pdiff.tasks import Family
+
+BLOCK = 512  # images at a time
+
+
+def right(
+    apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
+    family: Family,
+    network: PyTree,
+    own: Any,
+    x: Float[Array, "images shared"],
+    y: Int[Array, " images"],
+) -> Bool[Array, " images"]:
+    """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it."""
+
+    def answer(rows):
+        images, labels = family.labelled(own, *rows)
+        return apply(network, images).argmax(-1) == labels
+
+    return in_blocks(answer, (jnp.asarray(x), jnp.asarray(y)))
+
+
+def in_blocks(answer: Callable[[PyTree], Array], rows: PyTree[Array]) -> Array:
+    """`answer` over the leading axis of `rows`, at most BLOCK of them at a time."""
+    count = len(jax.tree.leaves(rows)[0])
+    if count <= BLOCK:
+        return answer(rows)
+    blocks = -(-count // BLOCK)
+    index = jnp.minimum(jnp.arange(blocks * BLOCK), count - 1).reshape(blocks, BLOCK)  # the last row fills up
+    made = jax.lax.map(lambda i: answer(jax.tree.map(lambda a: a[i], rows)), index)
+    return made.reshape(-1, *made.shape[2:])[:count]
