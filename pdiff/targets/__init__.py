@@ -21,7 +21,7 @@ from pdiff.targets.lora import with_lora
 
 __all__ = ["Target", "get_target"]
 
-_NOT_TARGETS = {"base", "lora"}
+_NOT_TARGETS = {"base", "layers", "lora"}
 
 
 def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> Target:

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.targets.layers import Conv
 
 GROUPS = 4
 
@@ -23,7 +24,7 @@ class CNN(nn.Module):
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         x = x.reshape(len(x), *self.image_shape[:2], -1)
         for i, channels in enumerate(self.channels):
-            x = nn.Conv(channels, (3, 3))(x)
+            x = Conv(channels)(x)
             x = nn.relu(nn.GroupNorm(GROUPS)(x))
             if i < len(self.channels) - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.targets.layers import Conv
 
 MOMENTUM = 0.9  # running <- 0.9 running + 0.1 of the batch; fine-tuning is too short for Flax's 0.99
 # What keeps a channel that hardly varies from being blown up. It bounds the gain to 1 / sqrt(epsilon) = 32 even where
@@ -29,13 +30,12 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "n height width inputs"], train: bool
     ) -> Float[Array, "n out_height out_width channels"]:
-        strides = (self.stride, self.stride)
         h = nn.relu(_norm(train)(x))
         if self.stride > 1 or x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), strides, use_bias=False, name="shortcut")(h)
-        h = nn.Conv(self.channels, (3, 3), strides, use_bias=False)(h)
+            x = Conv(self.channels, 1, self.stride, use_bias=False, name="shortcut")(h)
+        h = Conv(self.channels, stride=self.stride, use_bias=False)(h)
         h = nn.relu(_norm(train)(h))
-        return x + nn.Conv(self.channels, (3, 3), use_bias=False)(h)
+        return x + Conv(self.channels, use_bias=False)(h)
 
 
 class ResNet(nn.Module):
@@ -52,7 +52,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n features"], train: bool = False) -> Float[Array, "n classes"]:
         x = x.reshape(len(x), *self.image_shape[:2], -1)
-        x = nn.Conv(self.channels[0], (3, 3), use_bias=False, name="stem")(x)
+        x = Conv(self.channels[0], use_bias=False, name="stem")(x)
         for i, channels in enumerate(self.channels):
             x = Block(channels, 2 if i else 1, name=f"block_{i}")(x, train)
         x = nn.relu(_norm(train)(x))

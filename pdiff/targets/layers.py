@@ -1,0 +1,39 @@
+"""Convolution as one matrix product, which stays fast when every network of a batch has its own kernel."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+class Conv(nn.Module):
+    """`nn.Conv` with a square kernel and SAME padding: the same leaves, names and numbers.
+
+    XLA turns a convolution that is mapped over kernels into a grouped one, which CPUs and GPUs do slowly. Gathering
+    the patches first leaves a matrix product, which maps to a batched one.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n height width inputs"]) -> Float[Array, "n out_height out_width features"]:
+        side, inputs = self.kernel_size, x.shape[-1]
+        shape = (side, side, inputs, self.features)
+        kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
+        strides = (self.stride, self.stride)
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), strides, "SAME")
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        height, width = (-(-s // self.stride) for s in x.shape[1:3])
+
+        def shifted(i, j):  # what kernel[i, j] is applied to
+            ends = (i + (height - 1) * self.stride + 1, j + (width - 1) * self.stride + 1)
+            return padded[:, i : ends[0] : self.stride, j : ends[1] : self.stride]
+
+        patches = jnp.concatenate([shifted(i, j) for i in range(side) for j in range(side)], -1)
+        out = patches @ kernel.reshape(-1, self.features)
+        if self.use_bias:
+            out += self.param("bias", nn.initializers.zeros, (self.features,))
+        return out

@@ -1,0 +1,26 @@
+"""The convolution against Flax's own."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pdiff.targets.layers import Conv
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (7, 5, 3)])
+def test_it_is_flaxs_convolution(side, stride, shape):
+    ours, theirs = Conv(4, side, stride), nn.Conv(4, (side, side), (stride, stride))
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    params = ours.init(jax.random.key(0), x)
+    flax = theirs.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, flax)
+    params = jax.tree.map(lambda a: a + 0.1, params)
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), rtol=1e-4, atol=1e-4)
+
+    def loss(module):
+        return jax.grad(lambda p: (module.apply(p, x) ** 2).sum())(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), loss(ours), loss(theirs))
