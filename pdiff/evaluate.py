@@ -153,6 +153,7 @@ class Evaluation:
         base = self._accuracy(repeat(self._base, len(tasks)), tasks)
         controls = {n: self._baseline(b, tasks, count) for n, b in baselines.items()}
         controls |= self._controls(split, tasks, made[self._sampler])
+        by_condition = studies.by_condition(self._bench, split, tasks, self._sampler)
         entry = {
             "num_tasks": len(tasks),
             "finetuned": finetuned.summary(),
@@ -168,6 +169,7 @@ class Evaluation:
                     "base": base.per_task(i),
                     "generated": {n: s.per_task(i) for n, s in generated.items()},
                     "controls": {n: s.per_task(i) for n, s in controls.items()},
+                    "by_condition": {n: s.per_task(i) for n, s in by_condition.items()},
                 }
                 for i, t in enumerate(tasks)
             ],
@@ -176,7 +178,7 @@ class Evaluation:
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
             networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}
-        entry["by_condition"] = studies.by_condition(self._bench, split, tasks, self._sampler)
+        entry["by_condition"] = {n: s.summary() for n, s in by_condition.items()}
         if self._config.eval.test_time_samples and self._diverse:
             entry["test_time"] = studies.test_time_help(self._bench, split, tasks, self._diverse)
         return entry, made

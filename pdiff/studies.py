@@ -20,7 +20,7 @@ from pdiff.zoo.store import Networks
 MOST_MIXED = 32  # tasks for each separation
 
 
-def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
+def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Scores]:
     """Accuracy by what is given: each condition alone, and support sets of each size with and without labels."""
     use = bench.config.condition.use
     rows = {
@@ -40,7 +40,7 @@ def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) 
                 if size == max(bench.config.eval.support_sizes) and labelled and words:
                     given = (*words, "support")
                     rows["+".join((*words, name))] = bench.generate(sampler, tasks, stream, given=given, support=sets)
-    return {name: bench.accuracy(networks, tasks).summary() for name, networks in rows.items()}
+    return {name: bench.accuracy(networks, tasks) for name, networks in rows.items()}
 
 
 def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:

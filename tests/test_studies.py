@@ -44,8 +44,8 @@ def test_a_row_for_each_condition_and_support_size(bench):
     rows = studies.by_condition(bench, "unseen", tasks, "posterior_mean")
     sizes = {f"support_{k}_{kind}" for k in (1, 2) for kind in ("labelled", "unlabelled")}
     assert set(rows) == {"text", "factors", "text+support_2_labelled"} | sizes
-    assert len({row["mean"] for row in rows.values()}) > 3  # they are not one and the same
-    assert all(row["n"] == len(tasks) * bench.config.eval.samples_per_task for row in rows.values())
+    assert len({row.values.mean() for row in rows.values()}) > 3  # they are not one and the same
+    assert all(row.values.shape == (len(tasks), bench.config.eval.samples_per_task) for row in rows.values())
 
 
 def test_test_time_help_has_single_samples_beside_it(bench):

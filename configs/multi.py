@@ -1,0 +1,19 @@
+"""Many seen tasks, each by its id and by its description: does one generator keep what fine-tuning found for each?
+
+    python -m pdiff.main --config=configs/multi.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    c.tasks.update(dict(unseen="", num_seen=128, num_interp=0, num_unseen=0, num_gaps=0, validation_gaps=(5.0, 5.0)))
+    c.tasks.num_validation = 8
+    c.zoo.seeds_per_task = 8
+    c.condition.update(dict(drop_id=0.4, drop_text=0.4))
+    c.sample.sigma_end = 0.6
+    c.eval.update(dict(max_tasks=128, mixing_separations=(), hypernetwork=True))
+    return c.lock()
