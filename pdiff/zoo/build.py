@@ -156,12 +156,9 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     seeds = np.arange(config.zoo.reference_seeds, dtype=np.int32)
     shape = (len(seeds), TASK_BLIND_COPIES, len(images.y))
     tasks = jax.random.choice(rng.stream(config.seed, "zoo/task_blind"), seen, shape)
-    each = jax.vmap(lambda v, x, y: jax.tree.map(lambda a: a[0], family.labelled(v, x[None], y[None])))
-    copies = [
-        [each(jax.tree.map(lambda v, t=t: v[t], family.variables), images.x, images.y) for t in per_copy]
-        for per_copy in np.asarray(tasks)
-    ]
-    x, y = (jnp.stack([jnp.concatenate([c[i] for c in own]) for own in copies]) for i in (0, 1))
+    rows = np.broadcast_to(np.arange(len(images.y)), shape).reshape(-1)
+    mixed = family.mixed(family.variables, "train", rows, np.asarray(tasks).reshape(-1))
+    x, y = (a.reshape(len(seeds), -1, *a.shape[1:]) for a in mixed)
     params = jax.jit(lambda x, y: finetune.finetune(target, base, x, y, seeds, config.zoo, config.seed))(x, y)
     return _without_task(family, target, jax.tree.map(lambda p: p[:, -1], params), seeds, config.zoo.steps)
 
