@@ -34,7 +34,7 @@ _SOURCE = flags.DEFINE_string("source", None, "The folder of the four IDX files,
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
 
 
-class FashionMnist(tfds.core.GeneratorBasedBuilder):
+class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS has another of this name
     """Writes the data set. `splits` maps a split to its images (n, height, width) and labels."""
 
     VERSION = tfds.core.Version("1.0.0")

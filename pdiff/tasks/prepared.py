@@ -47,14 +47,15 @@ def _location(name: str, data_dir: str) -> Path:
     if not data_dir:
         raise PdiffError(f"tasks.data_dir: got ''; allowed for {name}: the folder that it is in")
     folder = Path(data_dir).expanduser() / parts["name"] / (parts["config"] or "")
-    there = [p.parent for p in folder.glob("*/features.json") if _VERSION.fullmatch(p.parent.name)]
-    there = [p for p in there if parts["version"] in (None, p.name)]
-    if not there:
-        configs = sorted({p.parent.parent.name for p in folder.glob("*/*/features.json")})
-        if configs and not parts["config"]:
-            raise PdiffError(f"tasks.data: got 'tfds:{name}'; allowed: one of its configs, as in {name}/{configs[0]}")
-        raise PdiffError(f"tasks.data: no data set {name} in {data_dir}; {_command(name, data_dir)}")
-    return max(there, key=lambda p: [int(n) for n in p.name.split(".")])
+    versions = [p.parent for p in folder.glob("*/features.json") if _VERSION.fullmatch(p.parent.name)]
+    wanted = [p for p in versions if parts["version"] in (None, p.name)]
+    if wanted:
+        return max(wanted, key=lambda p: [int(n) for n in p.name.split(".")])
+    configs = sorted(p.parent.parent.name for p in folder.glob("*/*/features.json"))
+    if configs and not versions:
+        known = f"{parts['name']}/{configs[0]}"
+        raise PdiffError(f"tasks.data: got 'tfds:{name}'; allowed: one of its configs, as in tfds:{known}")
+    raise PdiffError(f"tasks.data: no data set {name} in {data_dir}; {_command(name, data_dir)}")
 
 
 def _command(name: str, data_dir: str) -> str:
@@ -102,8 +103,9 @@ def _keys(builder: tfds.core.DatasetBuilder, where: Path) -> tuple[str, str]:
     known = isinstance(features, tfds.features.FeaturesDict) and len(keys) == 2 and set(map(str, keys)) <= set(features)
     if not known or not isinstance(features[keys[1]], tfds.features.ClassLabel):
         raise PdiffError(f"{where}: its features are {_one_line(features)}; allowed: an image and a ClassLabel")
-    if not isinstance(features[keys[0]], (tfds.features.Image, tfds.features.Tensor)):
-        raise PdiffError(f"{where}: {keys[0]} is {_one_line(features[keys[0]])}; allowed: an Image or a Tensor")
+    image = features[keys[0]]
+    if not (isinstance(image, (tfds.features.Image, tfds.features.Tensor)) and np.dtype(image.np_dtype).kind in "uifb"):
+        raise PdiffError(f"{where}: {keys[0]} is {_one_line(image)}; allowed: an Image, or a Tensor of numbers")
     return keys
 
 
@@ -113,10 +115,11 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str,
     images, classes, shape = [], [], None
     for start in range(0, len(source), 1000):
         for example in source.__getitems__(range(start, min(start + 1000, len(source)))):
-            shape = shape or example[image].shape
-            if example[image].shape != shape:
-                raise PdiffError(f"{where}: images of {shape} and of {example[image].shape}; allowed: one size")
-            images.append(example[image])
+            x = np.asarray(example[image])
+            shape = x.shape if shape is None else shape
+            if x.shape != shape:
+                raise PdiffError(f"{where}: images of {shape} and of {x.shape}; allowed: one size")
+            images.append(x)
             classes.append(example[label])
     if not images:
         raise PdiffError(f"{where}: no images")
