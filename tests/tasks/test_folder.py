@@ -288,7 +288,7 @@ def test_factors_and_unreadable_names_are_refused_before_any_work(root, tmp_path
 
 @pytest.mark.slow
 def test_a_folder_runs_from_end_to_end(root, tmp_path):
-    """Takes 25 s."""
+    """Takes a minute of processor time, most of it compilation."""
     results = run.run(smoke_config(root), tmp_path / "run")
     assert results_lib.check(results) == []
     without_factors = {"soup", "gaussian", "task_blind", "shuffled_text"}
