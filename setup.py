@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "safetensors>=0.5,<0.9",
         "numpy>=2,<3",
+        "pillow>=11",  # image files; TFDS decodes its images with it, but does not ask for it
         "scipy>=1.14,<2",
         "scikit-learn>=1.5,<2",
         "matplotlib>=3.9,<4",

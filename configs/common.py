@@ -15,9 +15,10 @@ def get_config() -> ConfigDict:
     # counter-clockwise ('350:10' crosses zero), separated by commas.
     c.tasks = ConfigDict(
         dict(
-            family="rotation",
-            data="digits",  # the images that the tasks share
-            data_dir="",  # where they lie, if not in an installed package
+            family="rotation",  # rotation | folder
+            data="digits",  # the images that the tasks share: digits | fashion_mnist | tfds:NAME
+            data_dir="",  # where they, or the tasks of a folder, lie, if not in an installed package
+            eval_images=0,  # most validation and most test images, chosen by a fixed permutation; 0 is all of them
             unseen="60:90,216:234",  # arcs held out as `unseen`
             num_seen=256,  # tasks in the zoo, spread evenly over what is not held out
             num_interp=16,  # tasks strictly inside the interp gaps

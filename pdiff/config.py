@@ -76,6 +76,7 @@ FIELDS: dict[str, Field] = {
     "tasks.family": Field(str),
     "tasks.data": Field(str),
     "tasks.data_dir": Field(str),
+    "tasks.eval_images": _COUNT_OR_NONE,
     "tasks.unseen": Field(str),
     "tasks.num_seen": _COUNT,
     "tasks.num_interp": _COUNT_OR_NONE,

@@ -125,10 +125,9 @@ class Evaluation:
             "gaussian": Gaussian.fit(zoo),
             "noise": Noise.fit(zoo, self._config.eval.noise, self._generator.spec.num_params),
         }
-        if len(set(zoo.task)) > 1:
+        if len(set(zoo.task)) > 1 and zoo.family.factor_names:
             fitted["nearest_seen"] = Nearest.fit(zoo)
-            if zoo.family.factor_names:
-                fitted["ridge"] = Ridge.select(zoo, validation_accuracy)
+            fitted["ridge"] = Ridge.select(zoo, validation_accuracy)
             if len(zoo.family.factor_names) == 1:
                 fitted["linear_interpolation"] = LinearInterpolation.fit(zoo)
         return fitted
@@ -151,7 +150,8 @@ class Evaluation:
         records = self._networks[split]
         finetuned = Scores(np.stack([records.test_accuracy[records.task == t.id] for t in tasks]))
         base = self._accuracy(repeat(self._base, len(tasks)), tasks)
-        controls = {n: self._baseline(b, tasks, count) for n, b in baselines.items()}
+        has_noise = split == "seen" or self._generator.family.factor_names  # else no network is the nearest
+        controls = {n: self._baseline(b, tasks, count) for n, b in baselines.items() if n != "noise" or has_noise}
         controls |= self._controls(split, tasks, made[self._sampler])
         by_condition = studies.by_condition(self._bench, split, tasks, self._sampler)
         entry = {
@@ -174,7 +174,7 @@ class Evaluation:
                 for i, t in enumerate(tasks)
             ],
         }
-        if "text" in self._config.sample.condition:
+        if "text" in self._config.sample.condition and all(t.held_out_descriptions for t in tasks):
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
             networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}

@@ -161,12 +161,13 @@ def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
     """The tokenizer of the training descriptions of the seen tasks.
 
     Raises:
-      PdiffError: the vocabulary does not suit them, or one is longer than `condition.text_max_length`.
+      PdiffError: the vocabulary does not suit them, or a description of any task is longer than
+        `condition.text_max_length` or has characters that these lack.
     """
     texts = [d for t in family.split("seen") for d in t.descriptions]
     model = train_tokenizer(texts, config.condition.text_vocab_size)
     tokenizer = Tokenizer(model, config.condition.text_max_length)
-    for text in texts:
+    for text in (d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)):
         tokenizer.encode(text)
     return tokenizer
 

@@ -47,8 +47,7 @@ class Noise:
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
         seen = {t.id for t in self.zoo.family.split("seen")}
-        near = _other_seen(self.zoo, tasks)
-        rows = [self.zoo.rows_of(t.id if t.id in seen else n[0]) for t, n in zip(tasks, near, strict=True)]
+        rows = [self.zoo.rows_of(t.id if t.id in seen else _other_seen(self.zoo, [t])[0, 0]) for t in tasks]
         tokens = np.stack([self.zoo.tokens[_cycle(r, count)] for r in rows])
         return tokens + self.scale * self.rms * random.standard_normal(tokens.shape, np.float32)
 

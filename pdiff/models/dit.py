@@ -127,6 +127,8 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
         )
     if "background" in condition.use and family.backgrounds is None:
         raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
+    if "factors" in condition.use and not family.factor_names:
+        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no factors")
     make = {
         "id": lambda: conditions.IdCondition(model.width, len(family.tasks)),
         "factors": lambda: conditions.FactorsCondition(

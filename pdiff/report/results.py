@@ -135,7 +135,8 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
     config = _object(results, "config")
     condition = _object(config, "sample").get("condition")
     applies = {
-        "nearest_seen": several_seen,
+        "noise": split == "seen" or factors > 0,
+        "nearest_seen": several_seen and factors > 0,
         "ridge": several_seen and factors > 0,
         "hypernetwork": _object(config, "eval").get("hypernetwork") is True,
         "linear_interpolation": several_seen and factors == 1,

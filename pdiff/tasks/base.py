@@ -67,10 +67,11 @@ class Family:
       variables: pytree of arrays with a leading axis over tasks.
       render: (variables of one task, shared images) -> the task's images (n, features), pure JAX.
       arcs: held-out regions of the first factor by split, for plots; may be empty.
-      describe: factors -> (training wordings, held-out wordings), for any factors.
+      describe: factors -> (training wordings, held-out wordings), for any factors; None if there are no factors.
       relabel: (variables of one task, shared images, shared labels) -> the task's labels, pure JAX.
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
         themselves. They belong to no task.
+      pretraining_on_all: whether the base is trained on a training image as all of those have it, not as one does.
       backgrounds: one image of each task that shows no object, for the condition of that name; None if there is none.
     """
 
@@ -83,10 +84,11 @@ class Family:
     tasks: tuple[Task, ...]
     variables: Any
     render: Callable[[Any, Float[Array, "n shared"]], Float[Array, "n features"]]
-    describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]]
+    describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]] | None
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
     relabel: Callable[[Any, Float[Array, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
     pretraining: Any = None
+    pretraining_on_all: bool = False
     backgrounds: Float[np.ndarray, "tasks features"] | None = None
 
     @property
@@ -106,14 +108,30 @@ class Family:
         return self.render(own, x), self.relabel(own, x, y)
 
     def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
-        """What the base is trained and scored on: each shared image as the next of the pretraining tasks has it."""
+        """What the base is trained and scored on: a shared image as one of the pretraining tasks has it, or as all."""
         images = self.data[part]
         if self.pretraining is None:
             return jnp.asarray(images.x), jnp.asarray(images.y)
+        if self.pretraining_on_all and part == "train":
+            every = jax.jit(lambda own: jax.lax.map(lambda v: self.labelled(v, images.x, jnp.asarray(images.y)), own))
+            return jax.tree.map(jnp.concatenate, every(self.pretraining))
         count = len(jax.tree.leaves(self.pretraining)[0])
-        own = jax.tree.map(lambda v: jnp.asarray(v)[jnp.arange(len(images.y)) % count], self.pretraining)
-        x, y = jax.jit(jax.vmap(self.labelled))(own, images.x[:, None], images.y[:, None])
-        return x[:, 0], y[:, 0]
+        # A permutation, so that no task gets only some of the classes where these take turns.
+        task = np.random.RandomState(0).permutation(len(images.y)) % count
+        return self.mixed(self.pretraining, part, np.arange(len(task)), task)
+
+    def mixed(
+        self, variables: Any, part: str, rows: Int[np.ndarray, " n"], task: Int[np.ndarray, " n"]
+    ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
+        """Shared image `rows[i]` as the task with the variables at `task[i]` has it; few tasks are copied at a time."""
+
+        def one(variables, x, y, row, task):
+            x, y = self.labelled(jax.tree.map(lambda v: v[task], variables), x[row][None], y[row][None])
+            return x[0], y[0]
+
+        each = jax.jit(lambda *args: jax.lax.map(lambda pair: one(*args[:3], *pair), args[3:], batch_size=64))
+        images = self.data[part]
+        return each(jax.tree.map(jnp.asarray, variables), images.x, images.y, rows, task)
 
     def split(self, name: str) -> tuple[Task, ...]:
         """The tasks of a split, by id."""
@@ -145,7 +163,7 @@ class Family:
         if not self.split("seen"):
             raise PdiffError(f"family {self.name}: the held-out regions leave no seen task; make tasks.unseen smaller")
         seen = self.factors(self.split("seen"))
-        for split in SPLITS[1:]:
+        for split in SPLITS[1:] if self.factor_names else ():
             tasks = self.split(split)
             if tasks and self.distance(self.factors(tasks), seen).min() == 0:
                 raise PdiffError(f"family {self.name}: a task of split {split} has the factors of a seen one")

@@ -1,16 +1,20 @@
 """Labelled images that families are built on, read from installed packages and local files only.
 
-`load` finds a data set by the name in `tasks.data`.
+`load` finds a data set by the name in `tasks.data`: one of `LOADERS`, or `tfds:NAME` for any TFDS data set that lies
+prepared in `tasks.data_dir` (see `prepared`). Nothing is ever downloaded.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Images
+
+TFDS = "tfds:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +35,19 @@ class DataSet:
 def load(config: ConfigDict) -> DataSet:
     """The data set `config.data` (of the `tasks` part of a run's config).
 
+    `config.eval_images` is the most validation and the most test images that are kept (0: all), chosen by a fixed
+    permutation.
+
     Raises:
-      PdiffError: there is no such data set.
+      PdiffError: there is no such data set, or it is not sound.
     """
-    if config.data not in LOADERS:
-        raise PdiffError(f"tasks.data: got {config.data!r}; allowed: {', '.join(LOADERS)}")
-    return LOADERS[config.data](config)
+    if config.data in LOADERS:
+        data = LOADERS[config.data](config)
+    elif config.data.startswith(TFDS):
+        data = _prepared(config, config.data.removeprefix(TFDS))
+    else:
+        raise PdiffError(f"tasks.data: got {config.data!r}; allowed: {', '.join(LOADERS)}, {TFDS}NAME")
+    return dataclasses.replace(data, parts={p: _at_most(p, i, config.eval_images) for p, i in data.parts.items()})
 
 
 def digits(config: ConfigDict) -> DataSet:
@@ -55,4 +66,62 @@ def digits(config: ConfigDict) -> DataSet:
     return DataSet({name: Images(x[rows], y[rows], rows) for name, rows in parts.items()}, (8, 8), names)
 
 
-LOADERS = {"digits": digits}
+def fashion_mnist(config: ConfigDict) -> DataSet:
+    """Zalando's 70,000 articles of clothing: 28x28 pixels; 55,000 / 5,000 / 10,000 images.
+
+    As `python -m pdiff.tasks.fashion_mnist` writes them into `config.data_dir`.
+    """
+    return _prepared(config, "fashion_mnist:1.0.0")
+
+
+LOADERS = {"digits": digits, "fashion_mnist": fashion_mnist}
+
+
+def _prepared(config: ConfigDict, name: str) -> DataSet:
+    from pdiff.tasks import prepared  # TFDS takes seconds to import
+
+    return prepared.read(name, config.data_dir)
+
+
+def _at_most(part: str, images: Images, count: int) -> Images:
+    """All training images; of another part at most `count`, if that is above 0."""
+    if part == "train" or not 0 < count < len(images.y):
+        return images
+    rows = np.sort(np.random.RandomState(0).permutation(len(images.y))[:count])
+    return Images(images.x[rows], images.y[rows], images.index[rows])
+
+
+def pixels(images: Shaped[np.ndarray, "n height width *channels"], where: str) -> Float[np.ndarray, "n features"]:
+    """Flattened images, float32 in [0, 1]: whole numbers over the largest of their dtype, other numbers as they are.
+
+    Raises:
+      PdiffError: `where` has another dtype, another rank, or values that are not finite or not in [0, 1].
+    """
+    kind = images.dtype
+    if not (kind in (np.uint8, np.uint16, np.bool_) or kind.kind == "f"):
+        raise PdiffError(f"{where}: images of dtype {kind}; allowed: uint8, uint16, bool, or floats in [0, 1]")
+    if images.ndim not in (3, 4) or not images.size:
+        raise PdiffError(f"{where}: images of shape {images.shape}; allowed: (n, height, width), or with channels")
+    x = images.reshape(len(images), -1).astype(np.float32)
+    if kind in (np.uint8, np.uint16):
+        return x / np.float32(np.iinfo(kind).max)
+    if not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
+        raise PdiffError(f"{where}: image {row} holds values that are not finite")
+    if x.min() < 0 or x.max() > 1:
+        raise PdiffError(f"{where}: pixels from {x.min():g} to {x.max():g}; allowed: from 0 to 1")
+    return x
+
+
+def labels(values: Shaped[np.ndarray, " n"], num_classes: int, where: str) -> Int[np.ndarray, " n"]:
+    """int32 labels.
+
+    Raises:
+      PdiffError: those of `where` are not whole numbers from 0 to num_classes - 1.
+    """
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise PdiffError(f"{where}: labels of dtype {values.dtype} and shape {values.shape}; allowed: whole numbers")
+    strange = values[(values < 0) | (values >= num_classes)]
+    if len(strange):
+        raise PdiffError(f"{where}: got the label {strange[0]}; allowed: 0 to {num_classes - 1}")
+    return values.astype(np.int32)

@@ -29,6 +29,7 @@ from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune, score, store
 from pdiff.zoo.store import Networks
 
+TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
 RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
 
@@ -173,16 +174,17 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     seen = jnp.array([t.id for t in family.split("seen")])
     seeds = np.arange(zoo.reference_seeds, dtype=np.int32)
 
+    groups = min(TASKS_A_STEP, zoo.batch_size)
+
     @jax.jit
     def fit(variables, x, y, seeds):
-        shared = finetune.minibatches(x, y, zoo.batch_size)
+        shared = finetune.minibatches(x, y, -(-zoo.batch_size // groups) * groups)
 
         def draw(_, key):
-            own = jax.tree.map(lambda v: v[jax.random.choice(jax.random.fold_in(key, 1), seen, (zoo.batch_size,))],
-                               variables)  # fmt: skip
-            x, y = shared(key)
-            x, y = jax.vmap(family.labelled)(own, x[:, None], y[:, None])
-            return x[:, 0], y[:, 0]
+            chosen = jax.random.choice(jax.random.fold_in(key, 1), seen, (groups,))
+            grouped = (a.reshape(groups, -1, *a.shape[1:]) for a in shared(key))
+            made = jax.vmap(family.labelled)(jax.tree.map(lambda v: v[chosen], variables), *grouped)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
 
         return finetune.finetune(target, base, draw, seeds, seeds, zoo, config.seed)
 

@@ -138,6 +138,17 @@ def test_required_controls_are_those_that_apply():
     assert lib.check(one, controls=("soup", "ridge")) == ["splits.seen.controls.ridge: missing"]
 
 
+def test_tasks_without_factors_have_no_neighbours():
+    results = synthetic.results()
+    with_factors = {split: set(lib.expected_controls(results, split)) for split in ("seen", "unseen")}
+    for entry in results["splits"].values():
+        for task in entry["per_task"]:
+            task["factors"] = []
+    neighbours = {"nearest_seen", "ridge", "linear_interpolation"}
+    assert with_factors["seen"] - set(lib.expected_controls(results, "seen")) == neighbours
+    assert with_factors["unseen"] - set(lib.expected_controls(results, "unseen")) == neighbours | {"noise"}
+
+
 def test_write_and_read_round_trip(tmp_path):
     path, results = tmp_path / "results.json", synthetic.results()
     lib.write(path, results)
