@@ -44,8 +44,8 @@ class Generator:
     """Static parts of a generator.
 
     See the fields' types. `base` supplies leaves that are not generated, `spread` is the standard deviation of
-    normalised weights within a task (see `diffusion.denoiser`), `sentences` is there if a condition needs it. A `deterministic` generator never looks at z: its
-    denoiser is a hypernetwork, a function of the condition alone.
+    normalised weights within a task (see `diffusion.denoiser`), `sentences` is there if a condition needs it. A
+    `deterministic` generator never looks at z: its denoiser is a hypernetwork, a function of the condition alone.
     """
 
     config: ConfigDict

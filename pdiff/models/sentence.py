@@ -101,7 +101,7 @@ def embed(
 
 
 class SentenceEncoder:
-    """The encoder in a folder of published files. It reads the weights at the first text, and computes each text once."""
+    """The encoder in a folder of published files. It reads the weights when first needed, and computes a text once."""
 
     def __init__(self, folder: Path):
         import tokenizers  # of an optional extra
@@ -129,7 +129,7 @@ class SentenceEncoder:
         encoded = self._pieces.encode(text)
         if len(encoded.ids) > MAX_TOKENS:
             raise PdiffError(
-                f"prompt: {text!r} has {len(encoded.ids)} tokens; allowed: at most {MAX_TOKENS} (the sentence encoder's)"
+                f"prompt: {text!r} has {len(encoded.ids)} tokens; allowed: at most {MAX_TOKENS}, the sentence encoder's"
             )
         strange = [text[a:b] for piece, (a, b) in zip(encoded.tokens, encoded.offsets, strict=True)
                    if piece == self._unknown]  # fmt: skip
