@@ -52,18 +52,11 @@ def randomized(generator):
     return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
 
 
-def drawn(generator, count, key=0):
-    """Training conditions of `count` examples at sigma_max: tasks and wordings in turn."""
-    constants = jax.tree.map(jnp.asarray, make_constants(generator))
-    task, wording = np.arange(count) % 4, np.arange(count) % 3
-    keys = jax.random.split(jax.random.key(key), count)
-    draw = jax.jit(lambda keys: training_condition(generator, constants, task, wording, np.full(count, 80.0), keys))
-    return task, wording, draw(keys)
-
-
 def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, encoder):
     generator = make(("text", "sentence"), number_noise=8.0)
-    task, wording, condition = drawn(generator, 12)
+    constants = jax.tree.map(jnp.asarray, make_constants(generator))
+    task, wording, keys = np.arange(12) % 4, np.arange(12) % 3, jax.random.split(jax.random.key(0), 12)
+    condition = training_condition(generator, constants, task, wording, np.full(12, 80.0), keys)
     texts = [generator.family.tasks[t].descriptions[w] for t, w in zip(task, wording, strict=True)]
     np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all(texts))
     values = generator.tokenizer.encode_all(texts).tree["values"]
@@ -73,9 +66,14 @@ def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, enco
 def test_each_of_many_conditions_is_dropped_on_its_own(make):
     drops = {"id": 0.9, "factors": 0.7, "text": 0.2, "sentence": 0.4, "support": 0.5}
     generator = make(tuple(drops), **{f"drop_{n}": p for n, p in drops.items()}, drop_all=0.1)
-    _, _, condition = drawn(generator, 4096)
-    assert list(condition) == list(drops)
-    keep = np.stack([condition[n]["keep"] for n in drops])
+    constants, task = jax.tree.map(jnp.asarray, make_constants(generator)), np.zeros(4096, np.int32)
+
+    @jax.jit
+    def kept(keys):
+        condition = training_condition(generator, constants, task, task, np.ones(4096), keys)
+        return jnp.stack([condition[n]["keep"] for n in drops])
+
+    keep = np.asarray(kept(jax.random.split(jax.random.key(0), 4096)), np.float64)
     expected = 0.9 * (1 - np.array(list(drops.values())))
     np.testing.assert_allclose(keep.mean(1), expected, atol=0.03)
     # Given that not all are dropped together, two are kept as often as chance says: the draws are independent.
