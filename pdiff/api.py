@@ -1,6 +1,6 @@
 """The same from Python: `pdiff.load(workdir)`, then `sample`, `apply` and `accuracy`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from pdiff import dist, files, generator, rng
 from pdiff.checkpoint import Checkpoints
+from pdiff.config import DESCRIBING
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer, repeat
 from pdiff.generator import Generator
@@ -47,7 +48,8 @@ class LoadedGenerator:
         """Networks for a description, a task of the family, a place between two of its tasks, or a few images.
 
         Args:
-          prompt: a description, in the words of the training ones.
+          prompt: a description, in the words of the training ones. It is read as text or by the sentence encoder, as
+            the run samples, or else as it was trained.
           task_id: id or name. The task is asked for by all conditions that the run samples with, and by its id if it
             is a seen one.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
@@ -63,10 +65,11 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            self._needs("text", "prompt")
-            condition = self._static.condition([self.family.tasks[0]], [prompt], ("text",))
+            read = self._needs(DESCRIBING, "prompt")
+            given = tuple(n for n in read if n in self.config.sample.condition) or read
+            condition = self._static.condition([self.family.tasks[0]], [prompt], given)
         elif support is not None:
-            self._needs("support", "support")
+            self._needs(("support",), "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
             features = self.family.features
             if sets.x.shape[-1] != features:
@@ -89,12 +92,16 @@ class LoadedGenerator:
         flat = dict(spec_lib.flatten(repeat(static.base, count))) | dict(spec_lib.flatten(parts))
         return jax.tree.unflatten(static.spec.treedef, [flat[leaf.path] for leaf in static.spec.all_leaves])
 
-    def _needs(self, condition: str, argument: str) -> None:
+    def _needs(self, conditions: Sequence[str], argument: str) -> tuple[str, ...]:
+        """Those of `conditions` that the generator was trained on; raises PdiffError if there is none."""
         use = self.config.condition.use
-        if condition not in use:
+        read = tuple(n for n in conditions if n in use)
+        if not read:
             raise PdiffError(
-                f"{argument}: this generator was trained on {', '.join(use)} and reads no {condition}; give a task"
+                f"{argument}: this generator was trained on {', '.join(use)} and reads no {' or '.join(conditions)}; "
+                "give a task"
             )
+        return read
 
     def _condition(self, name: int | str) -> dict:
         task, given = self.task(name), self.config.sample.condition

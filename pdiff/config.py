@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 
-CONDITIONS = ("id", "factors", "text", "background", "support")
+CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
+DESCRIBING = ("text", "sentence")  # those that a prompt gives
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
 
 
@@ -120,6 +121,7 @@ FIELDS: dict[str, Field] = {
     "condition.drop_id": _SHARE,
     "condition.drop_factors": _SHARE,
     "condition.drop_text": _SHARE,
+    "condition.drop_sentence": _SHARE,
     "condition.drop_background": _SHARE,
     "condition.drop_support": _SHARE,
     "condition.support_images": _COUNT,

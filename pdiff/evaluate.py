@@ -19,6 +19,7 @@ from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
 from pdiff.bench import Bench, Scores
+from pdiff.config import DESCRIBING
 from pdiff.evaluators import novelty
 from pdiff.evaluators.accuracy import repeat
 from pdiff.generator import Generator
@@ -174,7 +175,8 @@ class Evaluation:
                 for i, t in enumerate(tasks)
             ],
         }
-        if "text" in self._config.sample.condition and all(t.held_out_descriptions for t in tasks):
+        described = not set(DESCRIBING).isdisjoint(self._config.sample.condition)
+        if described and all(t.held_out_descriptions for t in tasks):
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
             networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}
@@ -195,7 +197,7 @@ class Evaluation:
         if len(tasks) > 1:
             shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)
-        if "text" in self._config.sample.condition:
+        if not set(DESCRIBING).isdisjoint(self._config.sample.condition):
             shuffle = python_random.Random(self._config.seed)
             texts = [
                 "".join(shuffle.sample(d, len(d)))

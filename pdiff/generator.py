@@ -25,6 +25,7 @@ from pdiff.diffusion import denoiser, sde
 from pdiff.errors import PdiffError
 from pdiff.models.conditions import Context, Mixture, mix
 from pdiff.models.dit import ConditionalDiT, make_model
+from pdiff.models.sentence import SentenceEncoder, find_minilm
 from pdiff.models.text import Tokenizer, train_tokenizer
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family, get_family
@@ -43,8 +44,8 @@ class Generator:
     """Static parts of a generator.
 
     See the fields' types. `base` supplies leaves that are not generated, `spread` is the standard deviation of
-    normalised weights within a task (see `diffusion.denoiser`). A `deterministic` generator never looks at z: its
-    denoiser is a hypernetwork, a function of the condition alone.
+    normalised weights within a task (see `diffusion.denoiser`), `sentences` is there if a condition needs it. A
+    `deterministic` generator never looks at z: its denoiser is a hypernetwork, a function of the condition alone.
     """
 
     config: ConfigDict
@@ -57,11 +58,12 @@ class Generator:
     tokenizer: Tokenizer
     model: ConditionalDiT
     path: sde.Path
+    sentences: SentenceEncoder | None = None
     deterministic: bool = False
 
     def init(self, key: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the transformer."""
-        condition = self.condition([self.family.tasks[0]])
+        condition = self.condition([self.family.tasks[0]], given=())  # shapes are all that counts
         tokens = jnp.zeros((1, self.spec.num_tokens, self.spec.token_dim))
         return self.model.init(key, tokens, jnp.zeros(1), condition)["params"]
 
@@ -119,6 +121,9 @@ class Generator:
             inputs["factors"] = self.family.factors(tasks)
         if "text" in use:
             inputs["text"] = self.tokenizer.encode_all(texts).tree
+        if "sentence" in use:  # the frozen encoder takes time, so it runs only for what is given
+            absent = np.zeros((len(tasks), self.sentences.width), np.float32)
+            inputs["sentence"] = self.sentences.encode_all(texts) if "sentence" in given else absent
         if "background" in use:
             inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks])]
         if "support" in use:
@@ -172,9 +177,24 @@ def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
     return tokenizer
 
 
+def make_sentences(config: ConfigDict, family: Family) -> SentenceEncoder | None:
+    """The frozen sentence encoder, if a condition needs it.
+
+    Raises:
+      PdiffError: it is not installed, or cannot read a description.
+    """
+    if "sentence" not in config.condition.use:
+        return None
+    encoder = SentenceEncoder(find_minilm())
+    for text in (d for t in family.tasks for d in t.descriptions):
+        encoder.tokens(text)
+    return encoder
+
+
 def check(config: ConfigDict, family: Family, target: Target) -> None:
     """Raises, before any work, what `make_generator` would raise after the zoo is built."""
     make_model(config, _spec(config, target), family, make_tokenizer(config, family).vocab_size)
+    make_sentences(config, family)
     sde.make_path(config.diffusion)
 
 
@@ -236,4 +256,5 @@ def _assemble(config, family, target, fitted, spread, base, tokenizer) -> Genera
         tokenizer=tokenizer,
         model=make_model(config, spec, family, tokenizer.vocab_size),
         path=sde.make_path(config.diffusion),
+        sentences=make_sentences(config, family),
     )

@@ -28,7 +28,7 @@ from pdiff.zoo.store import Networks
 
 
 def make_constants(generator: Generator) -> dict:
-    """The arrays that every step reads: images, task variables and tokenized descriptions.
+    """The arrays that every step reads: images, task variables and encoded descriptions.
 
     They are an argument of the step, replicated once, and not baked into its program.
     """
@@ -38,6 +38,9 @@ def make_constants(generator: Generator) -> dict:
         wordings = len(family.tasks[0].descriptions)
         text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
         constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
+    if "sentence" in generator.config.condition.use:
+        vectors = generator.sentences.encode_all(d for t in family.tasks for d in t.descriptions)
+        constants["sentence"] = vectors.reshape(len(family.tasks), -1, vectors.shape[-1])
     if "background" in generator.config.condition.use:
         constants["backgrounds"] = family.backgrounds
     if "support" in generator.config.condition.use:
@@ -58,6 +61,7 @@ def training_condition(
     Numbers are moved by `number_noise`: what a generator says of an angle must then hold around it, which keeps it
     from learning a map that is too wiggly to fill in what it has not seen. They are moved less at low noise, where
     the weights themselves would otherwise tell the angle better than the condition does, and it would be ignored.
+    A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
     """
     config = generator.config.condition
     streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
@@ -66,6 +70,7 @@ def training_condition(
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None],
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
+        "sentence": lambda: constants["sentence"][task, wording],
         "background": lambda: constants["backgrounds"][task],
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }

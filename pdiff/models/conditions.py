@@ -69,6 +69,16 @@ class TextCondition(nn.Module):
         return Mlp(self.width, self.width)(jnp.einsum("bl,blw->bw", weights, x))[:, None]
 
 
+class SentenceCondition(nn.Module):
+    """A description as the unit vector that a frozen encoder makes of it, before training (`models.sentence`)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, sentence: Float[Array, "batch features"]) -> Float[Array, "batch 1 width"]:
+        return Mlp(self.width, self.width)(sentence * sentence.shape[-1] ** 0.5)[:, None]  # to entries of rms 1
+
+
 class BackgroundCondition(nn.Module):
     """One image of the task without an object in it, such as a camera's empty scene."""
 

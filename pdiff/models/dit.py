@@ -138,6 +138,7 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
             model.width, condition.text_width, condition.text_depth, vocab_size,
             condition.num_harmonics, condition.number_period,
         ),
+        "sentence": lambda: conditions.SentenceCondition(model.width),
         "background": lambda: conditions.BackgroundCondition(model.width),
         "support": lambda: conditions.SupportCondition(model.width, family.num_classes),
     }  # fmt: skip

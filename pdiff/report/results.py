@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from pdiff import files
+from pdiff.config import DESCRIBING
 from pdiff.errors import PdiffError
 
 # Every control, in the order in which it is shown.
@@ -141,7 +142,7 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "hypernetwork": _object(config, "eval").get("hypernetwork") is True,
         "linear_interpolation": several_seen and factors == 1,
         "wrong_task": _several(entry.get("num_tasks")),
-        "shuffled_text": isinstance(condition, (list, tuple)) and "text" in condition,
+        "shuffled_text": isinstance(condition, (list, tuple)) and not set(DESCRIBING).isdisjoint(condition),
     }
     return tuple(c for c in CONTROLS if applies.get(c, True))
 

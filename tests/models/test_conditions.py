@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff.models.conditions import Conditions, Context, FactorsCondition, SupportCondition, lerp, mix, slerp
+from pdiff.models.conditions import (
+    BackgroundCondition,
+    Conditions,
+    Context,
+    FactorsCondition,
+    IdCondition,
+    SentenceCondition,
+    SupportCondition,
+    TextCondition,
+    lerp,
+    mix,
+    slerp,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,44 @@ def test_pooled_is_the_mean_of_what_is_given(encode):
     nothing = encode(condition(False, False))
     np.testing.assert_array_equal(nothing.pooled[0], nothing.pooled[1])
     np.testing.assert_array_equal(nothing.tokens[0], nothing.tokens[1])
+
+
+def test_each_of_all_conditions_has_its_own_token_and_its_own_null():
+    encoders = {
+        "id": IdCondition(8, 5),
+        "factors": FactorsCondition(8, 2, (360.0,)),
+        "text": TextCondition(8, 8, 1, 20, 2, 360.0),
+        "sentence": SentenceCondition(8),
+        "background": BackgroundCondition(8),
+        "support": SupportCondition(8, 3),
+    }
+    ids = jnp.array([[3, 4, 0], [5, 2, 0]])
+    inputs = {name: given["inputs"] for name, given in condition().items()} | {
+        "id": jnp.array([0, 3]),
+        "text": {"ids": ids, "values": jnp.where(ids == 2, 75.0, 0), "is_number": ids == 2},
+        "sentence": jax.random.normal(jax.random.key(2), (2, 6)),
+        "background": jax.random.normal(jax.random.key(3), (2, 5)),
+    }
+    module = Conditions(encoders, 8)
+
+    def given(dropped=()):
+        return {n: {"inputs": inputs[n], "keep": jnp.full(2, n not in dropped)} for n in encoders}
+
+    variables = module.init(jax.random.key(0), given())
+    encode = jax.jit(lambda dropped: module.apply(variables, dropped))
+    whole = encode(given())
+    for i, name in enumerate(encoders):
+        without = encode(given({name}))
+        others = [j for j in range(len(encoders)) if j != i]
+        null = variables["params"][f"null_{name}"][0]
+        np.testing.assert_array_equal(without.tokens[:, i], jnp.broadcast_to(null, (2, 8)))
+        np.testing.assert_array_equal(without.tokens[:, jnp.array(others)], whole.tokens[:, jnp.array(others)])
+        np.testing.assert_allclose(without.pooled, whole.tokens[:, jnp.array(others)].mean(1), atol=1e-6)
+        alone = encode(given(set(encoders) - {name}))
+        np.testing.assert_allclose(alone.pooled, whole.tokens[:, i], atol=1e-6)
+        assert jnp.abs(whole.tokens[0, i] - whole.tokens[1, i]).max() > 1e-3  # it tells two tasks apart
+    nulls = [variables["params"][f"null_{name}"] for name in encoders]
+    assert all(jnp.abs(a - b).max() > 1e-3 for a in nulls for b in nulls if a is not b)
 
 
 def test_a_support_set_has_no_order_and_padding_is_not_seen(encode):

