@@ -39,14 +39,14 @@ FEWEST_CLASSES, MOST_CLASSES = 7, 26  # of the images; with more, the list of al
 Subset = frozenset[int]
 
 # A wording, the word before the last class, and the order of the classes: see `_listed`. No wording may hold a class's
-# name, which rules out "one" and its like.
+# name, which rules out "one" and its like, and no held-out one a letter that the tokenizer has never seen.
 WORDINGS = (
     ("recognise just {}", "and", "forward"),
     ("tell images of {} from all others", "and", "backward"),
     ("does an image show {}", "or", "turned"),
     ("a detector of {}", "and", "inside out"),
     ("{} against the rest", "or", "backward"),
-    ("a network that says yes to {} and no to everything else", "or", "forward"),
+    ("say yes to {}, no to every other kind", "or", "forward"),
 )
 HELD_OUT_WORDINGS = (
     ("tell {} from everything else", "and", "turned"),

@@ -107,6 +107,11 @@ def test_descriptions_name_exactly_the_classes_of_the_subset(family):
         assert len(set(task.descriptions) | set(task.held_out_descriptions)) == 9
 
 
+def test_held_out_wordings_have_no_letter_that_no_training_wording_has():
+    trained, held_out = ({c for w, last, _ in ws for c in w + last} for ws in (lib.WORDINGS, lib.HELD_OUT_WORDINGS))
+    assert held_out <= trained
+
+
 def test_descriptions_by_hand():
     factors = (0, 0, 1, 0, 0, 1, 0, 1, 0, 0)
     trained, held_out = family_of().describe(factors)
