@@ -21,7 +21,7 @@ from pdiff.baselines.ridge import Ridge
 from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
 from pdiff.evaluators import novelty
-from pdiff.evaluators.accuracy import repeat
+from pdiff.evaluators.accuracy import majority, repeat
 from pdiff.generator import Generator
 from pdiff.report.results import summary
 from pdiff.stopping import StopSignal
@@ -186,11 +186,14 @@ class Evaluation:
         return entry, made
 
     def _controls(self, split: str, tasks: Sequence[Task], networks: PyTree) -> dict[str, Scores]:
-        """Controls that need the generator or the whole zoo."""
+        """Controls that need the generator, the whole zoo, or the labels alone."""
         count = self._config.eval.samples_per_task
         blind = self._networks["task_blind"]
         repeated = jax.tree.map(lambda a: np.concatenate([a] * len(tasks)), blind.params)
-        controls = {"task_blind": self._accuracy(repeated, tasks)}
+        controls = {
+            "task_blind": self._accuracy(repeated, tasks),
+            "majority": Scores(majority(self._generator.family, tasks)[:, None]),
+        }
         if self._rival:
             made = self._rival.generate("posterior_mean", tasks, f"evaluate/{split}/hypernetwork")
             controls["hypernetwork"] = self._accuracy(made, tasks)

@@ -1,5 +1,7 @@
 """How often is a network right on its task's images?"""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from pdiff import dist
 from pdiff.generator import Generator
+from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
 
 
@@ -46,6 +49,14 @@ class Scorer:
     ) -> Float[np.ndarray, " nets"]:
         """Accuracy of network i on task `task[i]`, in [0, 1]."""
         return self.right(networks, task).mean(-1)
+
+
+def majority(family: Family, tasks: Sequence[Task], part: str = "test") -> Float[np.ndarray, " tasks"]:
+    """The share of the most frequent label among each task's images: the best that a constant answer can be."""
+    images = family.data[part]
+    own = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
+    labels = np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(own, images.x, images.y))
+    return np.array([np.bincount(y).max() / len(y) for y in labels])
 
 
 def repeat(network: PyTree, count: int) -> PyTree:

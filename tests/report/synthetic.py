@@ -144,6 +144,19 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
     }
 
 
+def without_arcs(num_factors: int) -> dict:
+    """The same of a family whose tasks have several factors and lie on no circle."""
+    made = results()
+    made |= {"arcs": {}, "mixing": [], "zoo": {split: 30 for split in LEVELS}}
+    made["config"]["tasks"] = {"family": "class_subsets", "unseen": ""}
+    for entry in made["splits"].values():
+        del entry["controls"]["linear_interpolation"]
+        for i, task in enumerate(entry["per_task"]):
+            task["factors"] = [float(i >> f & 1) for f in range(num_factors)]
+            del task["controls"]["linear_interpolation"]
+    return made
+
+
 def metrics(steps: int = 3000) -> list[dict]:
     """Entries of a metrics.jsonl."""
     entries = []

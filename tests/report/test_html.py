@@ -144,6 +144,14 @@ def test_plots_are_embedded_and_described(page):
         assert len(image["alt"]) > 40
 
 
+def test_a_family_with_several_factors_has_no_figure_against_one():
+    results = synthetic.without_arcs(num_factors=10)
+    made = Page(html.render(results, synthetic.metrics()))
+    assert len(made.images) == 4  # neither accuracy against the factor nor mixing
+    assert made.tables["per-task"][2][2].strip() == "1, 0, 0, 0, 0, 0, 0, 0, 0, 0"
+    assert any(row[0].startswith("majority") for row in made.tables["split-unseen"])
+
+
 def test_every_word_from_outside_is_escaped():
     evil = "<script>alert(1)</script>\"'&"
     results = synthetic.results(num_tasks=2, task_name=evil + "{:g}")

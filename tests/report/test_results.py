@@ -149,6 +149,13 @@ def test_tasks_without_factors_have_no_neighbours():
     assert with_factors["unseen"] - set(lib.expected_controls(results, "unseen")) == neighbours | {"noise"}
 
 
+def test_a_family_without_arcs_and_with_many_factors_is_held_to_its_zoo():
+    results = synthetic.without_arcs(num_factors=10)
+    assert lib.check(results) == []
+    del results["splits"]["unseen"]
+    assert lib.check(results) == ["splits.unseen: missing"]
+
+
 def test_write_and_read_round_trip(tmp_path):
     path, results = tmp_path / "results.json", synthetic.results()
     lib.write(path, results)
