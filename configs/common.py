@@ -11,22 +11,24 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
 
-    # What a network must do. Arcs are degrees, 'start:end' with the end past the start going
-    # counter-clockwise ('350:10' crosses zero), separated by commas.
+    # What a network must do. Regions and widths are in the family's own units. For rotation: degrees, 'start:end'
+    # with the end past the start going counter-clockwise ('350:10' crosses zero), separated by commas. For
+    # corruptions: percent of the highest severity, the same for each kind.
     c.tasks = ConfigDict(
         dict(
-            family="rotation",  # rotation | folder
+            family="rotation",  # rotation | corruptions | class_subsets | camera_trap | folder
             data="digits",  # the images that the tasks share: digits | fashion_mnist | tfds:NAME
             data_dir="",  # where they, or the tasks of a folder, lie, if not in an installed package
             eval_images=0,  # most validation and most test images, chosen by a fixed permutation; 0 is all of them
-            unseen="60:90,216:234",  # arcs held out as `unseen`
+            unseen="60:90,216:234",  # regions held out as `unseen`
             num_seen=256,  # tasks in the zoo, spread evenly over what is not held out
             num_interp=16,  # tasks strictly inside the interp gaps
-            num_unseen=16,  # tasks inside the unseen arcs
+            num_unseen=16,  # tasks inside the unseen regions
             num_validation=20,  # tasks inside the validation gaps, which select everything
-            gap_degrees=10.0,  # width of one interp gap
+            gap_width=10.0,  # width of one interp gap
             num_gaps=3,  # interp gaps, placed evenly over the seen region
             validation_gaps=(10.0, 30.0),  # widths of the gaps that validation tasks come from
+            corruptions=("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale"),  # kinds in use
         )
     )
 

@@ -20,6 +20,7 @@ from pdiff.errors import PdiffError
 
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
+CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
 
 
@@ -83,9 +84,10 @@ FIELDS: dict[str, Field] = {
     "tasks.num_interp": _COUNT_OR_NONE,
     "tasks.num_unseen": _COUNT_OR_NONE,
     "tasks.num_validation": _COUNT_OR_NONE,
-    "tasks.gap_degrees": _POSITIVE,
+    "tasks.gap_width": _POSITIVE,
     "tasks.num_gaps": _COUNT_OR_NONE,
     "tasks.validation_gaps": Field(float, above=0, each=True),
+    "tasks.corruptions": Field(str, choices=CORRUPTIONS, each=True),
     "target.name": Field(str),
     "target.widths": Field(int, low=1, each=True),
     "target.generate": Field(str),
@@ -207,7 +209,7 @@ def validate(config: ConfigDict) -> None:
         "zoo.keep_last",
         f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
     )
-    for name in ("condition.use", "sample.condition", "sample.samplers"):
+    for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
     _require(
         set(c.sample.condition) <= set(c.condition.use),

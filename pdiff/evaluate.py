@@ -202,8 +202,9 @@ class Evaluation:
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)
         if not set(DESCRIBING).isdisjoint(self._config.sample.condition):
             shuffle = python_random.Random(self._config.seed)
+            most = self._config.condition.text_max_length - 1  # letters out of order are a token each
             texts = [
-                "".join(shuffle.sample(d, len(d)))
+                "".join(shuffle.sample(d, len(d)))[:most]
                 for d in (t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count))
             ]
             shuffled = self._generate(self._sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)

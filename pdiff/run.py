@@ -178,6 +178,10 @@ def _evaluate(
         "zoo": {split: len(n) for split, n in networks.items()},
         "model": {"num_params": count_parameters(params)},
         "base_accuracy": float(networks["base"].test_accuracy[0]),
+        "factors": {
+            "names": list(made.family.factor_names),
+            "indicators": [n for n, u in zip(made.family.factor_names, made.family.units, strict=True) if not u],
+        },
         "arcs": {split: [list(a) for a in arcs] for split, arcs in made.family.arcs.items()},
         "timing": timing,
         **measured,

@@ -58,9 +58,10 @@ def training_condition(
 ) -> dict:
     """The condition of each example, every name dropped with its own probability and all with `drop_all`.
 
-    Numbers are moved by `number_noise`: what a generator says of an angle must then hold around it, which keeps it
-    from learning a map that is too wiggly to fill in what it has not seen. They are moved less at low noise, where
-    the weights themselves would otherwise tell the angle better than the condition does, and it would be ignored.
+    Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
+    must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
+    They are moved less at low noise, where the weights themselves would otherwise tell the angle better than the
+    condition does, and it would be ignored.
     A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
     """
     config = generator.config.condition
@@ -68,7 +69,7 @@ def training_condition(
     moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
-        "factors": lambda: constants["factors"][task] + moved[:, None],
+        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(generator.family.units),
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
         "sentence": lambda: constants["sentence"][task, wording],
         "background": lambda: constants["backgrounds"][task],

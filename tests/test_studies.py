@@ -115,6 +115,21 @@ def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
     np.testing.assert_allclose(still["text"]["inputs"]["values"].max(1), angles, atol=1e-3)
 
 
+def test_number_noise_moves_each_factor_in_its_own_units(made):
+    several = dataclasses.replace(
+        made.family, factor_names=("angle", "kind", "share"), factor_periods=(360.0, 0.0, 0.0),
+        factor_units=(1.0, 0.0, 0.01),
+    )  # fmt: skip
+    generator = dataclasses.replace(made, family=several)
+    constants, task = jax.tree.map(jnp.asarray, make_constants(made)), np.zeros(8, np.int32)
+    constants["factors"] = jnp.tile(jnp.array([90.0, 1.0, 0.5]), (len(made.family.tasks), 1))
+    keys = jax.random.split(jax.random.key(0), 8)
+    drawn = training_condition(generator, constants, task, task, np.full(8, 80.0), keys)
+    change = np.asarray(drawn["factors"]["inputs"]) - [90.0, 1.0, 0.5]
+    assert change[:, 0].std() > 2 and (change[:, 1] == 0).all()
+    np.testing.assert_allclose(change[:, 2], change[:, 0] / 100, atol=1e-5)
+
+
 def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
     results = Evaluation(made, bench.params, tiny_zoo, mesh, bench.params).run(StopSignal())
     for split in results["splits"].values():

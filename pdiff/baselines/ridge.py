@@ -50,12 +50,18 @@ class Ridge:
 
 
 def _features(zoo: SeenZoo, tasks: Sequence[Task], harmonics: int) -> Float[np.ndarray, "tasks features"]:
-    """1, then sin and cos of each factor's harmonics; a factor that does not wrap is taken over twice its range."""
+    """1, sin and cos of each factor's harmonics; besides these common ones, a set of them for each indicator.
+
+    A factor that does not wrap is taken over twice its range.
+    """
     family = zoo.family
+    indicator = np.asarray(family.units) == 0
     factors = family.factors(tasks).astype(np.float64)
-    seen = family.factors(family.split("seen")).astype(np.float64)
+    seen = family.factors(family.split("seen")).astype(np.float64)[:, ~indicator]
     span = 2 * np.maximum(seen.max(0) - seen.min(0), 1e-9)
-    periods = np.where(np.asarray(family.factor_periods) > 0, family.factor_periods, span)
-    angles = 2 * np.pi * (factors / periods)[:, :, None] * np.arange(1, harmonics + 1)
-    angles = angles.reshape(len(tasks), -1)
-    return np.concatenate([np.ones((len(tasks), 1)), np.sin(angles), np.cos(angles)], 1)
+    periods = np.asarray(family.factor_periods)[~indicator]
+    angles = 2 * np.pi * (factors[:, ~indicator] / np.where(periods > 0, periods, span))[:, :, None]
+    angles = (angles * np.arange(1, harmonics + 1)).reshape(len(tasks), -1)
+    common = np.concatenate([np.ones((len(tasks), 1)), np.sin(angles), np.cos(angles)], 1)
+    own = factors[:, indicator, None] * common[:, None]
+    return np.concatenate([common, own.reshape(len(tasks), -1)], 1)

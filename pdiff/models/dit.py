@@ -14,6 +14,8 @@ from pdiff.models.layers import Attention, Mlp
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
 
+INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
+
 
 class Block(nn.Module):
     """A transformer block whose shift, scale and gate come from `vector` (adaLN-zero: it starts as the identity)."""
@@ -132,7 +134,11 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
     make = {
         "id": lambda: conditions.IdCondition(model.width, len(family.tasks)),
         "factors": lambda: conditions.FactorsCondition(
-            model.width, condition.num_harmonics, tuple(p or condition.number_period for p in family.factor_periods)
+            model.width, condition.num_harmonics,
+            tuple(
+                p or condition.number_period * unit or INDICATOR_PERIOD
+                for p, unit in zip(family.factor_periods, family.units, strict=True)
+            ),
         ),
         "text": lambda: conditions.TextCondition(
             model.width, condition.text_width, condition.text_depth, vocab_size,

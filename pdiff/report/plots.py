@@ -67,6 +67,40 @@ def by_factor(results: dict) -> list[tuple[float, str, dict]]:
     return sorted(((factors[0], s, t) for factors, s, t in rows), key=lambda row: row[0])
 
 
+def by_indicator(results: dict) -> dict[str, list[tuple[float, str, dict]]]:
+    """For each indicator among the factors: (first factor, split, per-task entry) of its tasks, ordered by factor."""
+    about = results.get("factors", {})
+    place = {n: i for i, n in enumerate(about.get("names", ())) if n in about["indicators"]}
+    rows = [(t["factors"], s, t) for s, entry in results["splits"].items() for t in entry["per_task"]]
+    found = {n: [(f[0], s, t) for f, s, t in rows if f[i] == 1] for n, i in place.items() if i > 0}
+    return {n: sorted(own, key=lambda row: row[0]) for n, own in found.items() if own}
+
+
+@styled
+def accuracy_by_indicator(results: dict) -> Figure:
+    """A panel for each indicator: accuracy of its tasks against the first factor, held-out regions shaded."""
+    panels, chosen = by_indicator(results), results["selection"]["sampler"]
+    columns = min(4, len(panels))
+    fig = figure(9, 1 + 2.2 * math.ceil(len(panels) / columns))
+    every = fig.subplots(math.ceil(len(panels) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
+    series = (
+        ("base", MUTED, 1, lambda t: t.get("base")),
+        *((label(n), color, 1, lambda t, n=n: t["controls"].get(n)) for n, (color, _) in CONTROL_LINES.items()),
+        ("fine-tuned", INK, 1.3, lambda t: t["finetuned"]),
+        (f"generated ({label(chosen)})", BLUE, 1.6, lambda t: t["generated"].get(chosen)),
+    )
+    for axes, (name, rows) in zip(every, panels.items(), strict=False):
+        _shade(axes, results.get("arcs", {}), legend=False)
+        for title, color, width, get in series:
+            _line(axes, rows, get, color=color, lw=width, label=title)
+        axes.set(title=name, ylim=(0, 1.02), xlabel=results["factors"]["names"][0])
+        axes.grid(False, axis="x")
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    fig.legend(*every[0].get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
+    return fig
+
+
 @styled
 def accuracy_by_angle(results: dict) -> Figure:
     """Accuracy of every task against its one factor, held-out arcs shaded."""

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Family
 
-_NOT_FAMILIES = {"base", "fashion_mnist", "images", "prepared", "support"}
+_NOT_FAMILIES = {"base", "fashion_mnist", "images", "prepared", "regions", "support"}
 
 
 def get_family(config: ConfigDict) -> Family:

@@ -60,6 +60,8 @@ class Family:
     Attributes:
       name: as in the config.
       factor_names, factor_periods: one per factor; a period of 0 means that it does not wrap.
+      factor_units: one per factor: how much of it is 1 in the numbers of a description (0.01 for a share told in
+        percent); 0 for an indicator, which is 0 or 1 and told in words. Empty is 1 for each.
       num_classes: labels are 0 … num_classes - 1.
       image_shape: of one image, before it is flattened.
       data: `train`, `validation` and `test` images, disjoint.
@@ -87,9 +89,15 @@ class Family:
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]] | None
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
     relabel: Callable[[Any, Float[Array, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
+    factor_units: tuple[float, ...] = ()
     pretraining: Any = None
     pretraining_on_all: bool = False
     backgrounds: Float[np.ndarray, "tasks features"] | None = None
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """`factor_units`, filled in."""
+        return self.factor_units or (1.0,) * len(self.factor_names)
 
     @property
     def features(self) -> int:

@@ -1,11 +1,6 @@
 """Digits rotated by an angle: a family with one continuous factor that wraps.
 
-The circle of angles is cut into regions, once, before any task is made:
-
-  unseen      the arcs of `tasks.unseen`: extrapolation, nothing near their middle is in the zoo
-  interp      narrow gaps: the seen neighbours on both sides are `gap_degrees` apart
-  validation  gaps of both kinds of width, the only ones that may select anything
-  seen        the rest, sampled evenly
+The circle of angles is cut into arcs, the regions of `pdiff/tasks/regions.py`, before any task is made.
 
 Counter-clockwise as displayed, by `scipy.ndimage.rotate(image, angle, reshape=False, order=1)`.
 That is linear in the image, so a task's only variable is one (64, 64) matrix.
@@ -18,8 +13,9 @@ from ml_collections import ConfigDict
 from pdiff.errors import PdiffError
 from pdiff.tasks import images
 from pdiff.tasks.base import Family, Task
+from pdiff.tasks.regions import Range, spread
 
-Arc = tuple[float, float]  # [start, end) in degrees, 0 <= start < 360, start < end <= start + 360
+ANGLES = Range(360.0, "degrees", wraps=True)
 
 WORDINGS = (
     "digits rotated by {} degrees",
@@ -34,33 +30,6 @@ HELD_OUT_WORDINGS = (
     "recognise handwritten digits rotated counter-clockwise by {} degrees",
     "a classifier for digits at {} degrees",
 )
-
-
-def parse_arcs(text: str, field: str = "tasks.unseen") -> tuple[Arc, ...]:
-    """'60:90,350:10' -> ((60, 90), (350, 370)). An empty string is no arc.
-
-    Raises:
-      PdiffError: not of that form, outside [0, 360], empty, or overlapping arcs.
-    """
-    arcs = []
-    for item in filter(None, (s.strip() for s in text.split(","))):
-        try:
-            start, end = (float(s) for s in item.split(":"))
-        except ValueError:
-            start = end = np.nan
-        if not (0 <= start <= 360 and 0 <= end <= 360 and start != end):
-            raise PdiffError(
-                f"{field}: got {item!r} in {text!r}; allowed: 'start:end' in degrees from 0 to 360, "
-                "start and end different, separated by commas, as in '60:90,216:234'"
-            )
-        arcs.append((start % 360, end if end > start else end + 360))
-        if arcs[-1][0] == 0 and start == 360:
-            arcs[-1] = (0.0, end)
-    for i, a in enumerate(arcs):
-        for b in arcs[i + 1 :]:
-            if _inside(b[0], a) or _inside(a[0], b):
-                raise PdiffError(f"{field}: the arcs {a} and {b} of {text!r} overlap")
-    return tuple(arcs)
 
 
 def rotation_matrix(degrees: float, side: int = 8) -> Float[np.ndarray, "pixels pixels"]:
@@ -90,12 +59,12 @@ def make_family(config: ConfigDict) -> Family:
     Raises:
       PdiffError: the arcs are malformed, or leave no room for the seen tasks.
     """
-    arcs = divide_circle(config)
+    arcs = ANGLES.divide(config)
     angles = {
-        "seen": _spread(_complement([a for held in arcs.values() for a in held]), config.num_seen),
-        "validation": _spread(arcs["validation"], config.num_validation),
-        "interp": _spread(arcs["interp"], config.num_interp),
-        "unseen": _spread(arcs["unseen"], config.num_unseen),
+        "seen": spread(ANGLES.complement([a for held in arcs.values() for a in held]), config.num_seen),
+        "validation": spread(arcs["validation"], config.num_validation),
+        "interp": spread(arcs["interp"], config.num_interp),
+        "unseen": spread(arcs["unseen"], config.num_unseen),
     }
     data = images.load(config)
     if data.image_shape != (8, 8):
@@ -118,66 +87,3 @@ def make_family(config: ConfigDict) -> Family:
         describe=describe,
         arcs=arcs,
     )
-
-
-def divide_circle(config: ConfigDict) -> dict[str, tuple[Arc, ...]]:
-    """Where the held-out regions lie: `unseen` as typed, the gaps evenly over what is left.
-
-    A gap is moved until it lies inside one seen arc with a margin of a quarter of its width, and
-    narrowed where the seen region is small, so that gaps never take more than a third of it.
-    """
-    unseen = parse_arcs(config.unseen)
-    free = _complement(unseen)
-    length = sum(b - a for a, b in free)
-    widths = [("interp", config.gap_degrees)] * config.num_gaps
-    for i, width in enumerate(config.validation_gaps):  # spread among the interp gaps
-        widths.insert((2 * i + 1) * (len(widths) + 1) // (2 * len(config.validation_gaps)), ("validation", width))
-    if length < 10:
-        raise PdiffError(
-            f"tasks.unseen: {config.unseen!r} leaves {length:g} of 360 degrees for seen tasks; at least 10 are needed"
-        )
-    held: dict[str, list[Arc]] = {"unseen": list(unseen), "interp": [], "validation": []}
-    shrink = min(1.0, length / 3 / max(sum(w for _, w in widths), 1e-9))
-    for i, (split, width) in enumerate(widths):
-        gap = _place(free, (i + 0.5) / len(widths) * length, width * shrink)
-        held[split].append(gap)
-    return {split: tuple(a) for split, a in held.items()}
-
-
-def _place(free: list[Arc], position: float, width: float) -> Arc:
-    """A gap of `width` centred `position` degrees along the free arcs, moved inside the arc it falls in."""
-    for start, end in free:
-        if position <= end - start:
-            width = min(width, (end - start) / 1.5)
-            margin = 0.75 * width
-            centre = min(max(start + position, start + margin), end - margin)
-            return ((centre - width / 2) % 360, (centre - width / 2) % 360 + width)
-        position -= end - start
-    raise AssertionError("a position lies within the free length")
-
-
-def _complement(arcs) -> list[Arc]:
-    """The arcs between `arcs`; the whole circle when there are none."""
-    if not arcs:
-        return [(0.0, 360.0)]
-    ordered = sorted(arcs)
-    ends = [*ordered[1:], (ordered[0][0] + 360, 0.0)]
-    free = [(a[1], b[0]) for a, b in zip(ordered, ends, strict=True) if b[0] - a[1] > 1e-9]
-    return [(a % 360, a % 360 + (b - a)) for a, b in free]
-
-
-def _spread(arcs, count: int) -> list[float]:
-    """`count` angles strictly inside the arcs, evenly and in proportion to the arcs' lengths."""
-    if count == 0 or not arcs:
-        return []
-    lengths = np.array([end - start for start, end in arcs])
-    exact = lengths / lengths.sum() * count
-    share = np.floor(exact).astype(int)
-    share[np.argsort(share - exact, kind="stable")[: count - share.sum()]] += 1  # largest remainders
-    return [
-        start + (i + 0.5) * (end - start) / n for (start, end), n in zip(arcs, share, strict=True) for i in range(n)
-    ]
-
-
-def _inside(angle: float, arc: Arc) -> bool:
-    return (angle - arc[0]) % 360 < arc[1] - arc[0]

@@ -1,5 +1,7 @@
 """Baselines against cases whose answer is known."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +52,23 @@ def test_ridge_recovers_low_harmonics_at_unseen_angles(family, zoo):
     np.testing.assert_allclose(made, np.stack([expected] * 2, 1), atol=1e-4)
     poor = sample(Ridge.fit(zoo, harmonics=1, penalty=1e-8), unseen)
     assert np.abs(poor[:, 0] - expected).max() > 0.1
+
+
+def test_ridge_has_a_curve_for_each_indicator(family):
+    """Two kinds whose weights go opposite ways with the severity: no sum of curves of single factors does that."""
+    severity, kind = np.tile(np.linspace(0, 1, 20), 2), np.repeat([0.0, 1.0], 20)
+    tasks = [
+        dataclasses.replace(family.tasks[0], id=i, name=str(i), split="seen", factors=f)
+        for i, f in enumerate(zip(severity, kind, 1 - kind, strict=True))
+    ]
+    several = dataclasses.replace(
+        family, tasks=tuple(tasks), factor_names=("severity", "a", "b"), factor_periods=(0.0,) * 3,
+        factor_units=(0.01, 0.0, 0.0),
+    )  # fmt: skip
+    wanted = (np.where(kind > 0, 1, -1) * np.sin(np.pi * severity)).astype(np.float32).reshape(-1, 1, 1)
+    zoo = SeenZoo(several, wanted, np.zeros((1, 1)), np.arange(40), np.zeros(40, int))
+    made = sample(Ridge.fit(zoo, harmonics=2, penalty=1e-8), tasks, 1)
+    np.testing.assert_allclose(made[:, 0], wanted, atol=1e-4)
 
 
 def test_ridge_shrinks_to_the_base(family, zoo):

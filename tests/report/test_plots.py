@@ -1,5 +1,6 @@
 """The figures draw the numbers that they are given."""
 
+import copy
 import re
 import struct
 
@@ -44,6 +45,22 @@ def test_lines_go_through_every_task_in_order(results):
     }.items():
         np.testing.assert_allclose(lines[label].get_xdata(), [t["factors"][0] for t in tasks])
         np.testing.assert_allclose(lines[label].get_ydata(), [get(t) for t in tasks])
+
+
+def test_every_indicator_has_a_panel_with_its_own_tasks(results):
+    several = copy.deepcopy(results)
+    several["factors"] = {"names": ["severity", "blur", "noise"], "indicators": ["blur", "noise"]}
+    for task in (t for e in several["splits"].values() for t in e["per_task"]):
+        task["factors"] += [float(task["id"] % 2 == 0), float(task["id"] % 2)]
+    fig = plots.accuracy_by_indicator(several)
+    assert [axes.get_title("left") or axes.get_title() for axes in fig.axes] == ["blur", "noise"]
+    for axes, rows in zip(fig.axes, plots.by_indicator(several).values(), strict=True):
+        line = {line.get_label(): line for line in axes.lines}["fine-tuned"]
+        np.testing.assert_allclose(line.get_xdata(), [x for x, _, _ in rows])
+        np.testing.assert_allclose(line.get_ydata(), [t["finetuned"] for _, _, t in rows])
+    drawn = [t["task"] for rows in plots.by_indicator(several).values() for _, _, t in rows]
+    assert sorted(drawn) == sorted(t["task"] for e in several["splits"].values() for t in e["per_task"])
+    assert not plots.by_indicator(results)
 
 
 def test_bars_are_the_means(results):

@@ -7,7 +7,7 @@ from scipy import ndimage
 from configs import common
 from pdiff.errors import PdiffError
 from pdiff.tasks import get_family
-from pdiff.tasks.rotation import parse_arcs, render, rotation_matrix
+from pdiff.tasks.rotation import ANGLES, render, rotation_matrix
 
 
 def family_of(**overrides):
@@ -99,7 +99,7 @@ def test_descriptions_say_the_angle_and_hold_some_wordings_out():
     ],
 )
 def test_arcs_are_parsed(text, arcs):
-    assert parse_arcs(text) == arcs
+    assert ANGLES.parse(text) == arcs
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_arcs_are_parsed(text, arcs):
 )
 def test_bad_arcs_are_refused_with_their_text(text):
     with pytest.raises(PdiffError, match="tasks.unseen") as error:
-        parse_arcs(text)
+        ANGLES.parse(text)
     assert text.split(",")[0] in str(error.value)
 
 
