@@ -116,7 +116,7 @@ class Generator:
         if "text" in use:
             inputs["text"] = self.tokenizer.encode_all(texts).tree
         if "background" in use:
-            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks])]
+            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks]), 0]
         if "support" in use:
             images = self.config.condition.support_images * self.family.source_classes
             support = support or support_lib.nothing(len(tasks), 1, self.family.features)

@@ -60,13 +60,13 @@ def training_condition(
     the weights themselves would otherwise tell the angle better than the condition does, and it would be ignored.
     """
     config = generator.config.condition
-    streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
     moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None],
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
-        "background": lambda: constants["backgrounds"][task],
+        "background": lambda: _drawn_shot(constants["backgrounds"], task, streams[:, 3]),
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
@@ -80,6 +80,13 @@ def training_condition(
 def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
     """The texts with all numbers of an example moved by the same amount."""
     return text | {"values": jnp.where(text["is_number"], text["values"] + by[:, None], 0)}
+
+
+def _drawn_shot(
+    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], keys: PRNGKeyArray
+) -> Float[Array, "batch features"]:
+    """One of each task's empty images."""
+    return backgrounds[task, jax.vmap(lambda k: jax.random.randint(k, (), 0, backgrounds.shape[1]))(keys)]
 
 
 def _training_support(

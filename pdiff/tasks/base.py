@@ -71,7 +71,8 @@ class Family:
       relabel: (variables of one task, shared images, shared labels) -> the task's labels, pure JAX.
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
         themselves. They belong to no task.
-      backgrounds: one image of each task that shows no object, for the condition of that name; None if there is none.
+      backgrounds: images of each task that show no object, for the condition of that name: training draws one, asking
+        shows the first. None if there are none.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Family:
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
     relabel: Callable[[Any, Float[Array, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
     pretraining: Any = None
-    backgrounds: Float[np.ndarray, "tasks features"] | None = None
+    backgrounds: Float[np.ndarray, "tasks shots features"] | None = None
 
     @property
     def features(self) -> int:
