@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(use=("background", "text"), drop_background=0.2, drop_text=0.6, number_noise=0.0))
     c.sample.condition = ("background",)
     c.train.steps = 2000
-    c.eval.update(dict(hypernetwork=True, mixing_separations=()))
+    c.eval.update(dict(hypernetwork=True, mixing_separations=(), transfer_pairs=300))
     return c.lock()

@@ -160,6 +160,7 @@ def get_config() -> ConfigDict:
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
             curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve
             mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
+            transfer_pairs=0,  # (network of a seen task, other task) scored against the distance of the two
         )
     )
     return c

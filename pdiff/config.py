@@ -167,6 +167,7 @@ FIELDS: dict[str, Field] = {
     "eval.test_time_samples": _COUNT_OR_NONE,
     "eval.curve_levels": Field(float, above=0, each=True),
     "eval.mixing_separations": Field(float, above=0, each=True),
+    "eval.transfer_pairs": _COUNT_OR_NONE,
 }
 
 
