@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
             drop_factors=0.3,
             drop_text=0.0,
             drop_background=0.0,
+            background_noise=0.0,  # standard deviation of the noise on background images in training, of white
             drop_support=0.5,
             drop_all=0.05,
             text_vocab_size=320,

@@ -120,6 +120,7 @@ FIELDS: dict[str, Field] = {
     "condition.drop_factors": _SHARE,
     "condition.drop_text": _SHARE,
     "condition.drop_background": _SHARE,
+    "condition.background_noise": _NOT_NEGATIVE,
     "condition.drop_support": _SHARE,
     "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,

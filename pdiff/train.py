@@ -66,7 +66,7 @@ def training_condition(
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None],
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
-        "background": lambda: _drawn_shot(constants["backgrounds"], task, streams[:, 3]),
+        "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
@@ -83,10 +83,19 @@ def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Arra
 
 
 def _drawn_shot(
-    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], keys: PRNGKeyArray
+    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], noise: float, keys: PRNGKeyArray
 ) -> Float[Array, "batch features"]:
-    """One of each task's empty images."""
-    return backgrounds[task, jax.vmap(lambda k: jax.random.randint(k, (), 0, backgrounds.shape[1]))(keys)]
+    """One of each task's empty images, with pixel noise of that standard deviation.
+
+    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
+    """
+
+    def one(task, key):
+        which, pixels = jax.random.split(key)
+        shot = backgrounds[task, jax.random.randint(which, (), 0, backgrounds.shape[1])]
+        return shot + noise * jax.random.normal(pixels, shot.shape)
+
+    return jax.vmap(one)(task, keys)
 
 
 def _training_support(

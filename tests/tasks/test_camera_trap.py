@@ -201,11 +201,13 @@ def test_descriptions_say_all_factors_and_hold_some_wordings_out(family):
 def test_asking_shows_the_first_shot_and_training_draws_any(family):
     seen = family.split("seen")
     assert family.backgrounds.shape == (len(family.tasks), ct.SHOTS, ct.SIDE**2)
-    task = np.full(256, seen[3].id)
+    task = jnp.full(256, seen[3].id)
     keys = jax.random.split(jax.random.key(0), 256)
-    drawn = np.asarray(_drawn_shot(jnp.asarray(family.backgrounds), task, keys))
+    drawn = np.asarray(_drawn_shot(jnp.asarray(family.backgrounds), task, 0.0, keys))
     counts = [(drawn == shot).all(1).sum() for shot in family.backgrounds[seen[3].id]]
     assert sum(counts) == 256 and min(counts) > 10
+    noisy = np.asarray(_drawn_shot(jnp.asarray(family.backgrounds), task, 0.05, keys))
+    assert (noisy - drawn).std() == pytest.approx(0.05, rel=0.02)
     config = scenario.get_config()
     made = generator.Generator(config, family, *[None] * 5, generator.make_tokenizer(config, family), None, None)
     condition = made.condition(seen[:2], given=("background",))
