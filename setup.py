@@ -30,6 +30,7 @@ setup(
         "safetensors>=0.5,<0.9",
         "numpy>=2,<3",
         "scipy>=1.14,<2",
+        "scikit-image>=0.25,<1",  # its photographs are the ground of the camera traps
         "scikit-learn>=1.5,<2",
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",
