@@ -31,6 +31,7 @@ setup(
         "numpy>=2,<3",
         "pillow>=11",  # image files; TFDS decodes its images with it, but does not ask for it
         "scipy>=1.14,<2",
+        "scikit-image>=0.25,<1",  # its photographs are the ground of the camera traps
         "scikit-learn>=1.5,<2",
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",

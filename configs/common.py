@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
             drop_text=0.0,
             drop_sentence=0.3,  # "sentence" is a frozen encoder of the same descriptions; see pdiff/models/sentence.py
             drop_background=0.0,
+            background_noise=0.0,  # standard deviation of the noise on background images in training, of white
             drop_support=0.5,
             drop_all=0.05,
             text_vocab_size=320,
@@ -164,6 +165,7 @@ def get_config() -> ConfigDict:
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
             curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve
             mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
+            transfer_pairs=0,  # (network of a seen task, other task) scored against the distance of the two
         )
     )
     return c

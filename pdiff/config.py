@@ -125,6 +125,7 @@ FIELDS: dict[str, Field] = {
     "condition.drop_text": _SHARE,
     "condition.drop_sentence": _SHARE,
     "condition.drop_background": _SHARE,
+    "condition.background_noise": _NOT_NEGATIVE,
     "condition.drop_support": _SHARE,
     "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,
@@ -172,6 +173,7 @@ FIELDS: dict[str, Field] = {
     "eval.test_time_samples": _COUNT_OR_NONE,
     "eval.curve_levels": Field(float, above=0, each=True),
     "eval.mixing_separations": Field(float, above=0, each=True),
+    "eval.transfer_pairs": _COUNT_OR_NONE,
 }
 
 

@@ -91,6 +91,8 @@ class Evaluation:
             }
         if self._config.eval.mixing_separations:
             results["mixing"] = studies.mixing(self._bench, self._sampler, self._networks["seen"])
+        if self._config.eval.transfer_pairs and "nearest_seen" in baselines:
+            results["transfer"] = studies.transfer(self._bench, self._sampler, self._networks["seen"], splits)
         seconds = self._time_sampling()
         results["timing"] = {
             "sample_s_per_100": seconds[self._sampler],

@@ -125,7 +125,7 @@ class Generator:
             absent = np.zeros((len(tasks), self.sentences.width), np.float32)
             inputs["sentence"] = self.sentences.encode_all(texts) if "sentence" in given else absent
         if "background" in use:
-            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks])]
+            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks]), 0]
         if "support" in use:
             images = self.config.condition.support_images * self.family.source_classes
             support = support or support_lib.nothing(len(tasks), 1, self.family.features)

@@ -1,11 +1,12 @@
-"""What else an evaluation asks: other conditions, several samples, accuracy against spread, mixed conditions."""
+"""What else an evaluation asks: other conditions, several samples, spread, mixed conditions, transfer between tasks."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
+from scipy.stats import spearmanr
 
 from pdiff import rng
 from pdiff.bench import Bench, Scores
@@ -14,7 +15,7 @@ from pdiff.models.conditions import Mixture, lerp, slerp
 from pdiff.report.results import summary
 from pdiff.sample import Samplers
 from pdiff.tasks import support
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import Family, Task
 from pdiff.zoo.store import Networks
 
 MOST_MIXED = 32  # tasks for each separation
@@ -146,6 +147,49 @@ def _mixed(bench: Bench, sampler: str, seen: Networks, middle, a, b, weight) -> 
         made[f"weights_{name}"] = bench.samplers.decode(between(za, zb, weight))
         noise = np.asarray(between(na, nb, weight))
         made[f"noise_{name}"] = bench.samplers.decode(bench.samplers.from_noise(bench.params, nothing, noise))
+    return made
+
+
+def transfer(bench: Bench, sampler: str, seen: Networks, splits: dict) -> dict:
+    """How far a network carries: fine-tuned ones of seen tasks on other tasks, against how unlike the two tasks are.
+
+    Unlikeness is the distance of factors and, where a family has backgrounds, the rms difference of the two empty
+    images. `pairs` takes the tasks of each split in turn, with seen tasks from the nearest to the farthest, near ones
+    more densely. `generated` has, for each task of `splits` (of results.json), its distances to the nearest other seen
+    task. The rank correlations (Spearman) are of accuracy with each distance, over all pairs.
+    """
+    family, count = bench.generator.family, -(-bench.config.eval.transfer_pairs // len(splits))
+    others, first = family.split("seen"), {int(t): i for i, t in reversed(list(enumerate(seen.task)))}
+    pairs, generated, right = [], [], []
+    for split, entry in splits.items():
+        tasks = [family.tasks[t["id"]] for t in entry["per_task"]]
+        distances = _distances(family, tasks, others)
+        order = np.argsort(distances["factors"], 1, kind="stable")
+        order = [[j for j in row if others[j].id != t.id] for t, row in zip(tasks, order, strict=True)]
+        for i, task in enumerate(entry["per_task"]):
+            near = {f"nearest_{k}": float(d[i, order[i]].min()) for k, d in distances.items()}
+            made, tuned = task["generated"][sampler], task["finetuned"]
+            generated.append({"split": split, "task": task["task"], **near, "accuracy": made, "finetuned": tuned})
+        ranks = np.geomspace(1, len(order[0]), count).round().astype(int) - 1
+        rows = [i % len(tasks) for i in range(count)]
+        columns = [order[i][r] for i, r in zip(rows, ranks, strict=True)]
+        networks = seen[np.array([first[others[j].id] for j in columns])].params
+        right.extend(bench.score["test"](networks, np.array([tasks[i].id for i in rows])).tolist())
+        for i, j in zip(rows, columns, strict=True):
+            pairs.append({"split": split, "from": others[j].name, "to": tasks[i].name})
+            pairs[-1] |= {k: float(d[i, j]) for k, d in distances.items()}
+    for pair, accuracy in zip(pairs, right, strict=True):
+        pair["accuracy"] = accuracy
+    correlation = {k: float(spearmanr([p[k] for p in pairs], right).statistic) for k in distances}
+    return {"pairs": pairs, "generated": generated, "rank_correlation": correlation}
+
+
+def _distances(family: Family, a: Sequence[Task], b: Sequence[Task]) -> dict[str, Float[np.ndarray, "a b"]]:
+    """By what is compared."""
+    made = {"factors": family.distance(family.factors(a), family.factors(b))}
+    if family.backgrounds is not None:
+        u, v = (family.backgrounds[np.array([t.id for t in x]), 0] for x in (a, b))
+        made["background"] = np.sqrt(((u[:, None] - v[None]) ** 2).mean(-1))
     return made
 
 

@@ -65,14 +65,14 @@ def training_condition(
     A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
     """
     config = generator.config.condition
-    streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
     moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(generator.family.units),
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
         "sentence": lambda: constants["sentence"][task, wording],
-        "background": lambda: constants["backgrounds"][task],
+        "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
@@ -86,6 +86,22 @@ def training_condition(
 def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
     """The texts with all numbers of an example moved by the same amount."""
     return text | {"values": jnp.where(text["is_number"], text["values"] + by[:, None], 0)}
+
+
+def _drawn_shot(
+    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], noise: float, keys: PRNGKeyArray
+) -> Float[Array, "batch features"]:
+    """One of each task's empty images, with pixel noise of that standard deviation.
+
+    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
+    """
+
+    def one(task, key):
+        which, pixels = jax.random.split(key)
+        shot = backgrounds[task, jax.random.randint(which, (), 0, backgrounds.shape[1])]
+        return shot + noise * jax.random.normal(pixels, shot.shape)
+
+    return jax.vmap(one)(task, keys)
 
 
 def _training_support(

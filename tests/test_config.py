@@ -41,6 +41,7 @@ SHRUNKEN = {
     "eval.test_time_samples": 2,
     "eval.curve_levels": (0.5,),
     "eval.mixing_separations": (90.0,),
+    "eval.transfer_pairs": 6,
     "eval.chunk_size": 32,
 }
 

@@ -26,6 +26,7 @@ def made(tiny_config, tiny_zoo):
         config.eval.test_time_samples = 3
         config.eval.curve_levels = (0.02, 5.0)
         config.eval.mixing_separations = (60.0, 1.0)
+        config.eval.transfer_pairs = 30
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
     return generator.make_generator(config.lock(), family, target, tiny_zoo)
@@ -135,3 +136,37 @@ def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zo
     for split in results["splits"].values():
         assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
     assert results["mixing"] and len(results["accuracy_against_spread"]["curve"]) == 2
+    check_transfer(made, tiny_zoo["seen"], results)
+
+
+def check_transfer(made, seen, results):
+    """Each pair's accuracy and distance are those of the two tasks; near pairs and far ones are both there."""
+    family, study = made.family, results["transfer"]
+    by_name = {t.name: t for t in family.tasks}
+    assert len(study["pairs"]) == 30 and set(study["rank_correlation"]) == {"factors"}
+    for pair in study["pairs"]:
+        a, b = by_name[pair["from"]], by_name[pair["to"]]
+        assert (a.split, b.split) == ("seen", pair["split"]) and a.id != b.id
+        gap = abs(a.factors[0] - b.factors[0])
+        assert pair["factors"] == pytest.approx(min(gap, 360 - gap), abs=1e-3)
+    for pair in study["pairs"][:3]:
+        network = jax.tree.map(lambda p, a=by_name[pair["from"]]: p[np.flatnonzero(seen.task == a.id)[0]], seen.params)
+        own = jax.tree.map(lambda v, b=by_name[pair["to"]]: v[b.id], family.variables)
+        x, y = family.labelled(own, family.data["test"].x, family.data["test"].y)
+        right = (made.target.apply(network, x).argmax(-1) == y).mean()
+        assert pair["accuracy"] == pytest.approx(float(right), abs=0.01)
+    own = [p for p in study["pairs"] if p["split"] == "unseen"]
+    assert own[0]["factors"] < 60 < 90 < own[-1]["factors"]  # from the nearest seen task to the farthest
+    for made_for, task in zip(study["generated"], results["splits"]["seen"]["per_task"], strict=False):
+        assert made_for["task"] == task["task"] and made_for["finetuned"] == task["finetuned"]
+        assert made_for["nearest_factors"] > 0
+
+
+def test_backgrounds_are_compared_by_their_first_shots(made):
+    random = np.random.default_rng(0)
+    backgrounds = random.random((len(made.family.tasks), 2, 5)).astype(np.float32)
+    tasks = made.family.tasks[:3]
+    found = studies._distances(dataclasses.replace(made.family, backgrounds=backgrounds), tasks, tasks[1:])
+    expected = np.sqrt(np.mean((backgrounds[0, 0] - backgrounds[2, 0]) ** 2))
+    assert found["background"][0, 1] == pytest.approx(expected, rel=1e-5)
+    assert found["background"][1, 0] == 0 and found["factors"].shape == (3, 2)

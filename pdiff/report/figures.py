@@ -102,6 +102,20 @@ def figures(results: dict, metrics: list[dict]) -> list[Figure]:
                 svg(plots.mixing(results["mixing"])),
             )
         )
+    if results.get("transfer"):
+        correlation = results["transfer"]["rank_correlation"]
+        spoken = ", ".join(f"{r:.2f} with the distance of {k}" for k, r in correlation.items())
+        made.append(
+            Figure(
+                "transfer",
+                "Transfer against similarity",
+                f"Scatter of test accuracy against how unlike two tasks are. Rank correlation of accuracy: {spoken}.",
+                "Grey: a network fine-tuned on one seen task, scored on another task. Coloured: generated networks on "
+                "their own task, against its distance to the nearest other seen task. Rank correlation of the grey "
+                f"points' accuracy: {spoken}.",
+                svg(plots.transfer(results["transfer"])),
+            )
+        )
     if any("loss" in e for e in metrics):
         made.append(
             Figure(

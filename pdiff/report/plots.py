@@ -241,6 +241,29 @@ def mixing(rows: list[dict]) -> Figure:
 
 
 @styled
+def transfer(study: dict) -> Figure:
+    """Accuracy of seen tasks' networks on other tasks, and of generated ones, against how unlike the tasks are."""
+    measures = {"factors": "distance of the factors", "background": "rms difference of the backgrounds"}
+    measures = {k: words for k, words in measures.items() if k in study["rank_correlation"]}
+    fig = figure(9, 4.2)
+    for axes, (name, words) in zip(fig.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True):
+        pairs = study["pairs"]
+        axes.scatter(
+            [p[name] for p in pairs], [p["accuracy"] for p in pairs], 10, MUTED, alpha=0.5, lw=0,
+            label="network of another location" if "background" in measures else "network of another task",
+        )  # fmt: skip
+        for split, color in (("seen", SKY), ("interp", GREEN), ("unseen", BLUE)):
+            own = [g for g in study["generated"] if g["split"] == split]
+            if own:
+                x, y = [g[f"nearest_{name}"] for g in own], [g["accuracy"] for g in own]
+                axes.scatter(x, y, 18, color, MARKERS[split][0], lw=0, label=f"generated, {split}: to the nearest seen")
+        axes.set(xlabel=words, ylabel="test accuracy", xlim=(0, None), ylim=(0, 1.02))
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    return fig
+
+
+@styled
 def training(metrics: list[dict]) -> Figure:
     """Losses, validation accuracy, learning rate and gradient norm against steps."""
     fig = figure(9, 5.6)

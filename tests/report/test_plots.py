@@ -124,3 +124,13 @@ def test_mixing_has_a_line_for_each_way(results):
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [10, 60, 120])
     expected = [r["accuracy"]["weights_lerp"]["mean"] for r in results["mixing"]]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), expected)
+
+
+def test_transfer_draws_every_pair_against_each_distance(results):
+    study = results["transfer"]
+    for axes, name in zip(plots.transfer(study).axes, ("factors", "background"), strict=True):
+        pairs, *generated = (c.get_offsets() for c in axes.collections)
+        np.testing.assert_allclose(pairs, [(p[name], p["accuracy"]) for p in study["pairs"]])
+        assert sum(len(g) for g in generated) == len(study["generated"])
+    del study["rank_correlation"]["background"]  # a family without backgrounds
+    assert len(plots.transfer(study).axes) == 1
