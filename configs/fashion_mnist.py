@@ -1,0 +1,26 @@
+"""A real 28x28 data set and a CNN: 24,890 generated parameters for subsets of Fashion-MNIST's classes.
+
+    python -m pdiff.tasks.fashion_mnist --source=/usr/share/datasets/fashion-mnist --data_dir=data
+    python -m pdiff.main --config=configs/fashion_mnist.py
+
+The first command reads the files of Debian's package `dataset-fashion-mnist`, once.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import class_subsets
+
+
+def get_config() -> ConfigDict:
+    c = class_subsets.get_config()
+    with c.unlocked():
+        c.tasks.update(dict(data="fashion_mnist", data_dir="data", eval_images=1000))
+        c.tasks.update(dict(num_seen=96, num_interp=8, num_unseen=16, num_validation=8))
+        c.target.update(dict(name="cnn", widths=(8, 16, 32, 64)))
+        c.zoo.update(dict(seeds_per_task=2, reference_seeds=1, steps=150, batch_size=32, chunk_size=8))
+        c.model.update(dict(mean_width=64))
+        c.diffusion.functional_images = 16
+        c.train.update(dict(steps=600, batch_size=16, warmup_steps=50, validate_every=200, checkpoint_every=200))
+        c.sample.batch_size = 16
+        c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=24, test_time_samples=0, curve_levels=()))
+    return c.lock()
