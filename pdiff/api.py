@@ -65,9 +65,7 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            read = self._needs(DESCRIBING, "prompt")
-            given = tuple(n for n in read if n in self.config.sample.condition) or read
-            condition = self._static.condition([self.family.tasks[0]], [prompt], given)
+            condition = self._described(prompt)
         elif support is not None:
             self._needs(("support",), "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
@@ -102,6 +100,11 @@ class LoadedGenerator:
                 "give a task"
             )
         return read
+
+    def _described(self, prompt: str) -> dict:
+        read = self._needs(DESCRIBING, "prompt")
+        given = tuple(n for n in read if n in self.config.sample.condition) or read
+        return self._static.condition([self.family.tasks[0]], [prompt], given)
 
     def _condition(self, name: int | str) -> dict:
         task, given = self.task(name), self.config.sample.condition

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from pdiff import generator as generator_lib
-from pdiff import rng, studies
 from pdiff.api import LoadedGenerator
-from pdiff.bench import Bench
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.models import sentence
@@ -84,21 +82,27 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 @pytest.mark.parametrize(
     "use, sampled, given",
     [
-        (("sentence",), None, {"sentence"}),
+        (("text",), ("text",), {"text"}),
+        (("sentence",), ("sentence",), {"sentence"}),
         (("id", "sentence", "text"), ("id", "sentence", "text"), {"text", "sentence"}),
         (("text", "sentence"), ("sentence",), {"sentence"}),
         (("id", "sentence"), ("id",), {"sentence"}),
     ],
 )
-def test_a_prompt_feeds_what_reads_it(make, mesh, use, sampled, given):
-    generator = make(use, sampled)
+def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
+    generator, prompt = make(use, sampled), "digits at 8 degrees"
+    condition = LoadedGenerator(generator, None, "posterior_mean")._described(prompt)
+    assert {name for name, c in condition.items() if c["keep"].all()} == given
+    if "sentence" in given:
+        np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([prompt]))
+
+
+def test_networks_follow_the_prompt(make):
+    """Takes 10 s: it compiles a sampler for four devices."""
+    generator = make(("sentence",))
     loaded = LoadedGenerator(generator, randomized(generator), "posterior_mean")
-    condition = generator.condition([generator.family.tasks[0]], ["digits at 8 degrees"], tuple(given))
-    expected = loaded._samplers.networks(loaded._params, "posterior_mean", condition, rng.stream(0, "sample"))
-    got = loaded.sample(prompt="digits at 8 degrees")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
-    other = loaded.sample(prompt="digits at 200 degrees")
-    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (got, other)), strict=True)) > 1e-4
+    a, b = (jax.tree.leaves(loaded.sample(prompt=f"digits at {angle} degrees")) for angle in (8, 200))
+    assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) > 1e-4
 
 
 def test_a_prompt_is_refused_by_name_when_nothing_reads_it(make):
@@ -122,13 +126,11 @@ def test_what_is_not_given_needs_no_encoding(make, tmp_path):
 def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, mesh, tiny_zoo):
     generator = make(("sentence", "factors"), ("sentence",))
     params = randomized(generator)
-    bench = Bench(generator, params, mesh)
-    tasks = bench.tasks("unseen")
-    rows = studies.by_condition(bench, "unseen", tasks, "posterior_mean")
-    assert set(rows) == {"sentence", "factors"} and rows["sentence"]["mean"] != rows["factors"]["mean"]
     results = Evaluation(generator, params, tiny_zoo, mesh).run(StopSignal())
     for split in results["splits"].values():
         assert "shuffled_text" in split["controls"] and "held_out_wording" in split
+        rows = split["by_condition"]
+        assert set(rows) == {"sentence", "factors"} and rows["sentence"]["mean"] != rows["factors"]["mean"]
 
 
 def test_a_run_ends_before_it_starts_when_the_encoder_is_not_installed(make, monkeypatch):
