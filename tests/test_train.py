@@ -8,11 +8,16 @@ import numpy as np
 import optax
 import pytest
 
+from configs import smoke
 from pdiff import data, dist, metrics, rng, stopping
+from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.state import init_state, make_optimizer, update_ema
+from pdiff.targets import get_target
+from pdiff.tasks import get_family
+from pdiff.zoo import build
 
 
 def changed(generator, **fields):
@@ -237,3 +242,26 @@ def test_streams_differ_by_name_and_step():
     assert (
         jax.random.key_data(rng.stream(0, "a", 1)) == jax.random.key_data(jax.jit(lambda s: rng.stream(0, "a", s))(1))
     ).all()
+
+
+def test_a_million_generated_parameters_train_without_special_code(mesh, tmp_path):
+    """Takes 30 s. Long chunks keep the sequence short, and a narrow direct path keeps that path small."""
+    config = smoke.get_config()
+    with config.unlocked():
+        config.tasks.update(dict(num_seen=3, num_interp=0, num_unseen=0, num_validation=1, num_gaps=0))
+        config.tasks.validation_gaps = (30.0,)
+        config.target.widths = (1000, 960)
+        config.zoo.update(dict(seeds_per_task=1, reference_seeds=1, pretrain_steps=2, steps=2, chunk_size=4))
+        config.weights.token_dim = 4096
+        config.model.update(dict(width=32, mean_width=4))
+        config.train.update(dict(steps=2, batch_size=2, warmup_steps=1, validate_every=2, checkpoint_every=2))
+        config.sample.update(dict(samplers=("posterior_mean",), batch_size=1))
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    networks = build.build(family, target, config, tmp_path / "zoo", mesh, stopping.StopSignal())
+    made = generator_lib.make_generator(config, family, target, networks)
+    assert made.spec.num_params == 1_035_570 and made.spec.num_tokens < 300
+    params = train(made, networks, tmp_path, mesh)
+    fresh = made.init(rng.stream(config.seed, "train/init"))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, fresh)["dit"]["out"]["kernel"]
+    assert moved > 0 and all(np.isfinite(a).all() for a in jax.tree.leaves(params))
