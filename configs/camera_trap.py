@@ -1,6 +1,19 @@
 """Camera traps: adapters for a location from its empty background image (arXiv 2506.17807), on unseen locations too.
 
     python -m pdiff.main --config=configs/camera_trap.py
+
+Not yet tuned or run at its full length. After 700 steps, with one seed a location, no hypernetwork and another draw of
+locations of the same kind (4 minutes of processor time), one call from the empty image alone scores .864 on 24 unseen
+locations (fine-tuned .930, nearest seen .778, task-blind .692, base .433) and .914 on seen ones (fine-tuned .946), still
+rising; Heun to sigma 1 scores .649 and .769.
+
+The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.8% generated; not yet run:
+
+    python -m pdiff.main --config=configs/camera_trap.py --workdir=runs/camera_single --config.tasks.num_seen=1 \\
+        --config.tasks.num_interp=0 --config.tasks.num_unseen=0 --config.tasks.num_validation=0 \\
+        --config.zoo.seeds_per_task=256 --config.condition.drop_background=0.0 --config.condition.drop_all=0.0 \\
+        --config.sample.sigma_end=0.02 --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 \\
+        --config.eval.hypernetwork=False
 """
 
 from ml_collections import ConfigDict

@@ -259,7 +259,7 @@ def transfer(study: dict) -> Figure:
                 axes.scatter(x, y, 18, color, MARKERS[split][0], lw=0, label=f"generated, {split}: to the nearest seen")
         axes.set(xlabel=words, ylabel="test accuracy", xlim=(0, None), ylim=(0, 1.02))
     handles, labels = axes.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    fig.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
     return fig
 
 

@@ -183,6 +183,12 @@ def test_more_locations_keep_the_first(family):
             np.testing.assert_array_equal(fewer.backgrounds[a.id], family.backgrounds[b.id])
 
 
+def test_six_locations_of_a_split_have_all_habitats(family):
+    for split in ("seen", "interp", "unseen"):
+        habitats = family.factors(family.split(split)[:6])[:, 3] / ct.HABITAT_STEP
+        assert sorted(habitats) == list(range(6))
+
+
 def test_the_nearest_location_is_in_the_same_habitat(family):
     unseen, seen = family.factors(family.split("unseen")), family.factors(family.split("seen"))
     nearest = seen[family.distance(unseen, seen).argmin(1)]
