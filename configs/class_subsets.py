@@ -1,6 +1,21 @@
-"""Subsets of the classes: is an image's class in the subset that was asked for? The task of RPG and of Tina.
+"""Subsets of the classes: is an image's class in the subset that was asked for? The task of RPG, on digits.
 
     python -m pdiff.main --config=configs/class_subsets.py
+
+240 subsets of 2 to 5 classes, asked for in words; the unseen ones differ by two classes or more from each of them and
+from their complements. Seed 0, test images, means; measured in 19 minutes beside much other work, about 5 are to be
+expected on 2 free cores (estimated, not measured).
+
+                        seen   interp  unseen
+    fine-tuned          .982   .986    .982
+    generated, one call .987   .987    .984
+    held-out wordings   .961   .953    .952
+    hypernetwork        .987   .988    .985
+    ridge               .927   .928    .909
+    nearest seen        .879   .886    .783
+    majority            .610   .635    .552
+    task-blind          .605   .635    .541
+    base                .605   .634    .541
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +31,6 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(use=("text", "factors"), drop_text=0.2, drop_factors=0.7, text_vocab_size=400))
     # Factors are 0 or 1, a quarter of this period apart: at right angles on its circle. Nothing lies between them.
     c.condition.update(dict(number_noise=0.0, number_period=4.0, num_harmonics=1))
-    c.train.update(dict(steps=800, validate_every=200))
+    c.train.update(dict(steps=400, validate_every=100, checkpoint_every=200))
     c.eval.update(dict(hypernetwork=True, mixing_separations=()))
     return c.lock()
