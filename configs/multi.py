@@ -1,6 +1,10 @@
 """Many seen tasks, each by its id and by its description: does one generator keep what fine-tuning found for each?
 
     python -m pdiff.main --config=configs/multi.py
+
+128 angles, 8 networks of each; about 10 minutes on 2 cores, a third of it for the hypernetwork. Test accuracy, seed 0:
+by id .986, by text .985, fine-tuned .974 (soup .254, nearest seen .962). The task on which most is lost against
+fine-tuning loses .006 by id and .012 by text.
 """
 
 from ml_collections import ConfigDict
