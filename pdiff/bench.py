@@ -49,6 +49,10 @@ class Bench:
         count = min(len(tasks), most or self.config.eval.max_tasks)
         return tuple(tasks[i] for i in np.linspace(0, len(tasks) - 1, count).round().astype(int)) if count else ()
 
+    def choosing_tasks(self, most: int | None = None) -> tuple[Task, ...]:
+        """The tasks whose validation images choose among options: validation tasks, or seen ones if there are none."""
+        return self.tasks("validation", most) or self.tasks("seen", most)
+
     def condition(
         self,
         tasks: Sequence[Task],

@@ -104,10 +104,8 @@ class Evaluation:
     # --- choices, on validation tasks and images ------------------------------------------------
 
     def _select_sampler(self) -> dict:
-        names, tasks = self._config.sample.samplers, self._tasks("validation")
+        names, tasks = self._config.sample.samplers, self._bench.choosing_tasks()
         many_steps = [n for n in names if n != "posterior_mean"]
-        if not tasks:
-            return {"sampler": names[0]} | ({"many_steps": many_steps[0]} if many_steps else {})
         scores = {
             n: self._accuracy(self._generate(n, tasks, f"evaluate/validation/{n}"), tasks, "validation").summary()
             for n in names
@@ -118,7 +116,7 @@ class Evaluation:
         return selection
 
     def _fit_baselines(self) -> dict:
-        zoo, tasks = self._zoo, self._tasks("validation") or self._tasks("seen")
+        zoo, tasks = self._zoo, self._bench.choosing_tasks()
 
         def validation_accuracy(ridge: Ridge) -> float:
             return self._baseline(ridge, tasks, 1, "validation").values.mean()

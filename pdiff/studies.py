@@ -75,7 +75,7 @@ def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
         narrowed = Samplers(dataclasses.replace(bench.generator, config=config), bench.mesh)
         point = {"sigma_end": end, "sampler": sampler}
         for split in ("validation", "seen", "interp", "unseen"):
-            tasks = bench.tasks(split, 32)
+            tasks = bench.choosing_tasks(32) if split == "validation" else bench.tasks(split, 32)
             if tasks:
                 key = rng.stream(config.seed, f"evaluate/curve/{split}")
                 made = narrowed.networks(bench.params, sampler, bench.condition(tasks, 2), key)

@@ -254,17 +254,18 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
 
 
 class Validation:
-    """Mean accuracy of one sample for each validation task, on validation images, by sampler."""
+    """Mean accuracy, by sampler, of one sample for each validation task, or where there are none for each seen task.
+
+    It is on validation images, which nothing was trained on.
+    """
 
     def __init__(self, generator: Generator, mesh: Mesh):
         self._generator, self._mesh = generator, mesh
-        self._tasks = generator.family.split("validation")
+        self._tasks = generator.family.split("validation") or generator.family.split("seen")
         self._score = Scorer(generator, "validation", mesh)
         self._samplers = Samplers(generator, mesh)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        if not self._tasks:
-            return {}
         condition = self._generator.condition(self._tasks, given=self._generator.config.sample.condition)
         key = rng.stream(self._generator.config.seed, "train/validation")
         ids = np.array([t.id for t in self._tasks], np.int32)
