@@ -147,7 +147,7 @@ def test_plots_are_embedded_and_described(page):
 def test_a_family_with_several_factors_has_no_figure_against_one():
     results = synthetic.without_arcs(num_factors=10)
     made = Page(html.render(results, synthetic.metrics()))
-    assert len(made.images) == 4  # neither accuracy against the factor nor mixing
+    assert len(made.images) == 5  # neither accuracy against the factor nor mixing
     assert made.tables["per-task"][2][2].strip() == "1, 0, 0, 0, 0, 0, 0, 0, 0, 0"
     assert any(row[0].startswith("majority") for row in made.tables["split-unseen"])
 
