@@ -30,5 +30,5 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(number_noise=0.0, background_noise=0.05, text_max_length=96))
     c.sample.condition = ("background",)
     c.train.steps = 2000
-    c.eval.update(dict(hypernetwork=True, mixing_separations=(), transfer_pairs=300))
+    c.eval.update(dict(hypernetwork=True, mixing_separations=(15.0, 25.0, 40.0, 60.0), transfer_pairs=300))
     return c.lock()

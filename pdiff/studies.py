@@ -111,17 +111,19 @@ def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], 
 def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
     """Networks for a task made from two seen ones on both sides of it, scored on that task.
 
-    For each separation: tasks (seen and interp) that have a seen task half of it away on each side. What is
+    For each separation: tasks (seen and interp) that have a seen task half of it away on each side, or, where there
+    are several factors and none wraps, that two seen tasks so far apart have nearly halfway between them. What is
     mixed, on the line and on the arc: the encoded conditions; the weights of two zoo networks of one seed; the
     noise from which unconditional DDIM makes these networks. `description` asks for the task in words instead.
     """
     family = bench.generator.family
-    if len(family.factor_names) != 1:
+    if not family.factor_names or (len(family.factor_names) > 1 and any(family.factor_periods)):
         return []
+    around = _around if len(family.factor_names) == 1 else _amid
     rows = []
     candidates = (*bench.tasks("seen", MOST_MIXED), *bench.tasks("interp", MOST_MIXED))
     for separation in bench.config.eval.mixing_separations:
-        triples = [t for t in (_around(family, task, separation) for task in candidates) if t]
+        triples = [t for t in (around(family, task, separation) for task in candidates) if t]
         if not triples:
             continue
         triples = [triples[i] for i in np.linspace(0, len(triples) - 1, min(len(triples), MOST_MIXED)).astype(int)]
@@ -205,3 +207,15 @@ def _around(family, task: Task, separation: float) -> tuple[Task, Task, Task, fl
     if max(abs(ends[0] + separation / 2), abs(ends[1] - separation / 2)) > 0.2 * separation or ends[0] >= 0 >= ends[1]:
         return None
     return task, others[low], others[high], float(-ends[0] / (ends[1] - ends[0]))
+
+
+def _amid(family, task: Task, separation: float) -> tuple[Task, Task, Task, float] | None:
+    """(task, a, b, 1/2): of the pairs of seen tasks about `separation` apart the one whose middle is nearest to `task`,
+    if that is within a quarter of `separation`. Distances are of factors."""
+    others = [t for t in family.split("seen") if t.id != task.id]
+    factors = family.factors(others)
+    distance = family.distance(factors, factors)
+    off = np.sqrt((((factors[:, None] + factors[None]) / 2 - family.factors([task])[0]) ** 2).sum(-1))
+    off = np.where(np.abs(distance - separation) <= 0.2 * separation, off, np.inf)
+    a, b = np.unravel_index(off.argmin(), off.shape)
+    return (task, others[a], others[b], 0.5) if off[a, b] <= 0.25 * separation else None

@@ -13,6 +13,7 @@ from pdiff.evaluate import Evaluation
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
+from pdiff.tasks.base import Family, Task
 from pdiff.train import make_constants, training_condition
 
 
@@ -83,6 +84,18 @@ def test_neighbours_are_on_both_sides_and_the_weight_is_the_place_between(bench)
             assert (a.factors[0] + weight * span) % 360 == pytest.approx(task.factors[0], abs=1e-3)
             assert task.id not in (a.id, b.id) and 0 < weight < 1
     assert any(studies._around(family, t, 60.0) for t in family.split("seen"))
+
+
+def test_with_several_factors_the_mixed_pair_has_the_task_in_its_middle():
+    def task(i, *factors):
+        return Task(f"t{i}", i, "seen" if i else "interp", factors, ("words",), ())
+
+    places = [(5.0, 5.0), (0.0, 5.5), (10.0, 5.0), (5.0, 5.2), (30.0, 30.0), (0.0, 0.0)]
+    tasks = tuple(task(i, *p) for i, p in enumerate(places))
+    family = Family("plane", ("x", "y"), (0.0, 0.0), 2, (1,), {}, tasks, None, None, None)
+    middle, a, b, weight = studies._amid(family, tasks[0], 10.0)
+    assert middle is tasks[0] and {a.id, b.id} == {1, 2} and weight == 0.5
+    assert studies._amid(family, tasks[0], 40.0) is None  # (0, 0) and (30, 30) are, but their middle is far off
 
 
 def test_training_draws_support_sets_of_every_size(made):
