@@ -1,4 +1,4 @@
-"""A real 28x28 data set and a CNN: 24,890 generated parameters for subsets of Fashion-MNIST's classes.
+"""A real 28x28 data set and a CNN: 24,754 generated parameters for subsets of Fashion-MNIST's classes.
 
     python -m pdiff.tasks.fashion_mnist --source=/usr/share/datasets/fashion-mnist --data_dir=data
     python -m pdiff.main --config=configs/fashion_mnist.py

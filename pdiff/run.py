@@ -7,22 +7,21 @@ command again goes on where the last one stopped.
 
 import datetime
 import json
-import logging
 import resource
 import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from pdiff import api, dist, files, generator
+from pdiff import api, dist, files, generator, logs
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.baselines import hypernetwork
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
+from pdiff.logs import log
 from pdiff.models.dit import count_parameters
 from pdiff.report import html
 from pdiff.report import results as results_lib
@@ -30,8 +29,6 @@ from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build, finetune
-
-log = logging.getLogger("pdiff")
 
 HYPERNETWORK = "hypernetwork"  # folder of the rival's checkpoints and metrics
 
@@ -44,7 +41,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one.
     """
-    _set_up_logging()
+    logs.set_up()
     config_lib.validate(config)
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
@@ -81,7 +78,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
 
 def evaluate(workdir: Path) -> dict:
     """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
-    _set_up_logging()
+    logs.set_up()
     made = generator.load(workdir)
     where = build.directory(made.config, workdir)
     with StopSignal() as stop:
@@ -97,7 +94,7 @@ def evaluate(workdir: Path) -> dict:
 
 def report(workdir: Path) -> None:
     """Writes report.html and plots/ from results.json and metrics.jsonl."""
-    _set_up_logging()
+    logs.set_up()
     html.write_report(workdir)
     log.info("report: %s", workdir / "report.html")
 
@@ -108,7 +105,7 @@ def check(workdir: Path) -> None:
     Raises:
       PdiffError: names what is missing or wrong.
     """
-    _set_up_logging()
+    logs.set_up()
     results = results_lib.read(workdir / "results.json")
     faults = results_lib.check(results)
     if faults:
@@ -127,7 +124,7 @@ def sample(
     out: str | None,
 ) -> None:  # fmt: skip
     """Draws networks and writes them to the safetensors file `out`, named by Flax path, samples first."""
-    _set_up_logging()
+    logs.set_up()
     if out is None:
         raise PdiffError("--out: missing; allowed: the safetensors file to write")
     if Path(out).exists():
@@ -226,14 +223,3 @@ def _commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _set_up_logging() -> None:
-    """pdiff's own lines to stderr, and nothing from libraries below an error."""
-    if not log.handlers:
-        absl_logging.set_verbosity(absl_logging.ERROR)
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False

@@ -10,7 +10,6 @@ images are 55,000 for training and 5,000 for validation, by a fixed permutation;
 import contextlib
 import gzip
 import io
-import logging
 import struct
 import sys
 import zlib
@@ -19,16 +18,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
-from absl import logging as absl_logging
 from jaxtyping import UInt8
 
-from pdiff import files
+from pdiff import files, logs
 from pdiff.errors import PdiffError
+from pdiff.logs import log
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 VALIDATION = 5000
-
-log = logging.getLogger("pdiff")
 
 _SOURCE = flags.DEFINE_string("source", None, "The folder of the four IDX files, compressed (.gz) or not.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
@@ -131,12 +128,7 @@ def _labelled(source: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    logs.set_up()
     try:
         for flag in (_SOURCE, _DATA_DIR):
             if not flag.value:
