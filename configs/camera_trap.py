@@ -2,8 +2,8 @@
 
     python -m pdiff.main --config=configs/camera_trap.py
 
-448 seen locations, asked for by their empty background image; 13 minutes on 2 cores, 5 of them for the hypernetwork. Test
-accuracy, seed 0, one call from the background alone (fine-tuned, nearest seen, task-blind, base):
+448 seen locations, asked for by their empty background image; 13 minutes on 2 cores, 5 of them for the hypernetwork.
+Test accuracy, seed 0, one call from the background alone (fine-tuned, nearest seen, task-blind, base):
 
     seen    .955  (.947, .876, .771, .657)
     interp  .949  (.954, .899, .876, .853)
