@@ -66,7 +66,10 @@ def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str
 
 
 def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
-    """For each last noise level: accuracy by split, and how far two samples of one task differ (L2 of raw weights)."""
+    """For each last noise level: accuracy by split, and how far two samples of one task differ (L2 of raw weights).
+
+    What stands for `validation` is what chooses among options, on validation images.
+    """
     points = []
     for end in bench.config.eval.curve_levels:
         config = bench.config.copy_and_resolve_references()
@@ -78,33 +81,40 @@ def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
             tasks = bench.choosing_tasks(32) if split == "validation" else bench.tasks(split, 32)
             if tasks:
                 key = rng.stream(config.seed, f"evaluate/curve/{split}")
-                made = narrowed.networks(bench.params, sampler, bench.condition(tasks, 2), key)
+                made = narrowed.networks(bench.params, sampler, bench.condition(tasks, _count(tasks)), key)
                 point[split] = _accuracy_and_spread(bench, made, tasks, split)
         points.append(point)
     return points
 
 
 def zoo_spread(bench: Bench, split: str, networks: Networks) -> dict:
-    """The same for two fine-tuned networks of each task, which is what an honest sampler would show."""
+    """The same for fine-tuned networks of each task, which is what an honest sampler would show."""
     tasks = [t for t in bench.tasks(split, 32) if (networks.task == t.id).sum() > 1]
     if not tasks:
         return {}
-    rows = np.concatenate([np.flatnonzero(networks.task == t.id)[:2] for t in tasks])
+    count = min(_count(tasks), *((networks.task == t.id).sum() // 2 * 2 for t in tasks))
+    rows = np.concatenate([np.flatnonzero(networks.task == t.id)[:count] for t in tasks])
     return _accuracy_and_spread(bench, networks[rows].params, tasks, split)
 
 
-def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], split: str) -> dict:
-    """Of two networks for each task: accuracy, L2 between the two, and how often just one of them is right.
+def _count(tasks: Sequence[Task]) -> int:
+    """Networks of each task, a few dozen in all: an even number, because they are compared two by two."""
+    return 2 * max(1, 32 // len(tasks))
 
-    Validation tasks are scored on validation images, all others on test images.
+
+def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], split: str) -> dict:
+    """Of networks for each task: accuracy, L2 between one and the next, and how often just one of the two is right.
+
+    What stands for validation is scored on validation images, all others on test images.
     """
-    part = "validation" if split == "validation" else "test"
-    right = bench.score[part].right(networks, np.repeat([t.id for t in tasks], 2)).reshape(len(tasks), 2, -1)
-    tokens = np.asarray(bench.encode(networks)).reshape(len(tasks), 2, -1)
+    part, count = "validation" if split == "validation" else "test", len(jax.tree.leaves(networks)[0]) // len(tasks)
+    ids = np.repeat([t.id for t in tasks], count)
+    right = bench.score[part].right(networks, ids).reshape(len(tasks), count // 2, 2, -1)
+    tokens = np.asarray(bench.encode(networks)).reshape(len(tasks) * count // 2, 2, -1)
     return {
-        "accuracy": Scores(right.mean(-1)).summary(),
+        "accuracy": Scores(right.mean(-1).reshape(len(tasks), count)).summary(),
         "spread": summary(novelty.spread(tokens)),
-        "disagreement": summary((right[:, 0] != right[:, 1]).mean(-1)),
+        "disagreement": summary((right[:, :, 0] != right[:, :, 1]).mean(-1)),
     }
 
 
