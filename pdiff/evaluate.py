@@ -4,6 +4,7 @@ The order matters for honesty: samplers and the ridge are chosen first, on valid
 validation images; only then is any test image looked at.
 """
 
+import dataclasses
 import random as python_random
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from pdiff.zoo.store import Networks
 
 REPORTED_SPLITS = ("seen", "interp", "unseen")
 NOVELTY_TASKS = 32
+NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: what overlap an accuracy costs at least
 
 
 class Evaluation:
@@ -225,16 +227,22 @@ class Evaluation:
         ids = np.repeat([t.id for t in kept], count)
         points = []
 
-        def measure(kind: str, networks: PyTree) -> None:
+        def overlaps(networks: PyTree) -> tuple[np.ndarray, np.ndarray]:
             right = score.right(networks, ids)
-            overlap = np.concatenate(
-                [errors.overlap(t.id, right[i * count : (i + 1) * count]).max(1) for i, t in enumerate(kept)]
-            )
+            each = [errors.overlap(t.id, right[i * count : (i + 1) * count]).max(1) for i, t in enumerate(kept)]
+            return right, np.concatenate(each)
+
+        def measure(kind: str, networks: PyTree) -> None:
+            right, overlap = overlaps(networks)
             tokens = np.asarray(self._bench.encode(networks)).reshape(len(ids), -1)
             _extend(points, kind, right.mean(-1), overlap, novelty.l2_distances(tokens, weights).min(1), ids)
 
         measure("generated", jax.tree.map(lambda a: a[rows], made[self._sampler]))
         measure("noise", self._baseline_networks(noise, kept, count))
+        curve = []
+        for scale in NOISE_CURVE:
+            right, overlap = overlaps(self._baseline_networks(dataclasses.replace(noise, scale=scale), kept, count))
+            curve.append({"scale": scale, "accuracy": summary(right.mean(-1), ids), "max_iou": summary(overlap, ids)})
         for task in kept:
             own = self._zoo.rows_of(task.id)
             distance = novelty.l2_distances(weights[own], weights)
@@ -260,6 +268,7 @@ class Evaluation:
             "nearest_l2": of("generated", "nearest_l2"),
             "zoo_nearest_l2": of("zoo", "nearest_l2"),
             "spread": spread,
+            "noise_curve": curve,
             "points": [{k: v for k, v in p.items() if k != "task"} for p in points],
         }
 

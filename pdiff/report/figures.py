@@ -72,8 +72,9 @@ def figures(results: dict, metrics: list[dict]) -> list[Figure]:
                 "and a histogram of L2 distances to the nearest zoo network. Mean overlap: generated "
                 f"{iou:.3f}, zoo networks among themselves {own:.3f}.",
                 "A copy of a zoo network would sit at overlap 1 and distance 0. An honest new training run "
-                "would sit among the grey points: zoo networks compared with all others.",
-                svg(plots.novelty(results["novelty"]["points"])),
+                "would sit among the grey points: zoo networks compared with all others. The line is zoo networks with "
+                "noise added: a new network lies to the left of it, below its overlap at equal accuracy.",
+                svg(plots.novelty(results["novelty"]["points"], results["novelty"].get("noise_curve", []))),
             )
         )
     study = results.get("accuracy_against_spread")

@@ -173,8 +173,11 @@ def split_bars(results: dict) -> Figure:
 
 
 @styled
-def novelty(points: list[dict]) -> Figure:
-    """Accuracy against overlap of wrong predictions, and distances to the nearest zoo network."""
+def novelty(points: list[dict], noise_curve: list[dict] = ()) -> Figure:
+    """Accuracy against overlap of wrong predictions, and distances to the nearest zoo network.
+
+    `noise_curve` is drawn as a line: the overlap that zoo networks keep at what more and more noise leaves of accuracy.
+    """
     fig = figure(9, 4)
     left, right = fig.subplots(1, 2, width_ratios=(1.3, 1))
     farthest = max(p["nearest_l2"] for p in points) or 1.0
@@ -190,6 +193,10 @@ def novelty(points: list[dict]) -> Figure:
         distances = [p["nearest_l2"] for p in own]
         right.hist(distances, edges, color=color, alpha=0.18)
         right.hist(distances, edges, color=color, histtype="step", lw=1.6)
+    if noise_curve:
+        x, y = ([p[k]["mean"] for p in noise_curve] for k in ("max_iou", "accuracy"))
+        scales = f"{noise_curve[0]['scale']:g} to {noise_curve[-1]['scale']:g}"
+        left.plot(x, y, color=KINDS["noise"][0], lw=1.5, marker="o", ms=3, label=f"means with noise of {scales} x rms")
     left.set(xlabel="highest overlap (IoU) of wrong predictions with a zoo network", ylabel="accuracy")
     left.set_xlim(-0.02, 1.02)
     right.set(xlabel="L2 distance to the nearest zoo network", ylabel="networks", xlim=(0, None))

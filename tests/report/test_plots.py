@@ -76,6 +76,15 @@ def test_bars_are_the_means(results):
         assert len(widths) == 2 + len(entry["generated"]) + len(entry["controls"])
 
 
+def test_novelty_draws_the_noise_curve_it_is_given(results):
+    measured = ((0.05, 0.96, 0.9), (0.4, 0.7, 0.3))
+    curve = [{"scale": s, "accuracy": {"mean": a}, "max_iou": {"mean": o}} for s, a, o in measured]
+    points = results["novelty"]["points"]
+    (line,) = plots.novelty(points, curve).axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.9, 0.96], [0.3, 0.7]])
+    assert not plots.novelty(points).axes[0].lines
+
+
 def test_novelty_draws_every_point(results):
     points = results["novelty"]["points"]
     scatter = plots.novelty(points).axes[0]
