@@ -86,6 +86,18 @@ def test_every_scenario_runs_shrunken(name, tmp_path):
     assert results_lib.check(results) == []
 
 
+@pytest.mark.parametrize("target", [{"name": "resnet", "widths": (4, 8)}, {"name": "vit", "widths": (8,)}])
+def test_targets_that_no_scenario_has_run_shrunken(target, tmp_path):
+    """Takes 20 s each."""
+    config = scenario("smoke")
+    once = {"eval.test_time_samples": 0, "eval.curve_levels": (), "eval.mixing_separations": ()}
+    once |= {"eval.hypernetwork": False, "sample.samplers": ("posterior_mean",)}
+    for field, value in (SHRUNKEN | once | {f"target.{k}": v for k, v in target.items()}).items():
+        config = with_field(config, field, value)
+    results = run.run(config.lock(), tmp_path / "w")
+    assert results_lib.check(results) == [] and results["target"]["name"] == target["name"]
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_json_round_trip_is_exact(name):
     config = scenario(name)
