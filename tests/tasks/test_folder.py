@@ -291,7 +291,7 @@ def test_a_folder_runs_from_end_to_end(root, tmp_path):
     """Takes a minute of processor time, most of it compilation."""
     results = run.run(smoke_config(root), tmp_path / "run")
     assert results_lib.check(results) == []
-    without_factors = {"soup", "gaussian", "task_blind", "shuffled_text"}
+    without_factors = {"soup", "gaussian", "task_blind", "majority", "shuffled_text"}
     assert set(results["splits"]["seen"]["controls"]) == without_factors | {"noise", "wrong_task"}
     assert set(results["splits"]["unseen"]["controls"]) == without_factors
     assert results["mixing"] == [] and "interp" not in results["splits"]
