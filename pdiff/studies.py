@@ -127,7 +127,8 @@ def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
     noise from which unconditional DDIM makes these networks. `description` asks for the task in words instead.
     """
     family = bench.generator.family
-    if not family.factor_names or (len(family.factor_names) > 1 and any(family.factor_periods)):
+    plain = len(family.factor_names) == 1 or not any(family.factor_periods)
+    if not family.factor_names or not plain or len(family.split("seen")) < 3:  # two to mix and another between
         return []
     around = _around if len(family.factor_names) == 1 else _amid
     rows = []

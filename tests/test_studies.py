@@ -86,6 +86,13 @@ def test_neighbours_are_on_both_sides_and_the_weight_is_the_place_between(bench)
     assert any(studies._around(family, t, 60.0) for t in family.split("seen"))
 
 
+def test_one_seen_task_cannot_be_mixed(bench, tiny_zoo):
+    family = bench.generator.family
+    alone = dataclasses.replace(family, tasks=(family.split("seen")[0], *family.split("unseen")))
+    lonely = dataclasses.replace(bench.generator, family=alone)
+    assert studies.mixing(Bench(lonely, bench.params, bench.mesh), "posterior_mean", tiny_zoo["seen"]) == []
+
+
 def test_with_several_factors_the_mixed_pair_has_the_task_in_its_middle():
     def task(i, *factors):
         return Task(f"t{i}", i, "seen" if i else "interp", factors, ("words",), ())
