@@ -9,13 +9,14 @@ Test accuracy, seed 0, one call from the background alone (fine-tuned, nearest s
     interp  .949  (.954, .899, .876, .853)
     unseen  .886  (.936, .768, .694, .515), from the description .918
 
-The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.8% generated; not yet run:
+The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.8% generated; here
+77.1%, 92.3%, and 95.4% by one call or 92.1% by Heun in 4 minutes:
 
     python -m pdiff.main --config=configs/camera_trap.py --workdir=runs/camera_single --config.tasks.num_seen=1 \\
         --config.tasks.num_interp=0 --config.tasks.num_unseen=0 --config.tasks.num_validation=0 \\
         --config.zoo.seeds_per_task=256 --config.condition.drop_background=0.0 --config.condition.drop_all=0.0 \\
-        --config.sample.sigma_end=0.02 --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 \\
-        --config.eval.hypernetwork=False
+        --config.sample.sigma_end=2 --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 \\
+        --config.eval.hypernetwork=False --config.train.steps=600
 """
 
 from ml_collections import ConfigDict
