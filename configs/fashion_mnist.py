@@ -3,7 +3,9 @@
     python -m pdiff.tasks.fashion_mnist --source=/usr/share/datasets/fashion-mnist --data_dir=data
     python -m pdiff.main --config=configs/fashion_mnist.py
 
-The first command reads the files of Debian's package `dataset-fashion-mnist`, once.
+The first command reads the files of Debian's package `dataset-fashion-mnist`, once (half a minute). The second takes
+about half an hour on 2 cores. Seed 0, validation tasks and images: one call .827 after 800 steps and still rising,
+networks fine-tuned there .812; the zoo is as short as the training.
 """
 
 from ml_collections import ConfigDict
