@@ -4,8 +4,8 @@
     python -m pdiff.main --config=configs/fashion_mnist.py
 
 The first command reads the files of Debian's package `dataset-fashion-mnist`, once (half a minute). The second takes
-about half an hour on 2 cores. Seed 0, validation tasks and images: one call .827 after 800 steps and still rising,
-networks fine-tuned there .812; the zoo is as short as the training.
+about 40 minutes on 2 cores, a third of it evaluation. Test accuracy, seed 0, one call (fine-tuned, nearest seen,
+majority): seen .892 (.870, .775, .621), interp .863 (.867, .790, .623), unseen .864 (.851, .721, .555). The zoo is short.
 """
 
 from ml_collections import ConfigDict
