@@ -50,8 +50,8 @@ class Bench:
         return tuple(tasks[i] for i in np.linspace(0, len(tasks) - 1, count).round().astype(int)) if count else ()
 
     def choosing_tasks(self, most: int | None = None) -> tuple[Task, ...]:
-        """The tasks whose validation images choose among options: validation tasks, or seen ones if there are none."""
-        return self.tasks("validation", most) or self.tasks("seen", most)
+        """As `tasks`, of the split whose validation images choose among options."""
+        return self.tasks(self.generator.family.choosing_split, most)
 
     def condition(
         self,

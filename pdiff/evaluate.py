@@ -55,6 +55,7 @@ class Evaluation:
         self._config = generator.config
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
         self._base = codec.take(generator.spec, generator.base)
+        self._described = not set(DESCRIBING).isdisjoint(generator.config.sample.condition)
         seen = networks["seen"]
         self._zoo = SeenZoo(
             generator.family,
@@ -177,8 +178,7 @@ class Evaluation:
                 for i, t in enumerate(tasks)
             ],
         }
-        described = not set(DESCRIBING).isdisjoint(self._config.sample.condition)
-        if described and all(t.held_out_descriptions for t in tasks):
+        if self._described and all(t.held_out_descriptions for t in tasks):
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
             networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}
@@ -202,7 +202,7 @@ class Evaluation:
         if len(tasks) > 1:
             shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)
-        if not set(DESCRIBING).isdisjoint(self._config.sample.condition):
+        if self._described:
             shuffle = python_random.Random(self._config.seed)
             most = self._config.condition.text_max_length - 1  # letters out of order are a token each
             texts = [

@@ -261,7 +261,7 @@ class Validation:
 
     def __init__(self, generator: Generator, mesh: Mesh):
         self._generator, self._mesh = generator, mesh
-        self._tasks = generator.family.split("validation") or generator.family.split("seen")
+        self._tasks = generator.family.split(generator.family.choosing_split)
         self._score = Scorer(generator, "validation", mesh)
         self._samplers = Samplers(generator, mesh)
 

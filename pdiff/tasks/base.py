@@ -142,6 +142,11 @@ class Family:
         images = self.data[part]
         return each(jax.tree.map(jnp.asarray, variables), images.x, images.y, rows, task)
 
+    @property
+    def choosing_split(self) -> str:
+        """The split whose validation images choose among options: `validation`, or `seen` if it has no task."""
+        return "validation" if self.split("validation") else "seen"
+
     def split(self, name: str) -> tuple[Task, ...]:
         """The tasks of a split, by id."""
         return tuple(t for t in self.tasks if t.split == name)
