@@ -8,13 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
-from pdiff import rng
+from pdiff import conditioning, rng
 from pdiff.evaluators.accuracy import Scorer
 from pdiff.generator import Generator
 from pdiff.report.results import summary
 from pdiff.sample import Samplers
 from pdiff.tasks.base import Task
-from pdiff.tasks.support import Support
 from pdiff.weights import codec
 
 
@@ -53,24 +52,9 @@ class Bench:
         """As `tasks`, of the split whose validation images choose among options."""
         return self.tasks(self.generator.family.choosing_split, most)
 
-    def condition(
-        self,
-        tasks: Sequence[Task],
-        count: int,
-        *,
-        given: Sequence[str] | None = None,
-        texts: Sequence[str] | None = None,
-        support: Support | None = None,
-    ) -> dict:
-        """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
-
-        `given` is `sample.condition` by default; `support` holds one set for each task.
-        """
-        if texts is None:
-            texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
-        repeated = [t for t in tasks for _ in range(count)]
-        given = self.config.sample.condition if given is None else given
-        return self.generator.condition(repeated, texts, given, support and support.repeat(count))
+    def condition(self, tasks: Sequence[Task], count: int, **how) -> dict:
+        """The condition of `count` samples for each task; see `conditioning.asked`."""
+        return conditioning.asked(self.generator, tasks, count, **how)
 
     def generate(
         self, sampler: str, tasks: Sequence[Task], stream: str, count: int | None = None, **condition

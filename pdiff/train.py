@@ -4,16 +4,16 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from pdiff import data as data_lib
 from pdiff import dist, rng
 from pdiff.checkpoint import Checkpoints
+from pdiff.conditioning import make_constants, training_condition
 from pdiff.diffusion import losses
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer
@@ -22,106 +22,8 @@ from pdiff.metrics import MetricsWriter
 from pdiff.sample import Samplers
 from pdiff.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
 from pdiff.stopping import StopSignal
-from pdiff.tasks import support
 from pdiff.weights import codec, stats
 from pdiff.zoo.store import Networks
-
-
-def make_constants(generator: Generator) -> dict:
-    """The arrays that every step reads: images, task variables and encoded descriptions.
-
-    They are an argument of the step, replicated once, and not baked into its program.
-    """
-    family, images = generator.family, generator.family.data["train"]
-    constants = {"variables": family.variables, "x": images.x, "y": images.y, "factors": family.factors()}
-    if "text" in generator.config.condition.use:
-        wordings = len(family.tasks[0].descriptions)
-        text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
-        constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
-    if "sentence" in generator.config.condition.use:
-        vectors = generator.sentences.encode_all(d for t in family.tasks for d in t.descriptions)
-        constants["sentence"] = vectors.reshape(len(family.tasks), -1, vectors.shape[-1])
-    if "background" in generator.config.condition.use:
-        constants["backgrounds"] = family.backgrounds
-    if "support" in generator.config.condition.use:
-        constants["class_rows"], constants["class_counts"] = support.class_rows(images.y, family.source_classes)
-    return constants
-
-
-def training_condition(
-    generator: Generator,
-    constants: dict,
-    task: Int[Array, " batch"],
-    wording: Int[Array, " batch"],
-    sigma: Float[Array, " batch"],
-    keys: PRNGKeyArray,
-) -> dict:
-    """The condition of each example, every name dropped with its own probability and all with `drop_all`.
-
-    Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
-    must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
-    They are moved less at low noise, where the weights themselves would otherwise tell the angle better than the
-    condition does, and it would be ignored.
-    A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
-    """
-    config = generator.config.condition
-    streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
-    inputs = {
-        "id": lambda: task,
-        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(generator.family.units),
-        "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
-        "sentence": lambda: constants["sentence"][task, wording],
-        "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),
-        "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
-    }
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
-    keep_any = uniform[:, -1] >= config.drop_all
-    return {
-        name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
-        for i, name in enumerate(config.use)
-    }
-
-
-def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
-    """The texts with all numbers of an example moved by the same amount."""
-    return text | {"values": jnp.where(text["is_number"], text["values"] + by[:, None], 0)}
-
-
-def _drawn_shot(
-    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], noise: float, keys: PRNGKeyArray
-) -> Float[Array, "batch features"]:
-    """One of each task's empty images, with pixel noise of that standard deviation.
-
-    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
-    """
-
-    def one(task, key):
-        which, pixels = jax.random.split(key)
-        shot = backgrounds[task, jax.random.randint(which, (), 0, backgrounds.shape[1])]
-        return shot + noise * jax.random.normal(pixels, shot.shape)
-
-    return jax.vmap(one)(task, keys)
-
-
-def _training_support(
-    generator: Generator, constants: dict, task: Int[Array, " batch"], keys: PRNGKeyArray
-) -> dict[str, Array]:
-    """Support sets of 1, 2, 4, … `support_images` images of each class, half of them without labels."""
-    most, classes = generator.config.condition.support_images, generator.family.source_classes
-
-    def one(key):
-        size, label, place = jax.random.split(key, 3)
-        per_class = 2 ** jax.random.randint(size, (), 0, most.bit_length())
-        # With replacement, which is rarely a difference here, and needs no sorting.
-        places = jax.random.randint(place, (most, classes), 0, constants["class_counts"])
-        rows = constants["class_rows"][jnp.arange(classes), places].reshape(-1)
-        return rows, jnp.arange(most * classes) < per_class * classes, jax.random.bernoulli(label)
-
-    rows, real, labelled = jax.vmap(one)(keys)
-    variables = jax.tree.map(lambda v: v[task], constants["variables"])
-    x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
-    return {"x": x, "y": jnp.where(labelled[:, None], y, support.UNKNOWN), "real": real}
 
 
 def loss_fn(

@@ -9,13 +9,13 @@ import pytest
 
 from pdiff import generator as generator_lib
 from pdiff.api import LoadedGenerator
+from pdiff.conditioning import make_constants, training_condition
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.models import sentence
 from pdiff.models.dit import make_model
 from pdiff.models.sentence import SentenceEncoder
 from pdiff.stopping import StopSignal
-from pdiff.train import make_constants, training_condition
 from tests.models import tiny_bert
 from tests.models.test_sentence import needs_minilm
 

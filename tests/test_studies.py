@@ -9,12 +9,12 @@ import pytest
 
 from pdiff import generator, studies
 from pdiff.bench import Bench
+from pdiff.conditioning import make_constants, training_condition
 from pdiff.evaluate import Evaluation
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.tasks.base import Family, Task
-from pdiff.train import make_constants, training_condition
 
 
 @pytest.fixture(scope="module")

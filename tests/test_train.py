@@ -13,6 +13,7 @@ from pdiff import data, dist, metrics, rng, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
+from pdiff.conditioning import make_constants
 from pdiff.errors import PdiffError
 from pdiff.state import init_state, make_optimizer, update_ema
 from pdiff.targets import get_target
@@ -46,7 +47,7 @@ def run_steps(generator, zoo, mesh, count):
     state, optimizer = fresh_state(generator)
     state = dist.replicate(state, mesh)
     step = train_lib.make_step(generator, optimizer, mesh)
-    constants = dist.replicate(train_lib.make_constants(generator), mesh)
+    constants = dist.replicate(make_constants(generator), mesh)
     for batch in batches(generator, zoo, 0, count):
         state, values = step(state, dist.shard(batch, mesh), constants)
     return jax.device_get((state, values)), step
@@ -77,7 +78,7 @@ def test_the_mapped_step_is_pmap_of_the_step(tiny, tiny_zoo, mesh4):
     state, optimizer = fresh_state(tiny)
     state = jax.device_get(state)  # the mapped step donates what it is given
     batch = next(batches(tiny, tiny_zoo))
-    constants = train_lib.make_constants(tiny)
+    constants = make_constants(tiny)
     mapped = train_lib.make_step(tiny, optimizer, mesh4)
     ours, values = mapped(dist.replicate(state, mesh4), dist.shard(batch, mesh4), dist.replicate(constants, mesh4))
     split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
@@ -102,7 +103,7 @@ def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
     )  # fmt: skip
     state, optimizer = fresh_state(generator)
     step = train_lib.make_step(generator, optimizer, mesh)
-    constants = dist.replicate(train_lib.make_constants(generator), mesh)
+    constants = dist.replicate(make_constants(generator), mesh)
     batch = next(batches(generator, tiny_zoo))
     sharded = dist.shard(batch, mesh)
     state, losses = dist.replicate(state, mesh), []

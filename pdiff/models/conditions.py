@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
+from pdiff.errors import PdiffError
 from pdiff.models.layers import Attention, Mlp
+from pdiff.tasks import Family
+
+INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
 
 
 def fourier(x: Float[Array, "*shape"], num_harmonics: int, period: float) -> Float[Array, "*shape features"]:
@@ -133,6 +138,37 @@ class Conditions(nn.Module):
         nothing = self.param("null", nn.initializers.normal(0.02), (self.width,))
         mean = jnp.where(keep, tokens, 0).sum(1) / jnp.maximum(keep.sum(1), 1)
         return Context(tokens, jnp.where(keep.any(1), mean, nothing))
+
+
+def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Conditions:
+    """The encoders of a run's config for the tasks of `family`.
+
+    Raises:
+      PdiffError: the family lacks what a condition reads.
+    """
+    width, condition = config.model.width, config.condition
+    if "background" in condition.use and family.backgrounds is None:
+        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
+    if "factors" in condition.use and not family.factor_names:
+        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no factors")
+    make = {
+        "id": lambda: IdCondition(width, len(family.tasks)),
+        "factors": lambda: FactorsCondition(
+            width, condition.num_harmonics,
+            tuple(
+                p or condition.number_period * unit or INDICATOR_PERIOD
+                for p, unit in zip(family.factor_periods, family.units, strict=True)
+            ),
+        ),
+        "text": lambda: TextCondition(
+            width, condition.text_width, condition.text_depth, vocab_size,
+            condition.num_harmonics, condition.number_period,
+        ),
+        "sentence": lambda: SentenceCondition(width),
+        "background": lambda: BackgroundCondition(width),
+        "support": lambda: SupportCondition(width, family.num_classes),
+    }  # fmt: skip
+    return Conditions({name: make[name]() for name in condition.use}, width)
 
 
 @flax.struct.dataclass

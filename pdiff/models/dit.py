@@ -8,13 +8,10 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
-from pdiff.models import conditions
-from pdiff.models.conditions import Conditions, Context
+from pdiff.models.conditions import Conditions, Context, make_conditions
 from pdiff.models.layers import Attention, Mlp
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
-
-INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
 
 
 class Block(nn.Module):
@@ -118,7 +115,7 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
     """The transformer of a run's config for the tokens of `spec` and the tasks of `family`.
 
     Raises:
-      PdiffError: the sequence would be longer than `model.max_tokens`.
+      PdiffError: the sequence would be longer than `model.max_tokens`, or the family lacks what a condition reads.
     """
     model, condition = config.model, config.condition
     length = spec.num_tokens + len(condition.use)
@@ -127,27 +124,6 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
             f"model.max_tokens: the sequence has {length} tokens ({spec.num_tokens} of weights); allowed: at most "
             f"{model.max_tokens}; raise weights.token_dim or model.max_tokens"
         )
-    if "background" in condition.use and family.backgrounds is None:
-        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
-    if "factors" in condition.use and not family.factor_names:
-        raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no factors")
-    make = {
-        "id": lambda: conditions.IdCondition(model.width, len(family.tasks)),
-        "factors": lambda: conditions.FactorsCondition(
-            model.width, condition.num_harmonics,
-            tuple(
-                p or condition.number_period * unit or INDICATOR_PERIOD
-                for p, unit in zip(family.factor_periods, family.units, strict=True)
-            ),
-        ),
-        "text": lambda: conditions.TextCondition(
-            model.width, condition.text_width, condition.text_depth, vocab_size,
-            condition.num_harmonics, condition.number_period,
-        ),
-        "sentence": lambda: conditions.SentenceCondition(model.width),
-        "background": lambda: conditions.BackgroundCondition(model.width),
-        "support": lambda: conditions.SupportCondition(model.width, family.num_classes),
-    }  # fmt: skip
     dit = DiT(
         width=model.width,
         depth=model.depth,
@@ -160,8 +136,7 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
     )
-    encoders = {name: make[name]() for name in condition.use}
-    return ConditionalDiT(conditions.Conditions(encoders, model.width), dit)
+    return ConditionalDiT(make_conditions(config, family, vocab_size), dit)
 
 
 def _layer_norm(dtype) -> nn.LayerNorm:
