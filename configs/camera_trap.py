@@ -16,7 +16,7 @@ The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.
         --config.tasks.num_interp=0 --config.tasks.num_unseen=0 --config.tasks.num_validation=0 \\
         --config.zoo.seeds_per_task=256 --config.condition.drop_background=0.0 --config.condition.drop_all=0.0 \\
         --config.sample.sigma_end=2 --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 \\
-        --config.eval.hypernetwork=False --config.train.steps=600
+        --config.eval.rivals= --config.train.steps=600
 """
 
 from ml_collections import ConfigDict
@@ -33,5 +33,5 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(number_noise=0.0, background_noise=0.05, text_max_length=96))
     c.sample.condition = ("background",)
     c.train.steps = 2000
-    c.eval.update(dict(hypernetwork=True, mixing_separations=(15.0, 25.0, 40.0, 60.0), transfer_pairs=300))
+    c.eval.update(dict(rivals="hypernetwork", mixing_separations=(15.0, 25.0, 40.0, 60.0), transfer_pairs=300))
     return c.lock()

@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
     # Factors are 0 or 1, a quarter of this period apart: at right angles on its circle. Nothing lies between them.
     c.condition.update(dict(number_noise=0.0, number_period=4.0, num_harmonics=1))
     c.train.update(dict(steps=400, validate_every=100, checkpoint_every=200))
-    c.eval.update(dict(hypernetwork=True, mixing_separations=()))
+    c.eval.update(dict(rivals="hypernetwork", mixing_separations=()))
     return c.lock()

@@ -160,7 +160,10 @@ def get_config() -> ConfigDict:
             max_tasks=64,  # tasks scored in each split, evenly chosen
             chunk_size=256,  # networks scored together
             noise=0.2,  # relative rms of the `noise` control
-            hypernetwork=False,  # train the deterministic rival too, which doubles training time
+            # Other generators to train on the same zoo, by name and comma, or "all", each for as long as the
+            # generator's own training took: hypernetwork, latent_unet, p_diff, g_pt, pca_flow, latent_kde.
+            rivals="",
+            rival_steps=0,  # updates of each stage of a rival in place of equal time; the hypernetwork has train.steps
             support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
             curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve

@@ -26,5 +26,5 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(text_max_length=96, number_noise=4.0, number_period=200.0))
     c.train.steps = 2000
     c.sample.condition = ("text",)
-    c.eval.update(dict(hypernetwork=True, mixing_separations=()))
+    c.eval.update(dict(rivals="hypernetwork", mixing_separations=()))
     return c.lock()

@@ -14,5 +14,5 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.eval.hypernetwork = True
+    c.eval.rivals = "hypernetwork"
     return c.lock()

@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     c.zoo.seeds_per_task = 8
     c.condition.update(dict(drop_id=0.4, drop_text=0.4))
     c.sample.sigma_end = 0.6
-    c.eval.update(dict(max_tasks=128, mixing_separations=(), hypernetwork=True))
+    c.eval.update(dict(max_tasks=128, mixing_separations=(), rivals="hypernetwork"))
     return c.lock()

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     c.diffusion.functional_images = 32
     c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
     c.sample.update(dict(num_steps=4, batch_size=16, samplers=("heun", "posterior_mean", "ddim")))
-    c.eval.update(dict(samples_per_task=2, chunk_size=64, hypernetwork=True, test_time_samples=2, support_sizes=(1,)))
+    c.eval.update(dict(samples_per_task=2, chunk_size=64, test_time_samples=2, support_sizes=(1,)))
     c.eval.update(dict(curve_levels=(0.02, 1.0), mixing_separations=(60.0,)))
+    c.eval.update(dict(rivals="hypernetwork,pca_flow", rival_steps=30))
     return c.lock()

@@ -6,7 +6,7 @@ One generator that can be asked in words, by the angle, or with a few images of 
 of the same parts; 12 minutes on 2 cores. For a look in a few minutes:
 
     python -m pdiff.main --config=configs/unseen.py --workdir=runs/unseen_fast --config.train.steps=500 \\
-        --config.train.validate_every=250 --config.eval.hypernetwork=False
+        --config.train.validate_every=250 --config.eval.rivals=
 """
 
 from ml_collections import ConfigDict
@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.2, drop_factors=0.7, drop_support=0.7))
     c.train.steps = 2500
     c.sample.sigma_end = 2.0  # at 1, many steps are up to .007 below one call on unseen arcs
-    c.eval.hypernetwork = True
+    c.eval.rivals = "hypernetwork"
     return c.lock()

@@ -39,7 +39,7 @@ FAST = {
     "eval.curve_levels": (),
     "eval.mixing_separations": (),
 }
-NO_RIVAL = FAST | {"eval.hypernetwork": False}
+NO_RIVAL = FAST | {"eval.rivals": ""}
 
 ABLATION: Variants = {
     "as it is": {},

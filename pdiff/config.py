@@ -21,7 +21,9 @@ from pdiff.errors import PdiffError
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
 CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
-SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama")
+SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama", "ancestral")
+# Generators that are trained on the same zoo beside pdiff's own.
+RIVALS = ("hypernetwork", "latent_unet", "p_diff", "g_pt", "pca_flow", "latent_kde")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,8 @@ FIELDS: dict[str, Field] = {
     "eval.max_tasks": _COUNT,
     "eval.chunk_size": _COUNT,
     "eval.noise": _NOT_NEGATIVE,
-    "eval.hypernetwork": Field(bool),
+    "eval.rivals": Field(str),
+    "eval.rival_steps": _COUNT_OR_NONE,
     "eval.support_sizes": Field(int, low=1, each=True),
     "eval.test_time_samples": _COUNT_OR_NONE,
     "eval.curve_levels": Field(float, above=0, each=True),
@@ -228,11 +231,25 @@ def validate(config: ConfigDict) -> None:
             max(c.eval.support_sizes, default=1) <= c.condition.support_images, values, "eval.support_sizes",
             f"at most condition.support_images = {c.condition.support_images}",
         )  # fmt: skip
+    rivals(c.eval.rivals)
     for field in ("generate", "lora_modules"):
         try:
             re.compile(c.target[field])
         except re.error as e:
             raise PdiffError(f"config.target.{field}: got {c.target[field]!r}, not a regular expression: {e}") from e
+
+
+def rivals(text: str) -> tuple[str, ...]:
+    """The names in `eval.rivals`, in their own order: '' is none, 'all' is all.
+
+    Raises:
+      PdiffError: a name is not one of RIVALS.
+    """
+    names = RIVALS if text.strip() == "all" else [n.strip() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in RIVALS:
+            raise PdiffError(f"config.eval.rivals: got {text!r}; allowed: all, or some of {','.join(RIVALS)}")
+    return tuple(n for n in RIVALS if n in names)
 
 
 def _require(holds: bool, values: dict, name: str, allowed: str) -> None:

@@ -7,7 +7,8 @@ validation images; only then is any test image looked at.
 import dataclasses
 import random as python_random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from pdiff import rng, studies
-from pdiff.baselines import SeenZoo, hypernetwork
+from pdiff.baselines import SeenZoo
 from pdiff.baselines.blind import Gaussian, Soup
+from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
 from pdiff.bench import Bench, Scores
@@ -38,7 +40,7 @@ NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: wh
 class Evaluation:
     """One evaluation of trained parameters against a zoo. `run` returns the parts of results.json that it measures.
 
-    `rival` is the trained parameters of the hypernetwork, when there is one.
+    `rivals` are other trained generators by name, each with `sample` as the baselines have it.
     """
 
     def __init__(
@@ -47,10 +49,10 @@ class Evaluation:
         params: PyTree,
         networks: dict[str, Networks],
         mesh: Mesh,
-        rival: PyTree | None = None,
+        rivals: Mapping[str, Any] | None = None,
     ):
         self._bench = Bench(generator, params, mesh)
-        self._rival = rival and Bench(hypernetwork.rival(generator), rival, mesh)
+        self._rivals = dict(rivals or {})
         self._generator, self._networks = generator, networks
         self._config = generator.config
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
@@ -121,8 +123,8 @@ class Evaluation:
     def _fit_baselines(self) -> dict:
         zoo, tasks = self._zoo, self._bench.choosing_tasks()
 
-        def validation_accuracy(ridge: Ridge) -> float:
-            return self._baseline(ridge, tasks, 1, "validation").values.mean()
+        def validation_accuracy(baseline) -> float:
+            return self._baseline(baseline, tasks, 1, "validation").values.mean()
 
         fitted = {
             "soup": Soup.fit(zoo),
@@ -134,7 +136,8 @@ class Evaluation:
             fitted["ridge"] = Ridge.select(zoo, validation_accuracy)
             if len(zoo.family.factor_names) == 1:
                 fitted["linear_interpolation"] = LinearInterpolation.fit(zoo)
-        return fitted
+        tuned = {n: r.tuned(validation_accuracy) if isinstance(r, Learned) else r for n, r in self._rivals.items()}
+        return fitted | tuned
 
     def _baseline_networks(self, baseline, tasks: Sequence[Task], count: int) -> PyTree:
         random = np.random.default_rng(self._config.seed)
@@ -196,9 +199,6 @@ class Evaluation:
             "task_blind": self._accuracy(repeated, tasks),
             "majority": Scores(majority(self._generator.family, tasks)[:, None]),
         }
-        if self._rival:
-            made = self._rival.generate("posterior_mean", tasks, f"evaluate/{split}/hypernetwork")
-            controls["hypernetwork"] = self._accuracy(made, tasks)
         if len(tasks) > 1:
             shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
             controls["wrong_task"] = self._accuracy(jax.tree.map(lambda a: np.roll(a, shift, 0), networks), tasks)

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, dist, files, generator, logs
+from pdiff import api, dist, files, generator, logs, rivals
 from pdiff import config as config_lib
 from pdiff import train as train_lib
-from pdiff.baselines import hypernetwork
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.logs import log
@@ -29,8 +28,6 @@ from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build, finetune
-
-HYPERNETWORK = "hypernetwork"  # folder of the rival's checkpoints and metrics
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
@@ -64,14 +61,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         with _timed(workdir, "train_s"):
             zoo = build.fingerprint(config)
             params = train_lib.train(made, networks["seen"], zoo, workdir, mesh, stop)
-        rival = None
-        if config.eval.hypernetwork:
-            log.info("training the hypernetwork, the rival of the generator")
-            with _timed(workdir, "hypernetwork_s"):
-                where = workdir / HYPERNETWORK
-                where.mkdir(exist_ok=True)
-                rival = train_lib.train(hypernetwork.rival(made), networks["seen"], zoo, where, mesh, stop)
-        results = _evaluate(made, params, networks, workdir, command, stop, rival)
+        results = _evaluate(made, params, networks, workdir, command, stop)
     report(workdir)
     return results
 
@@ -83,11 +73,8 @@ def evaluate(workdir: Path) -> dict:
     where = build.directory(made.config, workdir)
     with StopSignal() as stop:
         networks = build.build(made.family, made.target, made.config, where, dist.make_mesh(), stop)
-        rival = None
-        if made.config.eval.hypernetwork:
-            rival = api.restore_params(hypernetwork.rival(made), workdir / HYPERNETWORK)
         params = api.restore_params(made, workdir)
-        results = _evaluate(made, params, networks, workdir, _command(workdir), stop, rival)
+        results = _evaluate(made, params, networks, workdir, _command(workdir), stop)
     report(workdir)
     return results
 
@@ -158,13 +145,17 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluate(
-    made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal, rival=None
+    made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal
 ) -> dict:
+    mesh = dist.make_mesh()
+    with _timed(workdir, "rivals_s"):
+        zoo, seconds = build.fingerprint(made.config), _timing(workdir)["train_s"]
+        fitted, facts = rivals.fit_all(made, networks["seen"], zoo, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    measured = Evaluation(made, params, networks, dist.make_mesh(), rival).run(stop)
+    measured = Evaluation(made, params, networks, mesh, fitted).run(stop)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "hypernetwork_s", "evaluate_s"))
+    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
     results = {
         "config": json.loads(config_lib.to_json(made.config)),
         "seed": made.config.seed,
@@ -174,6 +165,7 @@ def _evaluate(
         "target": {"name": made.target.name, "num_params": made.spec.num_params},
         "zoo": {split: len(n) for split, n in networks.items()},
         "model": {"num_params": count_parameters(params)},
+        "rivals": facts,
         "base_accuracy": float(networks["base"].test_accuracy[0]),
         "factors": {
             "names": list(made.family.factor_names),

@@ -30,9 +30,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             schedule,
             b2=0.99,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            mask=decays,
         ),
     )
+
+
+def decays(params: PyTree) -> PyTree[bool]:
+    """Which parameters weight decay acts on: matrices."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:

@@ -43,6 +43,7 @@ SHRUNKEN = {
     "eval.curve_levels": (0.5,),
     "eval.mixing_separations": (90.0,),
     "eval.transfer_pairs": 6,
+    "eval.rival_steps": 2,
     "eval.chunk_size": 32,
 }
 
@@ -77,8 +78,8 @@ def test_every_scenario_loads_locks_and_validates(name):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_runs_shrunken(name, tmp_path):
-    """Takes 30 s each, on four simulated devices. Images that lie in a folder are replaced by the digits."""
-    config = scenario(name)
+    """Takes 30 s each, on four simulated devices, with one rival. Images in a folder are replaced by the digits."""
+    config = with_field(scenario(name), "eval.rivals", config_lib.RIVALS[SCENARIOS.index(name) % len(config_lib.RIVALS)])
     fields = SHRUNKEN if config.tasks.data == "digits" else SHRUNKEN | {"tasks.data": "digits", "tasks.data_dir": ""}
     for field, value in fields.items():
         config = with_field(config, field, value)
@@ -91,7 +92,7 @@ def test_targets_that_no_scenario_has_run_shrunken(target, tmp_path):
     """Takes 20 s each."""
     config = scenario("smoke")
     once = {"eval.test_time_samples": 0, "eval.curve_levels": (), "eval.mixing_separations": ()}
-    once |= {"eval.hypernetwork": False, "sample.samplers": ("posterior_mean",)}
+    once |= {"eval.rivals": "", "sample.samplers": ("posterior_mean",)}
     for field, value in (SHRUNKEN | once | {f"target.{k}": v for k, v in target.items()}).items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
@@ -122,6 +123,7 @@ def test_json_round_trip_is_exact(name):
         ("sample.samplers", ("heun", "heun"), "each once"),
         ("sample.condition", ("factors",), "condition.use"),
         ("eval.support_sizes", (0,), "at least 1"),
+        ("eval.rivals", "p_diff,gpt", "g_pt"),
         ("target.widths", (32, 0), "at least 1"),
         ("target.generate", "(", "not a regular expression"),
         ("model.num_heads", 3, "model.width"),

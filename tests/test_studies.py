@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from pdiff import generator, studies
+from pdiff.baselines import hypernetwork
+from pdiff.baselines.hypernetwork import Hypernetwork
 from pdiff.bench import Bench
 from pdiff.conditioning import make_constants, training_condition
 from pdiff.evaluate import Evaluation
@@ -152,7 +154,8 @@ def test_number_noise_moves_each_factor_in_its_own_units(made):
 
 
 def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
-    results = Evaluation(made, bench.params, tiny_zoo, mesh, bench.params).run(StopSignal())
+    rival = Hypernetwork(hypernetwork.rival(made), mesh, bench.params)
+    results = Evaluation(made, bench.params, tiny_zoo, mesh, {"hypernetwork": rival}).run(StopSignal())
     for split in results["splits"].values():
         assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
     assert results["mixing"] and len(results["accuracy_against_spread"]["curve"]) == 2

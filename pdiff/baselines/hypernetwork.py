@@ -5,14 +5,45 @@ one network for each condition. What a diffusion model is worth is what it does 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
+
+from pdiff import conditioning
 from pdiff.generator import Generator
+from pdiff.sample import Samplers
+from pdiff.tasks.base import Task
+from pdiff.weights import stats
+
+SAMPLER = "posterior_mean"  # the only one that means anything here
 
 
 def rival(generator: Generator) -> Generator:
-    """The deterministic generator to train beside `generator`; the posterior mean is its only sampler."""
+    """The deterministic generator to train beside `generator`."""
     config = generator.config.copy_and_resolve_references()
     with config.unlocked():
         config.diffusion.at_sigma_max = 1.0
-        config.sample.samplers = ("posterior_mean",)
+        config.sample.samplers = (SAMPLER,)
     return dataclasses.replace(generator, config=config, deterministic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypernetwork:
+    """A trained one; `generator` is what `rival` made."""
+
+    generator: Generator
+    mesh: Mesh
+    params: PyTree[np.ndarray]
+
+    def sample(
+        self, tasks: Sequence[Task], count: int, random: np.random.Generator
+    ) -> Float[np.ndarray, "tasks count tokens dim"]:
+        """As many copies of its network for each wording; raw tokens."""
+        condition = conditioning.asked(self.generator, tasks, count)
+        key = jax.random.key(int(random.integers(2**31)))
+        made = Samplers(self.generator, self.mesh).tokens(self.params, SAMPLER, condition, key)
+        tokens = np.asarray(stats.denormalize(self.generator.stats, made), np.float32)
+        return tokens.reshape(len(tasks), count, *tokens.shape[1:])

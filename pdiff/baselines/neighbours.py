@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pdiff.baselines import SeenZoo
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import Family, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Nearest:
     def sample(
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
-        nearest = [self.zoo.rows_of(near[0]) for near in _other_seen(self.zoo, tasks)]
+        nearest = [self.zoo.rows_of(near[0]) for near in _other_seen(self.zoo.family, tasks)]
         return np.stack([self.zoo.tokens[_cycle(rows, count)] for rows in nearest])
 
 
@@ -46,8 +46,7 @@ class Noise:
     def sample(
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
-        seen = {t.id for t in self.zoo.family.split("seen")}
-        rows = [self.zoo.rows_of(t.id if t.id in seen else _other_seen(self.zoo, [t])[0, 0]) for t in tasks]
+        rows = [self.zoo.rows_of(own_or_nearest(self.zoo.family, t)) for t in tasks]
         tokens = np.stack([self.zoo.tokens[_cycle(r, count)] for r in rows])
         return tokens + self.scale * self.rms * random.standard_normal(tokens.shape, np.float32)
 
@@ -91,9 +90,15 @@ class LinearInterpolation:
         return ((1 - weight) * a + weight * b).astype(np.float32)
 
 
-def _other_seen(zoo: SeenZoo, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks others"]:
+def own_or_nearest(family: Family, task: Task) -> int | None:
+    """The id of a seen task itself, else that of the nearest seen one; None where there are no factors to tell."""
+    if task.split == "seen":
+        return task.id
+    return int(_other_seen(family, [task])[0, 0]) if family.factor_names else None
+
+
+def _other_seen(family: Family, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks others"]:
     """Ids of the seen tasks by distance, each task itself left out."""
-    family = zoo.family
     seen = family.split("seen")
     distance = family.distance(family.factors(tasks), family.factors(seen))
     ids = np.array([t.id for t in seen])

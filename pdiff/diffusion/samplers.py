@@ -114,7 +114,25 @@ def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels,
     return denoise(x / path.alpha(times[-1]), _batch(levels[-2], x))
 
 
-SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama)}
+def ancestral(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+    """Draws from q(z_next | z, x0 = D) (Ho et al. 2020, equation 7, in z): needs many steps, as DDPM's thousand.
+
+    With r = (s_next / s)^2 the mean is r z + (1 - r) D and the variance s_next^2 (1 - r).
+    """
+
+    def step(z, i):
+        s, s_next = levels[i], levels[i + 1]
+        ratio = (s_next / s) ** 2
+        fresh = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), z.shape[1:]))(keys)
+        mean = ratio * z + (1 - ratio) * denoise(z, _batch(s, z))
+        return mean + s_next * jnp.sqrt(1 - ratio) * fresh, None
+
+    return jax.lax.scan(step, levels[0] * noise, jnp.arange(len(levels) - 1))[0]
+
+
+SAMPLERS: dict[str, Sampler] = {
+    f.__name__: f for f in (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama, ancestral)
+}
 
 
 def get_sampler(name: str) -> Sampler:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.models.conditions import Conditions, Context, make_conditions
-from pdiff.models.layers import Attention, Mlp
+from pdiff.models.layers import Attention, Mlp, noise_features
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
 
@@ -63,7 +63,7 @@ class DiT(nn.Module):
         context: Context,
     ) -> Float[Array, "batch tokens token_dim"]:
         tokens, token_dim = x.shape[1:]
-        vector = Mlp(self.width, self.width, name="noise")(_noise_features(c_noise))
+        vector = Mlp(self.width, self.width, name="noise")(noise_features(c_noise))
         vector = (vector + nn.Dense(self.width, name="pooled")(context.pooled)).astype(self.dtype)
 
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
@@ -141,13 +141,6 @@ def make_model(config: ConfigDict, spec: Spec, family: Family, vocab_size: int) 
 
 def _layer_norm(dtype) -> nn.LayerNorm:
     return nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-6, dtype=dtype)
-
-
-def _noise_features(c_noise: Float[Array, " batch"], features: int = 64) -> Float[Array, "batch features"]:
-    """Sinusoidal features of c_noise = log(sigma)/4, from one period over its whole range to ones 60 times finer."""
-    frequencies = jnp.exp(jnp.linspace(jnp.log(0.5), jnp.log(30.0), features // 2))
-    angle = c_noise[:, None] * frequencies
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
 def _table(indices: tuple[int, ...], width: int, name: str, dtype) -> Float[Array, "tokens width"]:

@@ -1,4 +1,4 @@
-"""The two layers that every transformer here is made of."""
+"""The layers that the networks here are made of."""
 
 import jax
 import jax.numpy as jnp
@@ -33,3 +33,35 @@ class Attention(nn.Module):
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads), 2, 0)
         out = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return nn.Dense(width, dtype=self.dtype)(out.reshape(batch, tokens, width))
+
+
+def noise_features(c_noise: Float[Array, " batch"], features: int = 64) -> Float[Array, "batch features"]:
+    """Sinusoidal features of c_noise = log(sigma)/4, from one period over its whole range to ones 60 times finer."""
+    frequencies = jnp.exp(jnp.linspace(jnp.log(0.5), jnp.log(30.0), features // 2))
+    angle = c_noise[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+class Conv1D(nn.Module):
+    """A 1-D convolution as one matrix product: on a CPU, XLA's own takes far longer, its gradients above all.
+
+    Padding is with zeros so that the output has 1/stride of the length, which stride must divide.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch short features"]:
+        short, before = x.shape[1] // self.stride, (self.kernel - self.stride) // 2
+        padded = jnp.pad(x, ((0, 0), (before, self.kernel), (0, 0)))
+        end = self.stride * (short - 1) + 1
+        windows = [padded[:, i : i + end : self.stride] for i in range(self.kernel)]
+        return nn.Dense(self.features, kernel_init=self.kernel_init)(jnp.concatenate(windows, -1))
+
+
+def upsampled(h: Float[Array, "batch length channels"], factor: int) -> Float[Array, "batch long fewer"]:
+    """`factor` times the length and a part of the channels each (the sub-pixel shuffle of Shi et al. 2016, in 1-D)."""
+    return h.reshape(len(h), h.shape[1] * factor, h.shape[2] // factor)

@@ -2,21 +2,18 @@
 
 import base64
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from pdiff import files, metrics
-from pdiff.report import figures, plots
+from pdiff.report import figures, plots, rows, table
 from pdiff.report import results as results_lib
-
-LEAST_GAIN = 0.005  # of fine-tuning over the base, below which a share of it says nothing
 
 
 def write_report(workdir: Path) -> None:
-    """Writes report.html and plots/ from the results.json and metrics.jsonl in `workdir`.
+    """Writes report.html, table.md and plots/ from the results.json and metrics.jsonl in `workdir`.
 
     Raises:
       PdiffError: results.json is missing or damaged.
@@ -29,6 +26,7 @@ def write_report(workdir: Path) -> None:
         files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
     if plots.by_factor(results):
         files.write_atomic(workdir / "plots" / "hero.png", plots.hero(results))
+    files.write_atomic(workdir / "table.md", table.markdown(results).encode())
     files.write_atomic(workdir / "report.html", _page(results, made).encode())
 
 
@@ -51,7 +49,7 @@ def _page(results: dict, made: list[figures.Figure]) -> str:
         results=results,
         chosen=results["selection"]["sampler"],
         samplers=samplers,
-        splits=[_split(name, entry, results) for name, entry in plots.ordered_splits(results)],
+        splits=[rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)],
         figures=[(f, base64.b64encode(f.svg.encode()).decode()) for f in made],
         per_task=_per_task(results),
         controls=plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
@@ -82,57 +80,6 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def share_of_gain(mean: float, entry: dict) -> float | None:
-    """How much of what fine-tuning gains over the base `mean` gains; None where that is next to nothing."""
-    base, finetuned = entry["base"]["mean"], entry["finetuned"]["mean"]
-    return (mean - base) / (finetuned - base) if finetuned - base >= LEAST_GAIN else None
-
-
-def given(name: str) -> str:
-    """The name of a row by condition as prose: `support_4_labelled` is 4 labelled images of each class."""
-    support = re.sub(r"support_(\d+)_(\w+)", r"\1 \2 images a class", name)
-    return plots.label(support).replace("+", " and ")
-
-
-def _split(name: str, entry: dict, results: dict) -> dict:
-    """A split's headline and its rows, the things compared."""
-    chosen = results["selection"]["sampler"]
-
-    def row(kind: str, title: str, s: dict) -> dict:
-        return {"kind": kind, "title": title, "s": s, "share": share_of_gain(s["mean"], entry)}
-
-    rows = [row("finetuned", "fine-tuned on the task", entry["finetuned"])]
-    for n in plots.sampler_order(results, entry["generated"]):
-        rows.append(row("chosen" if n == chosen else "generated", plots.label(n), entry["generated"][n]))
-        if n in entry.get("held_out_wording", {}):
-            rows.append(
-                row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n])
-            )
-    for n, summary in entry.get("by_condition", {}).items():
-        rows.append(row("generated", f"{plots.label(chosen)}, given {given(n)}", summary))
-    for n, summary in entry.get("test_time", {}).items():
-        title = "single samples" if n == "single" else plots.label(n)
-        rows.append(row("generated", f"{plots.label(results['selection']['many_steps'])}, {title}", summary))
-    rows += [
-        row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])
-    ]
-    rows.append(row("base", "base, not fine-tuned", entry["base"]))
-    best = entry["generated"][chosen]
-    return {
-        "name": name,
-        "entry": entry,
-        "rows": rows,
-        "best": best,
-        "share": share_of_gain(best["mean"], entry),
-        "rivals": [r["title"] for r in rows if r["kind"] == "control" and not _clearly_above(best, r["s"])],
-    }
-
-
-def _clearly_above(a: dict, b: dict) -> bool:
-    """Whether the mean of `a` is above that of `b` by more than two standard errors of their difference."""
-    return a["mean"] - b["mean"] > 2 * (a["sem"] ** 2 + b["sem"] ** 2) ** 0.5
-
-
 def _per_task(results: dict) -> list[dict]:
     return [{"split": name, **task} for name, e in plots.ordered_splits(results) for task in e["per_task"]]
 
@@ -155,7 +102,7 @@ def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
     rows = [
         ("zoo: pretraining and fine-tuning", duration(timing["zoo_s"])),
         ("training the generator", duration(timing["train_s"])),
-        *([("training the hypernetwork", duration(timing["hypernetwork_s"]))] if "hypernetwork_s" in timing else []),
+        *([("training the rivals", duration(timing["rivals_s"]))] if timing.get("rivals_s", 0) > 1 else []),
         ("evaluation", duration(timing["evaluate_s"])),
         ("all of these", duration(timing["total_s"])),
     ]

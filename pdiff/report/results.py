@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from pdiff import files
-from pdiff.config import DESCRIBING
+from pdiff.config import DESCRIBING, RIVALS, rivals
 from pdiff.errors import PdiffError
 
 # Every control, in the order in which it is shown.
@@ -24,7 +24,7 @@ CONTROLS = (
     "noise",
     "nearest_seen",
     "ridge",
-    "hypernetwork",
+    *RIVALS,
     "linear_interpolation",
     "task_blind",
     "wrong_task",
@@ -140,11 +140,12 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "noise": split == "seen" or factors > 0,
         "nearest_seen": several_seen and factors > 0,
         "ridge": several_seen and factors > 0,
-        "hypernetwork": _object(config, "eval").get("hypernetwork") is True,
         "linear_interpolation": several_seen and factors == 1,
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }
+    trained = rivals(str(_object(config, "eval").get("rivals", "")))
+    applies |= {name: name in trained for name in RIVALS}
     return tuple(c for c in CONTROLS if applies.get(c, True))
 
 

@@ -62,9 +62,9 @@ def test_order_of_convergence(name, order, path):
     assert errors[-1] < {1: 0.1, 2: 5e-3}[order]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
-def test_euler_maruyama_has_the_right_distribution(path):
-    _, _, out = run("euler_maruyama", path, 300, count=4000)
+@pytest.mark.parametrize("name, path", [*(("euler_maruyama", p) for p in PATHS), ("ancestral", PATHS[0])])
+def test_stochastic_samplers_have_the_right_distribution(name, path):
+    _, _, out = run(name, path, 300, count=4000)
     assert out.mean() == pytest.approx(MU, abs=0.02)
     assert out.std() == pytest.approx(C, rel=0.04)
     noise = jax.random.normal(jax.random.key(1), (4000, *SHAPE[1:]))

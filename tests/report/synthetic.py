@@ -122,7 +122,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
             "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
             "zoo": {"dir": ""},
-            "eval": {"hypernetwork": True},
+            "eval": {"rivals": "hypernetwork"},
         },
         "seed": 0,
         "commit": "0123456789abcdef0123456789abcdef01234567",

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from pdiff.errors import PdiffError
-from pdiff.report import html
+from pdiff.report import html, table
 from pdiff.report import results as results_lib
+from pdiff.report.rows import given
 from tests.report import synthetic
 
 
@@ -70,7 +71,7 @@ def test_split_tables_hold_every_number(page, results, split):
         expected[f"{name.replace('_', ' ')} {mark}"] = s
     expected |= {f"{name.replace('_', ' ')} control": s for name, s in entry["controls"].items()}
     for name, s in entry["by_condition"].items():
-        expected[f"posterior mean, given {html.given(name)} generated"] = s
+        expected[f"posterior mean, given {given(name)} generated"] = s
     for name, s in entry["test_time"].items():
         expected[f"ddim, {'single samples' if name == 'single' else name.replace('_', ' ')} generated"] = s
     base, gain = entry["base"]["mean"], entry["finetuned"]["mean"] - entry["base"]["mean"]
@@ -197,6 +198,19 @@ def test_write_report_needs_results(tmp_path):
 
 
 def test_support_rows_are_named_in_words():
-    assert html.given("support_4_labelled") == "4 labelled images a class"
-    assert html.given("text+support_16_unlabelled") == "text and 16 unlabelled images a class"
-    assert html.given("factors") == "factors"
+    assert given("support_4_labelled") == "4 labelled images a class"
+    assert given("text+support_16_unlabelled") == "text and 16 unlabelled images a class"
+    assert given("factors") == "factors"
+
+
+def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
+    lines = table.markdown(results).splitlines()
+    split = [[x.strip() for x in line.split("|")] for line in lines[2:] if line.startswith("|")]
+    cells = {c[1].strip("* "): c[2:-1] for c in split}
+    ridge = results["splits"]["seen"]["controls"]["ridge"]
+    assert cells["ridge"][0] == f"{ridge['mean']:.3f} ± {ridge['sem']:.3f}"
+    chosen = results["selection"]["sampler"]
+    made = next(v for k, v in cells.items() if k.startswith("generated, "))
+    for value, split in zip(made, ("seen", "interp", "unseen"), strict=False):
+        assert value.startswith(f"{results['splits'][split]['generated'][chosen]['mean']:.3f}")
+    assert any(line.startswith("- unseen, not below") for line in lines)
