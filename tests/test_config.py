@@ -79,7 +79,8 @@ def test_every_scenario_loads_locks_and_validates(name):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_runs_shrunken(name, tmp_path):
     """Takes 30 s each, on four simulated devices, with one rival. Images in a folder are replaced by the digits."""
-    config = with_field(scenario(name), "eval.rivals", config_lib.RIVALS[SCENARIOS.index(name) % len(config_lib.RIVALS)])
+    rival = config_lib.RIVALS[SCENARIOS.index(name) % len(config_lib.RIVALS)]
+    config = with_field(scenario(name), "eval.rivals", rival)
     fields = SHRUNKEN if config.tasks.data == "digits" else SHRUNKEN | {"tasks.data": "digits", "tasks.data_dir": ""}
     for field, value in fields.items():
         config = with_field(config, field, value)
