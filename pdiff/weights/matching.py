@@ -1,15 +1,15 @@
 """Networks of independent initialisations in one order of their hidden units (Ainsworth et al. 2023, Git Re-Basin)."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float, Int, PyTree
 from scipy.optimize import linear_sum_assignment
 
-from pdiff.weights.permutations import PermutationSpec, apply_permutation, permuted
+from pdiff.weights.permutations import PermutationSpec, permuted
 from pdiff.weights.spec import flatten
 
 MAX_SWEEPS = 100  # of coordinate descent; it takes a few, and each costs one assignment for each permutation
@@ -56,12 +56,13 @@ def weight_matching(spec: PermutationSpec, reference: PyTree, params: PyTree) ->
 def align(
     spec: PermutationSpec, networks: PyTree[Float[np.ndarray, "nets ..."]], reference: PyTree
 ) -> PyTree[Float[np.ndarray, "nets ..."]]:
-    """Every network, of a stack of them, matched to `reference`."""
-    count = len(jax.tree.leaves(networks)[0])
-    found = [weight_matching(spec, reference, _row(networks, i)).permutations for i in range(count)]
-    permutations = {name: np.stack([f[name] for f in found]) for name in spec.units}
-    reorder = jax.jit(jax.vmap(functools.partial(apply_permutation, spec)))
-    return jax.tree.map(np.asarray, reorder(permutations, networks))
+    """Every network, of a stack of them, matched to `reference`. NumPy throughout: nothing compiles."""
+    flat = {path: np.array(leaf) for path, leaf in flatten(networks)}
+    for i in range(len(next(iter(flat.values())))):
+        found = weight_matching(spec, reference, _row(networks, i)).permutations
+        for path, names in spec.axes.items():
+            flat[path][i] = permuted(flat[path][i], names, found)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def align_to_mean(

@@ -130,7 +130,7 @@ def apply_permutation(
     if odd:
         raise PdiffError(f"permutations: leaf {odd[0]!r} is {'not covered' if odd[0] in flat else 'missing'}")
     return traverse_util.unflatten_dict(
-        {path: permuted(leaf, spec.axes[path], permutations) for path, leaf in flat.items()}, sep="/"
+        {path: permuted(jnp.asarray(leaf), spec.axes[path], permutations) for path, leaf in flat.items()}, sep="/"
     )
 
 
