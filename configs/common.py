@@ -52,6 +52,10 @@ def get_config() -> ConfigDict:
             reference_seeds=3,  # networks for each interp, unseen and validation task
             pretrain_steps=2000,
             pretrain_learning_rate=3e-3,
+            # Where fine-tuning starts: the pretrained base, or a random initialisation of each network's own. Then
+            # diffusion.base_penalty should be 0, as the distance from the base means nothing.
+            init="base",  # base | random
+            align="none",  # none | weight_matching: hidden units reordered to fit those of the seen networks' mean
             steps=1000,
             batch_size=64,
             learning_rate=1e-2,
@@ -70,6 +74,7 @@ def get_config() -> ConfigDict:
             token_dim=256,  # width of a chunk token; the neuron layout finds its own
             center="mean",  # mean | base
             scale="leaf",  # param | leaf | global
+            permute=False,  # augmentation: hidden units in a new random order each time a network is trained on
         )
     )
 

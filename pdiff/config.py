@@ -101,6 +101,8 @@ FIELDS: dict[str, Field] = {
     "zoo.reference_seeds": _COUNT,
     "zoo.pretrain_steps": _COUNT,
     "zoo.pretrain_learning_rate": _RATE,
+    "zoo.init": Field(str, choices=("base", "random")),
+    "zoo.align": Field(str, choices=("none", "weight_matching")),
     "zoo.steps": _COUNT,
     "zoo.batch_size": _COUNT,
     "zoo.learning_rate": _RATE,
@@ -113,6 +115,7 @@ FIELDS: dict[str, Field] = {
     "weights.token_dim": _COUNT,
     "weights.center": Field(str, choices=("mean", "base")),
     "weights.scale": Field(str, choices=("param", "leaf", "global")),
+    "weights.permute": Field(bool),
     "model.width": _COUNT,
     "model.depth": _COUNT,
     "model.num_heads": _COUNT,
@@ -214,6 +217,10 @@ def validate(config: ConfigDict) -> None:
         "zoo.keep_last",
         f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
     )
+    _require(
+        c.weights.center == "mean" or not c.weights.permute, values, "weights.center",
+        "mean with weights.permute: the base's units have one order",
+    )  # fmt: skip
     for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
     _require(

@@ -7,7 +7,7 @@ validation images; only then is any test image looked at.
 import dataclasses
 import random as python_random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,11 @@ from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
 from pdiff.evaluators import novelty
 from pdiff.evaluators.accuracy import majority, repeat
-from pdiff.generator import Generator
+from pdiff.generator import PERMUTE, Generator
 from pdiff.report.results import summary
 from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
-from pdiff.weights import codec
+from pdiff.weights import codec, matching
 from pdiff.zoo.store import Networks
 
 REPORTED_SPLITS = ("seen", "interp", "unseen")
@@ -223,7 +223,8 @@ class Evaluation:
         rows = (chosen[:, None] * count + np.arange(count)).reshape(-1)
         score, zoo = self._bench.score["test"], self._networks["seen"]
         errors = novelty.ZooErrors(score, zoo.params, len(zoo), kept)
-        weights = self._zoo.tokens.reshape(len(zoo), -1)
+        flat = self._comparable(zoo.params)
+        weights = flat(zoo.params)
         ids = np.repeat([t.id for t in kept], count)
         points = []
 
@@ -234,8 +235,7 @@ class Evaluation:
 
         def measure(kind: str, networks: PyTree) -> None:
             right, overlap = overlaps(networks)
-            tokens = np.asarray(self._bench.encode(networks)).reshape(len(ids), -1)
-            _extend(points, kind, right.mean(-1), overlap, novelty.l2_distances(tokens, weights).min(1), ids)
+            _extend(points, kind, right.mean(-1), overlap, novelty.l2_distances(flat(networks), weights).min(1), ids)
 
         measure("generated", jax.tree.map(lambda a: a[rows], made[self._sampler]))
         measure("noise", self._baseline_networks(noise, kept, count))
@@ -255,7 +255,7 @@ class Evaluation:
             return summary(np.array([p[field] for p in chosen]), np.array([p["task"] for p in chosen]))
 
         spread = {
-            n: summary(novelty.spread(np.asarray(self._bench.encode(networks)).reshape(len(tasks), count, -1)))
+            n: summary(novelty.spread(flat(networks).reshape(len(tasks), count, -1)))
             for n, networks in made.items()
             if count > 1
         }
@@ -271,6 +271,22 @@ class Evaluation:
             "noise_curve": curve,
             "points": [{k: v for k, v in p.items() if k != "task"} for p in points],
         }
+
+    def _comparable(self, zoo: PyTree) -> Callable[[PyTree], np.ndarray]:
+        """Networks -> their raw weights as rows, for distances.
+
+        Where hidden units were drawn in any order, all are first matched to the zoo's mean: another order is not
+        another network.
+        """
+        if not self._config.weights.permute:
+            return self._rows
+        symmetry = self._generator.target.generated_permutations(PERMUTE)
+        _, mean = matching.align_to_mean(symmetry, zoo)
+        return lambda networks: self._rows(matching.align(symmetry, networks, mean))
+
+    def _rows(self, networks: PyTree) -> np.ndarray:
+        tokens = np.asarray(self._bench.encode(networks))
+        return tokens.reshape(len(tokens), -1)
 
     def _time_sampling(self) -> dict[str, float]:
         """Seconds for 100 networks by each sampler, compilation excluded."""

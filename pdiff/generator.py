@@ -32,11 +32,12 @@ from pdiff.tasks import Family, get_family
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
 from pdiff.tasks.support import Support
-from pdiff.weights import codec, stats
+from pdiff.weights import codec, permutations, stats
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.zoo.store import Networks
 
 ARTIFACTS = "generator"
+PERMUTE = "weights.permute: got True"  # for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,15 @@ class Generator:
         """Normalised tokens to networks, as the generated part of their trees."""
         return jax.vmap(lambda z: codec.decode_part(self.spec, stats.denormalize(self.stats, z)))(x)
 
+    def permute(self, networks: PyTree[Float[Array, "batch ..."]], keys: PRNGKeyArray) -> PyTree:
+        """Networks, as generated parts, with their hidden units in an order that each one's key draws."""
+        symmetry = self.target.generated_permutations(PERMUTE)
+
+        def reorder(network, key):
+            return permutations.apply_permutation(symmetry, permutations.random_permutations(symmetry, key), network)
+
+        return jax.vmap(reorder)(networks, keys)
+
     def apply(self, network: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         """Logits of one network, given as its generated part; the base's leaves are the rest."""
         return self.target.apply(codec.complete(self.spec, network, self.base), x)
@@ -149,16 +159,20 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
     spec = _spec(config, target)
     encode = jax.jit(jax.vmap(lambda p: codec.encode_part(spec, p)))
     tokens = np.asarray(encode(networks["seen"].params))
+    orbits = None
+    if config.weights.permute:
+        orbits = permutations.orbits(target.generated_permutations(PERMUTE), spec)
     fitted = stats.fit(
         spec,
         tokens,
         center=config.weights.center,
         scale=config.weights.scale,
         base_tokens=np.asarray(codec.encode(spec, base)),
+        orbits=orbits,
     )
     spread = 1.0
     if config.diffusion.precondition == "conditional":
-        spread = stats.spread_within(fitted, tokens, networks["seen"].task)
+        spread = stats.spread_within(fitted, tokens, networks["seen"].task, orbits=orbits)
     return _assemble(config, family, target, fitted, spread, base, make_tokenizer(config, family))
 
 
@@ -196,6 +210,8 @@ def check(config: ConfigDict, family: Family, target: Target) -> None:
     make_model(config, _spec(config, target), family, make_tokenizer(config, family).vocab_size)
     make_sentences(config, family)
     sde.make_path(config.diffusion)
+    if config.weights.permute:
+        target.generated_permutations(PERMUTE)
 
 
 def save(generator: Generator, workdir: Path) -> None:

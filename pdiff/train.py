@@ -32,7 +32,10 @@ def loss_fn(
     """Mean loss over the examples of one device, and its parts."""
     config = generator.config.diffusion
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    x0 = generator.encode(batch["params"])
+    networks = batch["params"]
+    if generator.config.weights.permute:  # another stream than those below, which stay what they are without it
+        networks = generator.permute(networks, jax.vmap(lambda k: jax.random.fold_in(k, 4))(keys))
+    x0 = generator.encode(networks)
     sigma = losses.training_noise_ratios(generator.path, streams[:, 1], config.sigma_max, config.at_sigma_max)
     noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
     condition = training_condition(generator, constants, batch["task"], batch["wording"], sigma, streams[:, 0])

@@ -2,9 +2,11 @@
 
 A target is a Flax Linen module used as a pure function: `init(rng) -> tree` and `apply(tree, x) -> logits`. A module
 with BatchNorm also takes `train`, and becomes `apply_train(tree, x) -> (logits, tree)` too. `get_target` finds one by
-the name of its module, so a new target is one new file.
+the name of its module, so a new target is one new file. Which of its units can be reordered, a function
+`permutation_spec(module)` in that file says, if there is one.
 """
 
+import dataclasses
 import importlib
 import math
 import pkgutil
@@ -18,6 +20,7 @@ from ml_collections import ConfigDict
 from pdiff.errors import PdiffError
 from pdiff.targets.base import RUNNING, Target, with_running_statistics
 from pdiff.targets.lora import with_lora
+from pdiff.weights import permutations
 
 __all__ = ["Target", "get_target"]
 
@@ -33,15 +36,17 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TARGETS)
     if config.name not in names:
         raise PdiffError(f"target.name: got {config.name!r}; allowed: {', '.join(names)}")
-    module: nn.Module = importlib.import_module(f"{__name__}.{config.name}").make_module(
-        config, image_shape, num_classes
-    )
+    source = importlib.import_module(f"{__name__}.{config.name}")
+    module: nn.Module = source.make_module(config, image_shape, num_classes)
     features = math.prod(image_shape)
 
     def init(rng: PRNGKeyArray) -> Any:
         return module.init(rng, jnp.zeros((1, features), jnp.float32))
 
     target = Target(config.name, init, module.apply, config.generate)
+    if hasattr(source, "permutation_spec"):
+        target = dataclasses.replace(target, permutations=source.permutation_spec(module))
+        permutations.check(target.permutations, target.abstract())
     if RUNNING in target.abstract():
         target = with_running_statistics(target, module)
     if config.lora_rank:

@@ -11,6 +11,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from pdiff.errors import PdiffError
+from pdiff.weights.permutations import PermutationSpec
 
 RUNNING = "batch_stats"  # Flax's name of the collection
 
@@ -27,6 +28,7 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
+      permutations: which units of the whole tree can be reordered; None where that is not known, or nothing can.
     """
 
     name: str
@@ -34,10 +36,33 @@ class Target:
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
     generate: str = ".*"
     apply_train: Callable[[PyTree, Float[Array, "n features"]], tuple[Float[Array, "n classes"], PyTree]] | None = None
+    permutations: PermutationSpec | None = None
 
     def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the tree, without computing it."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+    def generated_permutations(self, field: str) -> PermutationSpec:
+        """The permutations of the generated part, which leave all else of the tree as it is.
+
+        `field` is the config field that asks for them, with its value, for the message.
+
+        Raises:
+          PdiffError: there are none.
+        """
+        if self.permutations is None:
+            raise PdiffError(
+                f"{field}: needs hidden units that can be reordered, which a {self.name} with low-rank adapters, or "
+                "without a permutation_spec in its module, does not have; allowed: the field's default"
+            )
+        paths = ["/".join(p) for p in traverse_util.flatten_dict(self.abstract())]
+        spec = self.permutations.restricted([p for p in paths if re.fullmatch(self.generate, p)])
+        if not spec.units:
+            raise PdiffError(
+                f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
+                "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"
+            )
+        return spec
 
     def updates_running(self) -> bool:
         """Whether running statistics are fine-tuned and generated, which is where `generate` matches them.

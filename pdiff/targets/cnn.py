@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.targets.layers import Conv
+from pdiff.weights.permutations import PermutationSpec, Units, conv, dense, norm
 
 GROUPS = 4
 
@@ -43,3 +44,16 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
     if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
         raise PdiffError(f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often")
     return CNN(widths, num_classes, image_shape)
+
+
+def permutation_spec(module: CNN) -> PermutationSpec:
+    """The channels of each stage: groups of GroupNorm move as wholes, and channels within their group.
+
+    Its statistics are over a group, so moving one channel to another group alone would change the network.
+    """
+    units = {f"channels_{i}": Units(channels, GROUPS) for i, channels in enumerate(module.channels)}
+    axes, inputs = {}, None
+    for i, outputs in enumerate(units):
+        axes |= conv(f"params/Conv_{i}", inputs, outputs) | norm(f"params/GroupNorm_{i}", outputs)
+        inputs = outputs
+    return PermutationSpec(axes | dense("params/Dense_0", inputs, None), units)

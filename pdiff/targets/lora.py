@@ -5,6 +5,9 @@ each adapted kernel. A kernel of a convolution is taken as (height * width * inp
 projection as (inputs, heads * features) or (heads * features, outputs). B starts at zero, so that fresh adapters change
 nothing; A is random, the same for all networks that share a base. Running statistics stay the target's own
 `batch_stats`: generate="lora/.*" keeps the base's, "(lora|batch_stats)/.*" updates them beside the adapters.
+
+No hidden unit can be reordered, because the base fixes their order. Adapters have another symmetry: A M and M^-1 B
+change the kernel as A and B do, for every invertible M (rank, rank). Nothing here makes use of it.
 """
 
 import dataclasses
@@ -50,7 +53,8 @@ def with_lora(target: Target, rank: int, alpha: float, modules: str) -> Target:
         logits, updated = target.apply_train(merged(tree, alpha / rank), x)
         return logits, tree | {RUNNING: updated[RUNNING]}
 
-    return dataclasses.replace(target, init=init, apply=apply, apply_train=target.apply_train and apply_train)
+    apply_train = target.apply_train and apply_train
+    return dataclasses.replace(target, init=init, apply=apply, apply_train=apply_train, permutations=None)
 
 
 def merged(tree: PyTree, scale: float) -> PyTree:

@@ -9,7 +9,9 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.targets.base import RUNNING
 from pdiff.targets.layers import Conv
+from pdiff.weights.permutations import Axes, PermutationSpec, Units, conv, dense, norm
 
 MOMENTUM = 0.9  # running <- 0.9 running + 0.1 of the batch; fine-tuning is too short for Flax's 0.99
 # What keeps a channel that hardly varies from being blown up. It bounds the gain to 1 / sqrt(epsilon) = 32 even where
@@ -76,3 +78,26 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
     if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
         raise PdiffError(f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often")
     return ResNet(widths, num_classes, image_shape)
+
+
+def permutation_spec(module: ResNet) -> PermutationSpec:
+    """The channels of each residual stream, which all that reads and writes it shares, and those inside each block.
+
+    A stream reaches from the shortcut that begins it to the next; the first begins with the stem.
+    """
+    units = {"stream_0": Units(module.channels[0])}
+    axes, stream = conv("params/stem", None, "stream_0", use_bias=False), "stream_0"
+    for i, channels in enumerate(module.channels):
+        block, hidden, inputs = f"block_{i}", f"hidden_{i}", stream
+        if i:
+            stream = f"stream_{i}"
+            axes |= conv(f"params/{block}/shortcut", inputs, stream, use_bias=False)
+        units |= {hidden: Units(channels), stream: Units(channels)}
+        axes |= _batch_norm(f"{block}/BatchNorm_0", inputs) | _batch_norm(f"{block}/BatchNorm_1", hidden)
+        axes |= conv(f"params/{block}/Conv_0", inputs, hidden, use_bias=False)
+        axes |= conv(f"params/{block}/Conv_1", hidden, stream, use_bias=False)
+    return PermutationSpec(axes | _batch_norm("BatchNorm_0", stream) | dense("params/head", stream, None), units)
+
+
+def _batch_norm(path: str, units: str) -> Axes:
+    return norm(f"params/{path}", units) | {f"{RUNNING}/{path}/{leaf}": (units,) for leaf in ("mean", "var")}

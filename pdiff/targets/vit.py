@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.weights.permutations import Axes, PermutationSpec, Units, dense, norm
 
 HEADS = 4
 PATCHES = 4  # along each side of the image
@@ -54,3 +55,27 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
     if len(image_shape) not in (2, 3) or any(side % PATCHES for side in image_shape[:2]):
         raise PdiffError(f"target.name: a vit needs sides that {PATCHES} divides; the images are {image_shape}")
     return ViT(widths[0], len(widths), num_classes, image_shape)
+
+
+def permutation_spec(module: ViT) -> PermutationSpec:
+    """The residual stream, the heads of each block as wholes, and the hidden units of its MLP.
+
+    Within a head, queries and keys, and likewise values and outputs, share any invertible matrix, not only
+    permutations. That larger symmetry is left out.
+    """
+    units = {"stream": Units(module.width)}
+    axes = dense("params/embed", None, "stream") | {"params/position": (None, "stream")}
+    for i in range(module.depth):
+        units |= {f"heads_{i}": Units(HEADS), f"hidden_{i}": Units(2 * module.width)}
+        block = f"params/block_{i}"
+        axes |= norm(f"{block}/LayerNorm_0", "stream") | _attention(f"{block}/attention", f"heads_{i}")
+        axes |= norm(f"{block}/LayerNorm_1", "stream")
+        axes |= dense(f"{block}/Dense_0", "stream", f"hidden_{i}") | dense(f"{block}/Dense_1", f"hidden_{i}", "stream")
+    return PermutationSpec(axes | norm("params/norm", "stream") | dense("params/head", "stream", None), units)
+
+
+def _attention(path: str, heads: str) -> Axes:
+    axes = {f"{path}/out/kernel": (heads, None, "stream"), f"{path}/out/bias": ("stream",)}
+    for name in ("query", "key", "value"):
+        axes |= {f"{path}/{name}/kernel": ("stream", heads, None), f"{path}/{name}/bias": (heads, None)}
+    return axes

@@ -40,6 +40,7 @@ def fit(
     center: str = "mean",
     scale: str = "leaf",
     base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
+    orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
 ) -> Stats:
     """The statistics of a zoo of n networks (`tokens` may be a memory map; it is read twice, in blocks).
 
@@ -49,12 +50,19 @@ def fit(
     that is constant over the zoo, up to rounding, has scale 0, and as its center the value it has,
     even where the base differs: that is the one value it can be generated with.
 
+    With `orbits` (`permutations.orbits`) they are the statistics of the zoo under all permutations, exactly: every
+    element takes the values of its whole orbit. The center is then the mean, which alone is the same under them.
+
     Raises PdiffError for unknown modes, wrong shapes, non-finite values, and a zoo that is constant.
     """
     shape = (spec.num_tokens, spec.token_dim)
     tokens = np.asanyarray(tokens)
     _check_arguments(shape, np.shape(tokens), center, scale, base_tokens)
+    if orbits is not None and center != "mean":
+        raise PdiffError(f"weights.center is {center!r}, allowed for a zoo under permutations is mean")
     mean, low, high = _moments(spec, tokens)
+    if orbits is not None:
+        mean, low, high = over_orbits(orbits, mean), _least(orbits, low), -_least(orbits, -high)
     exact = low == high
     # `tokens[0]` rather than the mean, so that a constant keeps every bit, the sign of -0 included.
     value = np.where(exact, tokens[0], mean)
@@ -69,8 +77,20 @@ def fit(
     middle = np.where(spec.mask, middle, 0).astype(np.float32)
     # Around the rounded center, because that is the one that `normalize` subtracts.
     square = sum(np.square(block - middle).sum(0) for block in _blocks(tokens)) / len(tokens)
+    square = square if orbits is None else over_orbits(orbits, square)
     width = np.where(varies, np.sqrt(_pooled(spec, square, varies, scale)), 0).astype(np.float32)
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
+
+
+def over_orbits(
+    orbits: Int[np.ndarray, "*elements"], values: Float[np.ndarray, "*elements"]
+) -> Float[np.ndarray, "*elements"]:
+    """Every value replaced by the mean over its orbit; padding, orbit -1, is 0."""
+    on = orbits >= 0
+    total, count = np.bincount(orbits[on], values[on]), np.bincount(orbits[on])
+    out = np.zeros(orbits.shape)
+    out[on] = (total / np.maximum(count, 1))[orbits[on]]
+    return out
 
 
 def normalize(
@@ -100,18 +120,21 @@ def spread_within(
     tokens: Float[np.ndarray, "n tokens token_dim"],
     task: Int[np.ndarray, " n"],
     least: float = 0.02,
+    orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
 ) -> float:
     """Standard deviation of normalised weights around the mean of their own task, pooled; in [least, 1].
 
-    It is 1, the spread of everything, when no task has two networks.
+    It is 1, the spread of everything, when no task has two networks. With `orbits`, that of all permutations of them.
     """
     on = np.asarray(varying(stats))
     z = np.asarray(normalize(stats, tokens))[:, on]
+    own_orbit = np.arange(on.sum()) if orbits is None else orbits[on]
+    means = len(np.unique(own_orbit))
     squares, freedom = 0.0, 0
     for t in np.unique(task):
         own = z[task == t].astype(np.float64)
-        squares += np.square(own - own.mean(0)).sum()
-        freedom += (len(own) - 1) * own.shape[1]
+        squares += np.square(own - over_orbits(own_orbit, own.mean(0))).sum()
+        freedom += own.size - means
     return float(np.clip(np.sqrt(squares / freedom), least, 1.0)) if freedom else 1.0
 
 
@@ -140,6 +163,16 @@ def _moments(spec: Spec, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
         np.maximum(high, block.max(0), out=high)
         seen += len(block)
     return total / seen, low, high
+
+
+def _least(orbits: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Every value replaced by the least of its orbit; padding is 0."""
+    on = orbits >= 0
+    found = np.full(orbits.max() + 1, np.inf)
+    np.minimum.at(found, orbits[on], values[on])
+    out = np.zeros(orbits.shape)
+    out[on] = found[orbits[on]]
+    return out
 
 
 def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> np.ndarray:

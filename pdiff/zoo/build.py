@@ -1,4 +1,4 @@
-"""Builds a family's zoo: pretrain a base, then fine-tune every (task, seed), chunk by chunk.
+"""Builds a family's zoo: pretrain a base, fine-tune every (task, seed), chunk by chunk, and align them if asked to.
 
 Each finished chunk is kept as one file until the whole zoo is written, so an interrupted build
 goes on where it stopped.
@@ -24,7 +24,8 @@ from pdiff.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import SPLITS
-from pdiff.weights import codec
+from pdiff.weights import codec, matching
+from pdiff.weights.permutations import PermutationSpec
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune, score, store
 from pdiff.zoo.store import Networks
@@ -112,7 +113,17 @@ def _finetune_all(
         chunks.append(_kept(parts, f"chunk_{start:07d}", make))
     everything = Networks.concatenate(chunks)
     split = np.repeat(jobs.split, zoo.keep_last)
-    return networks | {s: everything[split == s] for s in SPLITS if (split == s).any()}
+    by_split = {s: everything[split == s] for s in SPLITS if (split == s).any()}
+    if zoo.align != "none":
+        by_split = _aligned(by_split, target.generated_permutations("zoo.align"))
+    return networks | by_split
+
+
+def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
+    """The seen networks in one order of hidden units, and those of other splits matched to the mean of these."""
+    seen, mean = matching.align_to_mean(symmetry, networks["seen"].params)
+    aligned = {s: seen if s == "seen" else matching.align(symmetry, n.params, mean) for s, n in networks.items()}
+    return {s: dataclasses.replace(n, params=aligned[s]) for s, n in networks.items()}
 
 
 def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree, mesh: Mesh):
@@ -136,7 +147,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
             def draw(own, key):
                 return family.labelled(own, *finetune.minibatches(x, y, zoo.batch_size)(key))
 
-        parts = finetune.finetune(target, base, draw, drawn_from, seed, zoo, config.seed)
+        parts = finetune.finetune(target, base, draw, drawn_from, seed, zoo, config.seed, task)
 
         def accuracy(part):
             def of(network, own):

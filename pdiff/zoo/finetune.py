@@ -103,12 +103,14 @@ def _decays(params: PyTree) -> PyTree[bool]:
 
 
 def check(target: Target, config: ConfigDict) -> None:
-    """Raises PdiffError, before any work, where `config` (the `zoo` part) cannot train the target."""
+    """Raises PdiffError, before any work, where `config` (the `zoo` part) cannot train the target, or align it."""
     if target.apply_train and config.batch_size < 2:
         raise PdiffError(
             f"zoo.batch_size: got {config.batch_size}; allowed for a {target.name}, whose BatchNorm "
             "normalises by the batch: at least 2"
         )
+    if config.align != "none":
+        target.generated_permutations(f"zoo.align: got {config.align!r}")
 
 
 def pretrain(
@@ -140,8 +142,12 @@ def finetune(
     seeds: Int[Array, " nets"],
     config: ConfigDict,
     seed: int,
+    task: Int[Array, " nets"] | int = -1,
 ) -> PyTree[Float[Array, "nets kept ..."]]:
-    """One network for each row of `own` and `seeds`, each from `base`. Pure; jit or shard it over `nets`.
+    """One network for each row of `own` and `seeds`. Pure; jit or shard it over `nets`.
+
+    Each starts from `base`, or, where `config.init` is 'random', with the generated leaves of an initialisation of its
+    own: another for every seed and `task` id (-1 is none).
 
     `draw(own of one network, key)` makes its minibatches. Only the leaves that `target.generate` matches are
     trained, and only they are returned: the generated part (`codec.take`).
@@ -153,12 +159,17 @@ def finetune(
     alone, start, _ = _only(target, base)
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
-    return jax.vmap(
-        lambda own, key: train(
-            alone, optimizer, start, lambda k: draw(own, k), key,
+    by_task = rng.per_example(rng.stream(seed, "zoo/init"), jnp.broadcast_to(task, seeds.shape))
+    spec = make_spec(base, generate=target.generate)
+
+    def one(own, key, own_init):
+        first = codec.take(spec, target.init(own_init)) if config.init == "random" else start
+        return train(
+            alone, optimizer, first, lambda k: draw(own, k), key,
             steps=config.steps, keep_last=config.keep_last, keep_every=config.keep_every,
-        )
-    )(own, keys)  # fmt: skip
+        )  # fmt: skip
+
+    return jax.vmap(one)(own, keys, jax.vmap(jax.random.fold_in)(by_task, seeds))
 
 
 def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTree], PyTree]]:

@@ -1,0 +1,173 @@
+"""Permutation symmetries of a network, as data.
+
+The units of a hidden layer can be put into any order, with the kernels that lead into and out of them, and the network
+computes the same. What may be reordered together is data, as in Git Re-Basin (Ainsworth et al. 2023, section 2 and
+samuela/git-re-basin): for every axis of every leaf, the name of the permutation that acts on it, or None. Every target
+says this of itself, by a function `permutation_spec` beside its `make_module`, made of `dense`, `conv` and `norm`.
+
+A permutation is an array of indices: unit i of a permuted leaf is unit `permutation[i]` of the leaf. Its name may stand
+on one axis of a leaf at most. On two, finding the best one would be a quadratic assignment, and not all elements of the
+leaf could change places; no target here needs it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from pdiff.errors import PdiffError
+from pdiff.weights.layout import pack
+from pdiff.weights.spec import Spec, flatten
+
+Axes = dict[str, tuple[str | None, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """`size` units that change places, in `groups` equal runs of neighbours.
+
+    A run moves as a whole, and units move within it, as the channels of a GroupNorm can: its statistics are over a run.
+    With one group every order is allowed.
+    """
+
+    size: int
+    groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutationSpec:
+    """What can be reordered in a tree without changing its network.
+
+    Attributes:
+      axes: leaf path -> for each axis the name of the permutation that acts on it, or None.
+      units: name -> what it permutes.
+    """
+
+    axes: Mapping[str, tuple[str | None, ...]]
+    units: Mapping[str, Units]
+
+    def restricted(self, paths: Collection[str]) -> "PermutationSpec":
+        """The permutations that act on no other leaf than `paths`, for a tree of these leaves alone.
+
+        A permutation that also acts on a leaf that stays as it is would change the network.
+        """
+        fixed = {name for path, names in self.axes.items() if path not in paths for name in names}
+        axes = {
+            path: tuple(None if name in fixed else name for name in names)
+            for path, names in self.axes.items()
+            if path in paths
+        }
+        return PermutationSpec(axes, {name: units for name, units in self.units.items() if name not in fixed})
+
+
+def dense(path: str, inputs: str | None, outputs: str | None) -> Axes:
+    """The axes of a Flax Dense layer with a bias: kernel (in, out)."""
+    return {f"{path}/kernel": (inputs, outputs), f"{path}/bias": (outputs,)}
+
+
+def conv(path: str, inputs: str | None, outputs: str | None, use_bias: bool = True) -> Axes:
+    """The axes of a Flax Conv layer: kernel (height, width, in, out)."""
+    kernel = {f"{path}/kernel": (None, None, inputs, outputs)}
+    return kernel | ({f"{path}/bias": (outputs,)} if use_bias else {})
+
+
+def norm(path: str, units: str | None) -> Axes:
+    """The axes of a normalisation layer's scale and bias."""
+    return {f"{path}/scale": (units,), f"{path}/bias": (units,)}
+
+
+def check(spec: PermutationSpec, tree: PyTree) -> None:
+    """Raises PdiffError unless `spec` fits `tree`, of arrays or `jax.ShapeDtypeStruct`s.
+
+    It must name every leaf and no other, with one entry for each axis, each permutation once in a leaf at most, on an
+    axis of its size; every permutation must act somewhere, on units that its groups divide.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten(tree)}
+    odd = sorted(shapes.keys() ^ spec.axes.keys())
+    if odd:
+        raise PdiffError(f"permutations: leaf {odd[0]!r} is {'not covered' if odd[0] in shapes else 'not in the tree'}")
+    for path, names in spec.axes.items():
+        _check_leaf(spec, path, names, shapes[path])
+    for name, units in spec.units.items():
+        if not any(name in names for names in spec.axes.values()):
+            raise PdiffError(f"permutations: {name!r} acts on no leaf")
+        if units.groups < 1 or units.size % units.groups:
+            raise PdiffError(f"permutations: {name!r} has {units.size} units, not {units.groups} equal groups of them")
+
+
+def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> None:
+    if len(names) != len(shape):
+        raise PdiffError(f"permutations: {path!r} has {len(names)} axes in the specification, and shape {shape}")
+    acting = [name for name in names if name is not None]
+    if len(set(acting)) < len(acting):
+        raise PdiffError(f"permutations: {path!r} has {names}; allowed: each name once")
+    for axis, name in enumerate(names):
+        if name is None:
+            continue
+        if name not in spec.units:
+            raise PdiffError(f"permutations: {path!r} names {name!r}; allowed: {', '.join(spec.units) or 'none'}")
+        if spec.units[name].size != shape[axis]:
+            raise PdiffError(
+                f"permutations: {name!r} has {spec.units[name].size} units, axis {axis} of {path!r} has {shape[axis]}"
+            )
+
+
+def apply_permutation(
+    spec: PermutationSpec, permutations: Mapping[str, Int[Array, " units"]], params: PyTree[Float[Array, "..."]]
+) -> PyTree[Float[Array, "..."]]:
+    """`params`, of exactly the leaves of `spec`, with its units reordered. Pure; at home under jit and vmap.
+
+    Raises:
+      PdiffError: `params` is another tree.
+    """
+    flat = dict(flatten(params))
+    odd = sorted(flat.keys() ^ spec.axes.keys())
+    if odd:
+        raise PdiffError(f"permutations: leaf {odd[0]!r} is {'not covered' if odd[0] in flat else 'missing'}")
+    return traverse_util.unflatten_dict(
+        {path: permuted(jnp.asarray(leaf), spec.axes[path], permutations) for path, leaf in flat.items()}, sep="/"
+    )
+
+
+def permuted(
+    leaf: Array, names: tuple[str | None, ...], permutations: Mapping[str, Int[Array, " units"]], but: str | None = None
+) -> Array:
+    """One leaf with every axis reordered by its permutation, except by `but`. NumPy stays NumPy."""
+    for axis, name in enumerate(names):
+        if name is not None and name != but:
+            leaf = leaf.take(permutations[name], axis)
+    return leaf
+
+
+def random_permutations(spec: PermutationSpec, rng: PRNGKeyArray) -> dict[str, Int[Array, " units"]]:
+    """One of all allowed permutations for each name, uniformly and independently. Pure; at home under jit and vmap."""
+    return {
+        name: _random_order(jax.random.fold_in(rng, i), units) for i, (name, units) in enumerate(spec.units.items())
+    }
+
+
+def _random_order(rng: PRNGKeyArray, units: Units) -> Int[Array, " units"]:
+    between, within = jax.random.split(rng)
+    runs = jnp.arange(units.size).reshape(units.groups, -1)
+    runs = jax.random.permutation(within, runs, axis=1, independent=True)
+    return jax.random.permutation(between, runs, axis=0).reshape(-1)
+
+
+def orbits(permutations: PermutationSpec, spec: Spec) -> Int[np.ndarray, "tokens token_dim"]:
+    """A number for each element of the tokens: equal where permutations can move one to the other. -1 is padding.
+
+    All units of a permutation can change places, in groups or not, and permutations are independent of one another.
+    So two elements of a leaf share an orbit if and only if they agree in the axes that no permutation acts on.
+    """
+    labels, first = [], 0
+    for leaf in spec.leaves:
+        kept = [1 if name else size for size, name in zip(leaf.shape, permutations.axes[leaf.path], strict=True)]
+        numbers = first + np.arange(math.prod(kept), dtype=np.int32).reshape(kept)
+        labels.append(np.broadcast_to(numbers, leaf.shape))
+        first += numbers.size
+    return pack(spec.blocks, spec.token_dim, labels, xp=np, fill=-1)
