@@ -168,6 +168,7 @@ FIELDS: dict[str, Field] = {
     "eval.max_tasks": _COUNT,
     "eval.chunk_size": _COUNT,
     "eval.noise": _NOT_NEGATIVE,
+    "eval.novelty_networks": Field(int, low=3),  # itself, the nearest other, and one more to tell it from
     "eval.hypernetwork": Field(bool),
     "eval.support_sizes": Field(int, low=1, each=True),
     "eval.test_time_samples": _COUNT_OR_NONE,
