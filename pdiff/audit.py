@@ -25,6 +25,7 @@ from pdiff.report.results import summary
 from pdiff.tasks.base import Task
 from pdiff.weights import codec
 from pdiff.weights.spec import Spec
+from pdiff.zoo.store import Networks
 
 MOST_TASKS = 32  # tasks that are looked at, evenly chosen
 MOST_JUDGED = 128  # generated networks, and zoo networks, of each task that are judged
@@ -85,6 +86,8 @@ def audit(
     return made | diversity | {
         "verdict": verdict(relative["generated"], relative["zoo"], accuracy, differ),
         "num_tasks": len(parts),
+        "num_generated": len(ids["generated"]),
+        "num_zoo": len(zoo),
         "two_sample": _present(
             {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
         ),
@@ -285,6 +288,13 @@ def _points(kind: str, joined: dict, relative: dict) -> list[dict]:
 
 
 # --- of a run ------------------------------------------------------------------------------------
+
+
+def seen_zoo(bench: Bench, seen: Networks) -> SeenZoo:
+    """The networks that a generator learned from, as raw tokens."""
+    spec = bench.generator.spec
+    base = np.asarray(codec.encode(spec, bench.generator.base))
+    return SeenZoo(bench.generator.family, np.asarray(bench.encode(seen.params)), base, seen.task, seen.seed)
 
 
 def comparisons(zoo: SeenZoo, tasks: Sequence[Task], most: int) -> dict[int, Compared]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from pdiff import audit, rng, studies
-from pdiff.baselines import SeenZoo, hypernetwork
+from pdiff.baselines import hypernetwork
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
@@ -51,14 +51,7 @@ class Evaluation:
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
         self._base = codec.take(generator.spec, generator.base)
         self._described = not set(DESCRIBING).isdisjoint(generator.config.sample.condition)
-        seen = networks["seen"]
-        self._zoo = SeenZoo(
-            generator.family,
-            np.asarray(self._bench.encode(seen.params)),
-            np.asarray(codec.encode_part(generator.spec, self._base)),
-            seen.task,
-            seen.seed,
-        )
+        self._zoo = audit.seen_zoo(self._bench, networks["seen"])
 
     def run(self, stop: StopSignal) -> dict:
         """Measures everything. Takes a minute or two.

@@ -1,19 +1,14 @@
 """Planted copiers, averagers and noisers against an honest generator, on real zoos of small digit MLPs."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 from configs import common
 from pdiff import audit as audit_lib
-from pdiff.baselines import SeenZoo
-from pdiff.baselines.blind import Gaussian
-from pdiff.errors import PdiffError
 from pdiff.evaluators import novelty
 from pdiff.evaluators.accuracy import Answers
 from pdiff.targets import get_target
