@@ -8,7 +8,7 @@ function that asks networks for their answers. `audit_run` gives it what a finis
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 from scipy.spatial.distance import squareform
@@ -35,6 +35,8 @@ MEAN_CURVE = (2, 4, 8, 16)  # zoo networks in an average
 CANDIDATES = 4  # nearest zoo networks by weights, and as many by function, that are matched modulo permutations
 MEASURES = ("accuracy", "max_iou", "nearest_l2", "nearest_cosine", "nearest_function", "inherited", "average_distance")
 MATCHED = ("nearest_l2_matched", "nearest_cosine_matched")
+
+_decode, _encode = (jax.jit(f, static_argnums=0) for f in (codec.decode_part, codec.encode_part))
 
 Tokens = Float[np.ndarray, "nets tokens dim"]
 Match = Callable[[PyTree, PyTree], PyTree]
@@ -79,21 +81,22 @@ def audit(
     joined = {w: {n: np.concatenate([m[n] for m in ms]) for n in ms[0]} for w, ms in who.items()}
     relative = {w: _relative(ms, who["zoo"]) for w, ms in who.items()}
     made = {n: {w: summary(joined[w][n], ids[w]) for w in who} for n in joined["generated"]}
+    told_apart = _present(
+        {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
+    )
     diversity = {n: _both(p.pairs[n] for p in parts) for n in ("spread", "disagreement")}
     spread = diversity["spread"]
     differ = None if len(spread) < 2 else spread["generated"]["mean"] / max(spread["zoo"]["mean"], 1e-30)
     accuracy = {w: s["mean"] for w, s in made["accuracy"].items()}
     return made | diversity | {
-        "verdict": verdict(relative["generated"], relative["zoo"], accuracy, differ),
+        "verdict": verdict(relative["generated"], relative["zoo"], accuracy, differ, told_apart.get("weights")),
         "num_tasks": len(parts),
         "num_generated": len(ids["generated"]),
         "num_zoo": len(zoo),
-        "two_sample": _present(
-            {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
-        ),
+        "two_sample": told_apart,
         "precision_recall": _present({n: _precision_recall(parts, n) for n in parts[0].joint}),
         "leaves": leaves.compare(spec, [(p.made, p.own) for p in parts]),
-        "examples": leaves.examples(spec, [(p.task, p.made, p.zoo, p.nearest) for p in parts]),
+        "examples": leaves.examples(spec, [(p.task, p.made, p.nearest, p.next) for p in parts]),
         "noise_curve": _curve(parts, "noise", "scale"),
         "averaging_curve": _curve(parts, "mean", "networks"),
         "points": [p for w in who for p in _points(w, joined[w], relative[w])],
@@ -119,7 +122,9 @@ class _Task:
         everyone = np.ones((len(self.made), len(self.zoo)), bool)
         self.generated = self._measure(self.made, asked["made"], everyone, peers)
         self.references = self._measure(self.own, self._answers[chosen], compared.others(chosen), peers)
-        self.nearest = novelty.l2_distances(self.made, self.zoo).argmin(1)
+        rows = novelty.l2_distances(self.made, self.zoo).argmin(1)
+        among = np.where(compared.others(rows), novelty.l2_distances(self.zoo[rows], self.zoo), np.inf)
+        self.nearest, self.next = self.zoo[rows], self.zoo[among.argmin(1)]
         self.curves = {
             name: {
                 "accuracy": asked[name].right.mean(-1),
@@ -189,10 +194,10 @@ class _Task:
         return np.stack(aligned), np.array(rows)
 
     def _part(self, vector: Float[np.ndarray, " params"]) -> PyTree:
-        return codec.decode_part(self._spec, jnp.asarray(vector.reshape(self._spec.num_tokens, self._spec.token_dim)))
+        return _decode(self._spec, vector.reshape(self._spec.mask.shape))
 
     def _vector(self, part: PyTree) -> Float[np.ndarray, " params"]:
-        return np.asarray(codec.encode_part(self._spec, part)).reshape(-1)
+        return np.asarray(_encode(self._spec, part)).reshape(-1)
 
     def _joint(self, both: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Distances among as many generated as zoo networks, and among one half of the latter and the other."""

@@ -50,14 +50,14 @@ def _histograms(made: Float[np.ndarray, " n"], zoo: Float[np.ndarray, " m"]) -> 
     return {"edges": edges.tolist(), **{n: c.tolist() for n, c in zip(("generated", "zoo"), counts, strict=True)}}
 
 
-def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Sequence[int]]]) -> list[dict]:
+def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Flat]]) -> list[dict]:
     """The first kernel of a few generated networks and of the zoo network that is nearest in L2 of all weights.
 
     Args:
-      tasks: of each task its id, generated networks, zoo networks, and the place among these of each one's nearest.
+      tasks: of each task its id, generated networks, each one's nearest zoo network, and that one's own nearest.
 
     Returns:
-      {"task", "path", "generated", "nearest"}: a corner of at most MOST_SIDE rows (inputs) and columns (outputs).
+      {"task", "path", "generated", "nearest", "next"}: at most MOST_SIDE rows (inputs) and columns (outputs).
     """
     i = next((i for i, leaf in enumerate(spec.leaves) if len(leaf.shape) > 1), 0)
     leaf = spec.leaves[i]
@@ -69,9 +69,9 @@ def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Sequence[int]]])
     chosen = np.linspace(0, len(places) - 1, min(MOST_EXAMPLES, len(places))).round().astype(int)
     made = []
     for t, j in (places[c] for c in chosen):
-        task, generated, zoo, nearest = tasks[t]
-        pair = {"generated": generated[j], "nearest": zoo[nearest[j]]}
-        made.append({"task": task, "path": leaf.path, **{n: _corner(kernel(v), leaf.shape) for n, v in pair.items()}})
+        task, *networks = tasks[t]
+        named = zip(("generated", "nearest", "next"), networks, strict=True)
+        made.append({"task": task, "path": leaf.path, **{n: _corner(kernel(v[j]), leaf.shape) for n, v in named}})
     return made
 
 

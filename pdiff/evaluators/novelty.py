@@ -113,9 +113,10 @@ def average_distances(
 
     Non-negative least squares, with the sum as one more, heavy equation (Haskell & Hanson 1981, section 4).
     """
-    centre = zoo.astype(np.float64).mean(0)
-    # In the columns of R all distances are those of the rows, in as many dimensions as there are networks.
-    points = np.linalg.qr(np.concatenate([zoo - centre, x - centre]).T, mode="r")
+    both = np.concatenate([zoo, x]).astype(np.float64) - zoo.astype(np.float64).mean(0)
+    # Columns with the rows' inner products, and so their distances, in as many dimensions as there are networks.
+    squared, axes = np.linalg.eigh(both @ both.T)
+    points = np.sqrt(np.maximum(squared, 0))[:, None] * axes.T
     averaged, wanted = points[:, : len(zoo)], points[:, len(zoo) :]
     heavy = 100 * max(np.linalg.norm(averaged, axis=0).max(), 1e-30)
     system = np.concatenate([averaged, np.full((1, len(zoo)), heavy)])

@@ -11,7 +11,7 @@ from scipy import stats
 
 PERMUTATIONS = 999
 NEIGHBOURS = 3  # k of Kynkäänniemi et al. 2019
-MOST_WEIGHTS = 20_000  # of a leaf that are compared
+MOST_WEIGHTS = 10_000  # of a leaf that are compared
 
 
 def nearest_neighbour_test(

@@ -24,6 +24,7 @@ from jaxtyping import Float, Shaped
 
 KINDS = ("copies", "noised copies", "averages", "new")
 COPY, NOISED, AVERAGE, EXCESS = 0.02, 0.75, 0.5, 0.25
+COLLAPSED = 0.1  # of the zoo's spread, which is said of a generator but does not decide
 NEAREST = ("weights", "matched", "function")
 
 
@@ -39,6 +40,7 @@ def verdict(
     zoo: Mapping[str, Float[np.ndarray, " nets"]],
     accuracy: Mapping[str, float],
     spread: float | None,
+    told_apart: Mapping[str, float] | None,
 ) -> dict:
     """The verdict with the numbers and thresholds that led to it.
 
@@ -46,6 +48,7 @@ def verdict(
       generated, zoo: as `kinds` takes them.
       accuracy: mean test accuracy of `generated` and of `zoo`.
       spread: how far two samples of one task differ, in units of two zoo networks of one task; None if unknown.
+      told_apart: by `two_sample.nearest_neighbour_test`; None if unknown. Like `spread`, it does not decide.
     """
     shares = {who: _shares(kinds(m)) for who, m in (("generated", generated), ("zoo", zoo))}
     excess = {k: shares["generated"][k] - shares["zoo"][k] for k in KINDS[:3]}
@@ -54,7 +57,7 @@ def verdict(
     medians = {n: {"generated": float(np.median(v)), "zoo": float(np.median(zoo[n]))} for n, v in generated.items()}
     return {
         "kind": kind,
-        "sentence": _sentence(kind, shares, medians, accuracy, spread),
+        "sentence": _sentence(kind, shares, medians, accuracy) + _distribution(spread, told_apart),
         "shares": shares,
         "medians": medians,
         "thresholds": {"copy": COPY, "noised": NOISED, "average": AVERAGE, "excess": EXCESS},
@@ -65,7 +68,7 @@ def _shares(found: Shaped[np.ndarray, " nets"]) -> dict[str, float]:
     return {k: float((found == k).mean()) for k in KINDS}
 
 
-def _sentence(kind: str, shares: dict, medians: dict, accuracy: Mapping[str, float], spread: float | None) -> str:
+def _sentence(kind: str, shares: dict, medians: dict, accuracy: Mapping[str, float]) -> str:
     words = {
         "copies": "copies of zoo networks",
         "noised copies": "zoo networks with noise",
@@ -73,7 +76,7 @@ def _sentence(kind: str, shares: dict, medians: dict, accuracy: Mapping[str, flo
         "new": "new networks",
     }
     nearest = medians.get("matched", medians["weights"])["generated"]
-    said = (
+    return (
         f"The samples are {words[kind]}: {shares['generated'][kind]:.0%} of them, where the zoo's own networks are "
         f"judged so in {shares['zoo'][kind]:.0%}. The nearest zoo network is {nearest:.2f} times as far as it is for a "
         f"zoo network in weights and {medians['function']['generated']:.2f} times in predictions, a sample inherits "
@@ -81,6 +84,17 @@ def _sentence(kind: str, shares: dict, medians: dict, accuracy: Mapping[str, flo
         f"average of zoo networks is {medians['average']['generated']:.2f} times as far (medians). Test accuracy is "
         f"{accuracy['generated']:.3f} (zoo {accuracy['zoo']:.3f})."
     )
+
+
+def _distribution(spread: float | None, told_apart: Mapping[str, float] | None) -> str:
+    said = ""
     if spread is not None:
-        said += f" Two samples of one task differ {spread:.2f} times as much as two of its zoo networks."
+        said = f" Two samples of one task differ {spread:.2f} times as much as two of its zoo networks"
+        said += ": they have all but collapsed to one network." if spread < COLLAPSED else "."
+    if told_apart:
+        said += (
+            f" By their nearest neighbours in weights, {told_apart['accuracy']:.0%} of samples and zoo networks are "
+            f"recognised as what they are, where one distribution would give {told_apart['expected']:.0%} "
+            f"(p = {told_apart['p_value']:.3f})."
+        )
     return said

@@ -99,9 +99,10 @@ def figures(audit: dict) -> list[Figure]:
         Figure(
             "audit_kernels",
             "Beside the nearest zoo network",
-            "Heat maps of the first kernel of generated networks, of the nearest zoo networks, and their differences.",
+            "Heat maps of the first kernel of generated networks, of the nearest zoo networks, and of differences.",
             "The first kernel (at most 64 inputs down, 64 outputs across) of generated networks, of the zoo network "
-            "nearest in L2 of all weights, and the difference, in one colour scale for each row.",
+            "nearest in L2 of all weights, and the difference; last, how that zoo network differs from the one nearest "
+            "to it, of another seed. One colour scale for each row.",
             svg(audit_plots.kernels(audit)),
         ),
     ]

@@ -96,20 +96,25 @@ def leaves(audit: dict) -> Figure:
 
 @styled
 def kernels(audit: dict) -> Figure:
-    """Rows of three heat maps: a generated kernel, that of the nearest zoo network, and their difference."""
+    """Rows of heat maps: a generated kernel, that of the nearest zoo network, their difference, and beside it the
+    difference of the zoo network from the one that is nearest to it."""
     examples = audit["examples"]
     tall = len(examples[0]["generated"]) / len(examples[0]["generated"][0])
-    fig = figure(9, 0.5 + len(examples) * min(max(2.4 * tall, 1.4), 4.2))
-    grid = fig.subplots(len(examples), 3, squeeze=False)
+    fig = figure(9, 0.5 + len(examples) * min(max(1.9 * tall, 1.4), 3))
+    grid = fig.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
         made, near = example["generated"], example["nearest"]
-        differ = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(made, near, strict=True)]
+        differ, own = _difference(made, near), _difference(near, example["next"])
         most = max(abs(v) for table in (made, near) for r in table for v in r) or 1.0
-        titles = (f"generated, task {example['task']}", "nearest zoo network", "difference")
-        for axes, table, title in zip(row, (made, near, differ), titles, strict=True):
+        titles = (f"generated, task {example['task']}", "nearest zoo network", "difference", "zoo's own difference")
+        for axes, table, title in zip(row, (made, near, differ, own), titles, strict=True):
             image = axes.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
             axes.set_title(title, fontsize=9)
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
         fig.colorbar(image, ax=row, shrink=0.8).outline.set_visible(False)
     return fig
+
+
+def _difference(a: list[list[float]], b: list[list[float]]) -> list[list[float]]:
+    return [[x - y for x, y in zip(p, q, strict=True)] for p, q in zip(a, b, strict=True)]

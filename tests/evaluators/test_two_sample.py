@@ -103,9 +103,9 @@ def test_a_quarter_more_than_in_the_zoo_decides(copied, kind):
         return measures(weights, np.ones(8), np.zeros(8), np.ones(8))
 
     accuracy = {"generated": 0.5, "zoo": 0.9}
-    found = verdict(some(copied), some(0), accuracy, None)
+    found = verdict(some(copied), some(0), accuracy, None, None)
     assert found["kind"] == kind and found["shares"]["generated"]["copies"] == copied / 8
     assert "0.500 (zoo 0.900)" in found["sentence"]
     # A zoo whose own networks are each other's copies says nothing against a generator that is like it.
-    assert verdict(some(copied), some(copied), accuracy, 1.0)["kind"] == "new"
+    assert verdict(some(copied), some(copied), accuracy, 1.0, None)["kind"] == "new"
     assert set(found["shares"]["zoo"]) == set(KINDS)
