@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pdiff", "pdiff.*", "configs", "launch"]),
-    package_data={"pdiff.report": ["*.html"]},
+    package_data={"pdiff.report": ["*.html", "*.css"]},
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
         "flax>=0.12,<0.13",

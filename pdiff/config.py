@@ -175,6 +175,7 @@ FIELDS: dict[str, Field] = {
     "eval.noise": _NOT_NEGATIVE,
     "eval.rivals": Field(str),
     "eval.rival_steps": _COUNT_OR_NONE,
+    "eval.novelty_networks": Field(int, low=3),  # itself, the nearest other, and one more to tell it from
     "eval.support_sizes": Field(int, low=1, each=True),
     "eval.test_time_samples": _COUNT_OR_NONE,
     "eval.curve_levels": Field(float, above=0, each=True),

@@ -4,10 +4,9 @@ The order matters for honesty: samplers and the ridge are chosen first, on valid
 validation images; only then is any test image looked at.
 """
 
-import dataclasses
 import random as python_random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,26 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import rng, studies
-from pdiff.baselines import SeenZoo
+from pdiff import audit, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
 from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
-from pdiff.evaluators import novelty
 from pdiff.evaluators.accuracy import majority, repeat
-from pdiff.generator import PERMUTE, Generator
-from pdiff.report.results import summary
+from pdiff.generator import Generator
 from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
-from pdiff.weights import codec, matching
+from pdiff.weights import codec
 from pdiff.zoo.store import Networks
 
 REPORTED_SPLITS = ("seen", "interp", "unseen")
-NOVELTY_TASKS = 32
-NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: what overlap an accuracy costs at least
 
 
 class Evaluation:
@@ -58,14 +52,7 @@ class Evaluation:
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
         self._base = codec.take(generator.spec, generator.base)
         self._described = not set(DESCRIBING).isdisjoint(generator.config.sample.condition)
-        seen = networks["seen"]
-        self._zoo = SeenZoo(
-            generator.family,
-            np.asarray(self._bench.encode(seen.params)),
-            np.asarray(codec.encode_part(generator.spec, self._base)),
-            seen.task,
-            seen.seed,
-        )
+        self._zoo = audit.seen_zoo(self._bench, networks["seen"])
 
     def run(self, stop: StopSignal) -> dict:
         """Measures everything. Takes a minute or two.
@@ -86,7 +73,8 @@ class Evaluation:
                 if split == "seen":
                     seen_networks = made
         results = {"selection": selection, "splits": splits}
-        results["novelty"] = self._novelty(self._tasks("seen"), seen_networks, baselines["noise"])
+        novelty = audit.novelty_in_results(self._bench, self._zoo, seen_networks, self._sampler, baselines["noise"])
+        results["novelty"] = novelty
         stop.check("in evaluation, with the trained generator in a checkpoint")
         if self._diverse and self._config.eval.curve_levels:
             reported = {s: n for s, n in self._networks.items() if s in (*REPORTED_SPLITS, "validation")}
@@ -213,80 +201,7 @@ class Evaluation:
             controls["shuffled_text"] = self._accuracy(shuffled, tasks)
         return controls
 
-    # --- novelty and time ----------------------------------------------------------------------
-
-    def _novelty(self, tasks: Sequence[Task], made: dict[str, PyTree], noise: Noise) -> dict:
-        """Distances of generated seen-task networks, and of the zoo's own, to the zoo."""
-        count = self._config.eval.samples_per_task
-        chosen = np.linspace(0, len(tasks) - 1, min(NOVELTY_TASKS, len(tasks))).round().astype(int)
-        kept = [tasks[i] for i in chosen]
-        rows = (chosen[:, None] * count + np.arange(count)).reshape(-1)
-        score, zoo = self._bench.score["test"], self._networks["seen"]
-        errors = novelty.ZooErrors(score, zoo.params, len(zoo), kept)
-        flat = self._comparable(zoo.params)
-        weights = flat(zoo.params)
-        ids = np.repeat([t.id for t in kept], count)
-        points = []
-
-        def overlaps(networks: PyTree) -> tuple[np.ndarray, np.ndarray]:
-            right = score.right(networks, ids)
-            each = [errors.overlap(t.id, right[i * count : (i + 1) * count]).max(1) for i, t in enumerate(kept)]
-            return right, np.concatenate(each)
-
-        def measure(kind: str, networks: PyTree) -> None:
-            right, overlap = overlaps(networks)
-            _extend(points, kind, right.mean(-1), overlap, novelty.l2_distances(flat(networks), weights).min(1), ids)
-
-        measure("generated", jax.tree.map(lambda a: a[rows], made[self._sampler]))
-        measure("noise", self._baseline_networks(noise, kept, count))
-        curve = []
-        for scale in NOISE_CURVE:
-            right, overlap = overlaps(self._baseline_networks(dataclasses.replace(noise, scale=scale), kept, count))
-            curve.append({"scale": scale, "accuracy": summary(right.mean(-1), ids), "max_iou": summary(overlap, ids)})
-        for task in kept:
-            own = self._zoo.rows_of(task.id)
-            distance = novelty.l2_distances(weights[own], weights)
-            distance[np.arange(len(own)), own] = np.inf
-            overlap = np.nanmax(errors.among(task.id, own), 1)
-            _extend(points, "zoo", zoo.test_accuracy[own], overlap, distance.min(1), [task.id] * len(own))
-
-        def of(kind: str, field: str) -> dict:
-            chosen = [p for p in points if p["kind"] == kind]
-            return summary(np.array([p[field] for p in chosen]), np.array([p["task"] for p in chosen]))
-
-        spread = {
-            n: summary(novelty.spread(flat(networks).reshape(len(tasks), count, -1)))
-            for n, networks in made.items()
-            if count > 1
-        }
-        own = [weights[self._zoo.rows_of(t.id)] for t in kept]
-        if min(len(o) for o in own) > 1:
-            spread["zoo"] = summary(np.concatenate([novelty.spread(o[None]) for o in own]))
-        return {
-            "max_iou_to_zoo": of("generated", "max_iou"),
-            "zoo_to_zoo_iou": of("zoo", "max_iou"),
-            "nearest_l2": of("generated", "nearest_l2"),
-            "zoo_nearest_l2": of("zoo", "nearest_l2"),
-            "spread": spread,
-            "noise_curve": curve,
-            "points": [{k: v for k, v in p.items() if k != "task"} for p in points],
-        }
-
-    def _comparable(self, zoo: PyTree) -> Callable[[PyTree], np.ndarray]:
-        """Networks -> their raw weights as rows, for distances.
-
-        Where hidden units were drawn in any order, all are first matched to the zoo's mean: another order is not
-        another network.
-        """
-        if not self._config.weights.permute:
-            return self._rows
-        symmetry = self._generator.target.generated_permutations(PERMUTE)
-        _, mean = matching.align_to_mean(symmetry, zoo)
-        return lambda networks: self._rows(matching.align(symmetry, networks, mean))
-
-    def _rows(self, networks: PyTree) -> np.ndarray:
-        tokens = np.asarray(self._bench.encode(networks))
-        return tokens.reshape(len(tokens), -1)
+    # --- time ------------------------------------------------------------------------------------
 
     def _time_sampling(self) -> dict[str, float]:
         """Seconds for 100 networks by each sampler, compilation excluded."""
@@ -299,8 +214,3 @@ class Evaluation:
             self._bench.samplers.networks(self._bench.params, name, condition, rng.stream(0, "evaluate/timing"))
             seconds[name] = (time.perf_counter() - start) * 100 / batch
         return seconds
-
-
-def _extend(points: list[dict], kind: str, accuracy, overlap, distance, tasks) -> None:
-    for a, o, d, t in zip(accuracy, overlap, distance, tasks, strict=True):
-        points.append({"kind": kind, "accuracy": float(a), "max_iou": float(o), "nearest_l2": float(d), "task": int(t)})

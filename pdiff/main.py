@@ -11,7 +11,7 @@ from pdiff import config as config_lib
 from pdiff import run
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check")
+MODES = ("run", "sample", "evaluate", "report", "check", "audit")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
@@ -64,7 +64,8 @@ def _dispatch(argv: list[str]) -> None:
             sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, out=_OUT.value,
         )  # fmt: skip
     else:
-        {"evaluate": run.evaluate, "report": run.report, "check": run.check}[mode](Path(workdir))
+        modes = {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}
+        modes[mode](Path(workdir))
 
 
 def _leave(message: str, code: int) -> None:

@@ -1,8 +1,8 @@
 """The modes of the command line, as functions: the whole run, and what can be asked of a finished one.
 
 A workdir holds config.json, zoo/, generator/, checkpoints/, metrics.jsonl, tensorboard/, timing.json,
-results.json, plots/ and report.html. Each is written whole or not at all, so running the same
-command again goes on where the last one stopped.
+results.json, plots/ and report.html, and, where it was asked for, audit.json and audit.html. Each is
+written whole or not at all, so running the same command again goes on where the last one stopped.
 """
 
 import datetime
@@ -16,13 +16,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from pdiff import api, dist, files, generator, logs, rivals
+from pdiff import audit as audit_lib
 from pdiff import config as config_lib
 from pdiff import train as train_lib
+from pdiff.bench import Bench
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
-from pdiff.report import html
+from pdiff.report import audit_page, html
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
@@ -104,6 +106,36 @@ def check(workdir: Path) -> None:
     if not (workdir / "report.html").exists():
         raise PdiffError(f"{workdir / 'report.html'}: missing; --mode=report writes it")
     log.info("%s: complete", workdir)
+
+
+def audit(workdir: Path) -> dict:
+    """Asks whether the networks of a finished run are copies, noised copies or averages of its zoo's, or new.
+
+    Writes audit.json, plots/audit_*.svg and audit.html, and returns the contents of the first.
+
+    Raises:
+      PdiffError: the run is not finished, its zoo is damaged, or it has too few networks to compare with.
+    """
+    logs.set_up()
+    if not (workdir / "results.json").exists():
+        raise PdiffError(f"{workdir}: not finished, it has no results.json; --mode=audit works on a finished run")
+    sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
+    made = generator.load(workdir)
+    networks = build.store.read(build.directory(made.config, workdir), build.fingerprint(made.config))
+    bench = Bench(made, api.restore_params(made, workdir), dist.make_mesh())
+    seen = networks["seen"]
+    log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
+    found = audit_lib.audit_run(bench, audit_lib.seen_zoo(bench, seen), sampler) | {
+        "sampler": sampler,
+        "seed": made.config.seed,
+        "commit": _commit(),
+        "target": {"name": made.target.name, "num_params": made.spec.num_params},
+    }
+    results_lib.write(workdir / "audit.json", found)
+    audit_page.write_page(workdir, found)
+    log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])
+    log.info("audit: %s", workdir / "audit.html")
+    return found
 
 
 def sample(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,15 @@ import pytest
 import safetensors.numpy
 
 import pdiff
+from pdiff import audit as audit_lib
+from pdiff import config as config_lib
 from pdiff import files, run
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
+from pdiff.evaluators.verdict import KINDS
 from pdiff.report import results as results_lib
 from pdiff.state import init_state, make_optimizer
+from pdiff.zoo import build
 
 ROOT = Path(__file__).parent.parent
 SMALLER = (
@@ -139,6 +144,49 @@ def test_evaluate_again_gives_the_same_numbers(workdir):
         for kind in ("generated", "controls"):
             for name, s in entry[kind].items():
                 assert after["splits"][split][kind][name]["mean"] == pytest.approx(s["mean"], abs=0.01)
+
+
+def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir):
+    code, _, err = pdiff_main(f"--workdir={workdir}", "--mode=audit")
+    assert code == 0, err
+    audit, results = (results_lib.read(workdir / n) for n in ("audit.json", "results.json"))
+    assert audit["verdict"]["sentence"] in err and audit["verdict"]["kind"] in KINDS
+    assert all(set(audit[n]) == {"generated", "zoo"} for n in (*audit_lib.MEASURES, "spread", "disagreement"))
+    assert all(set(audit[n]) == {"weights", "function"} for n in ("two_sample", "precision_recall"))
+    assert [p["scale"] for p in audit["noise_curve"]] == list(audit_lib.NOISE_CURVE)
+    assert [p["networks"] for p in audit["averaging_curve"]] == [2, 4, 8, 16]  # with neighbouring tasks' networks
+    assert [x["path"] for x in audit["leaves"]] == [f"params/Dense_{i}/{k}" for i in (0, 1) for k in ("bias", "kernel")]
+    assert len(audit["points"]) == audit["num_generated"] + audit["num_zoo"] == 24 + 24
+    # The evaluation's networks, compared with the same ones.
+    pairs = {"generated": ("max_iou_to_zoo", "nearest_l2"), "zoo": ("zoo_to_zoo_iou", "zoo_nearest_l2")}
+    for who, (overlap, distance) in pairs.items():
+        for ours, theirs in (("max_iou", overlap), ("nearest_l2", distance)):
+            assert audit[ours][who]["mean"] == pytest.approx(results["novelty"][theirs]["mean"], rel=0.02)
+    page = (workdir / "audit.html").read_text()
+    assert audit["verdict"]["sentence"].split(":")[0] in page and not re.search(r'(src|href)="(?!data:)', page)
+    for name in ("evidence", "overlap", "leaves", "kernels"):
+        assert (workdir / "plots" / f"audit_{name}.svg").read_text().startswith("<svg")
+
+
+def test_the_kernels_shown_in_an_audit_are_those_of_zoo_networks(workdir):
+    example = run.audit(workdir)["examples"][0]
+    config = config_lib.from_json((workdir / "config.json").read_text())
+    zoo = build.store.read(build.directory(config, workdir), build.fingerprint(config))["seen"]
+    kernels = zoo.params["params"]["Dense_0"]["kernel"]
+    assert kernels.shape[1:] == np.shape(example["nearest"]) == (64, 32)
+    far = {n: np.abs(kernels - np.array(example[n])).max((1, 2)) for n in ("generated", "nearest", "next")}
+    assert far["nearest"].min() < 1e-4 and far["next"].min() < 1e-4 and far["generated"].min() > 1e-3
+    assert zoo.seed[far["nearest"].argmin()] != zoo.seed[far["next"].argmin()]
+
+
+def test_an_audit_needs_a_finished_run(workdir, tmp_path):
+    code, _, err = pdiff_main(f"--workdir={tmp_path}", "--mode=audit")
+    assert code == 1 and f"{tmp_path}: not finished" in err and "Traceback" not in err
+    half = tmp_path / "half"
+    shutil.copytree(workdir, half, ignore=shutil.ignore_patterns("zoo", "*audit*"))
+    with pytest.raises(PdiffError, match="zoo.*missing"):
+        run.audit(half)
+    assert not list(half.glob("**/*audit*"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""How often is a network right on its task's images?"""
+"""How often is a network right on its task's images, and what does it answer?"""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,29 @@ from pdiff import dist
 from pdiff.generator import Generator
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
+
+MOST_PROBABILITIES = 256  # images for which class probabilities are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What networks answer on one task's images.
+
+    Attributes:
+      predicted: the class with the highest logit.
+      right: whether that is the label.
+      probabilities: of the classes, on at most MOST_PROBABILITIES of the images, evenly chosen.
+    """
+
+    predicted: Int[np.ndarray, "nets images"]
+    right: Bool[np.ndarray, "nets images"]
+    probabilities: Float[np.ndarray, "nets some classes"]
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def __getitem__(self, rows) -> "Answers":
+        return Answers(self.predicted[rows], self.right[rows], self.probabilities[rows])
 
 
 class Scorer:
@@ -35,14 +59,34 @@ class Scorer:
 
             return jax.vmap(one)(networks, variables)
 
-        step = dist.data_parallel(right, mesh, (dist.REPLICATED, dist.SHARDED, dist.SHARDED), dist.SHARDED)
+        some = np.linspace(0, len(images.y) - 1, min(MOST_PROBABILITIES, len(images.y))).round().astype(int)
+
+        def answers(constants, networks, task):
+            variables = jax.tree.map(lambda v: v[task], constants["variables"])
+            x, y = constants["x"], constants["y"]
+
+            def one(network, own):
+                predicted, labels = score.answers(generator.apply, family, network, own, x, y)
+                logits = generator.apply(network, family.render(own, x[some]))
+                return {"predicted": predicted, "right": predicted == labels, "probabilities": jax.nn.softmax(logits)}
+
+            return jax.vmap(one)(networks, variables)
+
+        specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
+        step, asked = (dist.data_parallel(f, mesh, specs, dist.SHARDED) for f in (right, answers))
         self._step = lambda args: step(constants, *dist.shard(args, mesh))
+        self._answers = lambda args: asked(constants, *dist.shard(args, mesh))
 
     def right(
         self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]
     ) -> Bool[np.ndarray, "nets images"]:
         """Which images network i, given as its generated part, gets right on task `task[i]`."""
         return dist.map_chunks(self._step, (networks, np.asarray(task, np.int32)), len(task), self._chunk)
+
+    def answers(self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]) -> Answers:
+        """What network i, given as its generated part, answers on task `task[i]`."""
+        ids = np.asarray(task, np.int32)
+        return Answers(**dist.map_chunks(self._answers, (networks, ids), len(ids), self._chunk))
 
     def __call__(
         self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]

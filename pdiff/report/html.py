@@ -35,22 +35,32 @@ def render(results: dict, entries: list[dict]) -> str:
     return _page(results, figures.figures(results, entries))
 
 
-def _page(results: dict, made: list[figures.Figure]) -> str:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates beside this file, with the filters that they use."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "percent": percent, "label": plots.label, "duration": duration}
+    made.filters |= {"score": score, "percent": percent, "label": plots.label, "duration": duration}
+    return made
+
+
+def embedded(made: list[figures.Figure]) -> list[tuple[figures.Figure, str]]:
+    """Each figure with its SVG in base64, as an image of a page that asks the network for nothing."""
+    return [(f, base64.b64encode(f.svg.encode()).decode()) for f in made]
+
+
+def _page(results: dict, made: list[figures.Figure]) -> str:
     samplers = plots.sampler_order(results, {n for e in results["splits"].values() for n in e["generated"]})
-    return environment.get_template("template.html").render(
+    return environment().get_template("template.html").render(
         results=results,
         chosen=results["selection"]["sampler"],
         samplers=samplers,
         splits=[rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)],
-        figures=[(f, base64.b64encode(f.svg.encode()).decode()) for f in made],
+        figures=embedded(made),
         per_task=_per_task(results),
         controls=plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
         novelty=_novelty(results["novelty"]),

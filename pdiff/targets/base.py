@@ -42,22 +42,27 @@ class Target:
         """Shapes and dtypes of the tree, without computing it."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def generated_permutations(self, field: str) -> PermutationSpec:
-        """The permutations of the generated part, which leave all else of the tree as it is.
+    def symmetry(self) -> PermutationSpec | None:
+        """The permutations of the generated part, which leave all else of the tree as it is; None if there are none."""
+        if self.permutations is None:
+            return None
+        paths = ["/".join(p) for p in traverse_util.flatten_dict(self.abstract())]
+        spec = self.permutations.restricted([p for p in paths if re.fullmatch(self.generate, p)])
+        return spec if spec.units else None
 
-        `field` is the config field that asks for them, with its value, for the message.
+    def generated_permutations(self, field: str) -> PermutationSpec:
+        """`symmetry`, for a config field that asks for it, named with its value in the message.
 
         Raises:
-          PdiffError: there are none.
+          PdiffError: there is none.
         """
-        if self.permutations is None:
+        spec = self.symmetry()
+        if spec is None and self.permutations is None:
             raise PdiffError(
                 f"{field}: needs hidden units that can be reordered, which a {self.name} with low-rank adapters, or "
                 "without a permutation_spec in its module, does not have; allowed: the field's default"
             )
-        paths = ["/".join(p) for p in traverse_util.flatten_dict(self.abstract())]
-        spec = self.permutations.restricted([p for p in paths if re.fullmatch(self.generate, p)])
-        if not spec.units:
+        if spec is None:
             raise PdiffError(
                 f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
                 "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"

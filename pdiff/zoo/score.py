@@ -21,15 +21,28 @@ def right(
     y: Int[Array, " images"],
 ) -> Bool[Array, " images"]:
     """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it."""
+    predicted, labels = answers(apply, family, network, own, x, y)
+    return predicted == labels
+
+
+def answers(
+    apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
+    family: Family,
+    network: PyTree,
+    own: Any,
+    x: Float[Array, "images shared"],
+    y: Int[Array, " images"],
+) -> tuple[Int[Array, " images"], Int[Array, " images"]]:
+    """The classes that a network predicts for the shared images, as the task has them, and their labels there."""
 
     def answer(rows):
         images, labels = family.labelled(own, *rows)
-        return apply(network, images).argmax(-1) == labels
+        return apply(network, images).argmax(-1), labels
 
     return in_blocks(answer, (jnp.asarray(x), jnp.asarray(y)))
 
 
-def in_blocks(answer: Callable[[PyTree], Array], rows: PyTree[Array]) -> Array:
+def in_blocks(answer: Callable[[PyTree], PyTree[Array]], rows: PyTree[Array]) -> PyTree[Array]:
     """`answer` over the leading axis of `rows`, at most BLOCK of them at a time."""
     count = len(jax.tree.leaves(rows)[0])
     if count <= BLOCK:
@@ -37,4 +50,4 @@ def in_blocks(answer: Callable[[PyTree], Array], rows: PyTree[Array]) -> Array:
     blocks = -(-count // BLOCK)
     index = jnp.minimum(jnp.arange(blocks * BLOCK), count - 1).reshape(blocks, BLOCK)  # the last row fills up
     made = jax.lax.map(lambda i: answer(jax.tree.map(lambda a: a[i], rows)), index)
-    return made.reshape(-1, *made.shape[2:])[:count]
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], made)

@@ -50,12 +50,64 @@ def test_spread_of_a_collapsed_generator_is_zero():
     np.testing.assert_allclose(novelty.spread(np.array([[[0.0, 0], [3, 4], [0, 0]]])), [5, 0, 5])
 
 
-def test_a_zoo_network_overlaps_fully_with_itself_but_is_not_compared_to_itself(tiny, tiny_zoo, mesh):
-    seen, score = tiny_zoo["seen"], Scorer(tiny, "test", mesh)
-    task = tiny.family.split("seen")[0]
-    errors = novelty.ZooErrors(score, seen.params, len(seen), [task])
-    rows = np.flatnonzero(seen.task == task.id)
-    own = score.right(seen[rows].params, seen.task[rows])
-    assert errors.overlap(task.id, own)[np.arange(len(rows)), rows].min() == 1
-    among = errors.among(task.id, rows)
-    assert np.isnan(among[np.arange(len(rows)), rows]).all() and np.nanmax(among) <= 1
+def test_answers_are_the_scorers_own(tiny, tiny_zoo, mesh):
+    seen, score = tiny_zoo["seen"][:5], Scorer(tiny, "test", mesh)
+    said, data = score.answers(seen.params, seen.task), tiny.family.data["test"]
+    np.testing.assert_array_equal(said.right, score.right(seen.params, seen.task))
+    some = np.linspace(0, len(data.y) - 1, 256).round().astype(int)
+    for i in range(5):
+        network = jax.tree.map(lambda a, i=i: a[i], seen.params)
+        logits = tiny.target.apply(network, tiny.family.render(tiny.family.variables[seen.task[i]], data.x[some]))
+        np.testing.assert_allclose(said.probabilities[i], jax.nn.softmax(logits), atol=1e-4)
+        assert (said.predicted[i][some] == logits.argmax(-1)).mean() > 0.99
+
+
+def test_own_networks_are_compared_first_then_the_nearest_tasks():
+    task, run = np.repeat([5, 2, 9], 4), np.tile([0, 0, 1, 1], 3)  # two seeds, two networks kept of each
+    found = novelty.compared(task, run, np.array([2, 9, 5]), 6)
+    assert found.rows.tolist() == [4, 5, 6, 7, 8, 9] and found.own == 4
+    assert novelty.compared(task, run, np.array([2, 9, 5]), 100).rows.tolist() == [4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3]
+    assert novelty.compared(task, run, np.array([2, 9, 5]), 3).rows.tolist() == [4, 6, 7]  # evenly
+    assert found.references(9).tolist() == [1, 3]  # the last of each run
+    # The reference of a zoo network is no network of its seed, of whatever task.
+    assert found.others(np.array([1])).tolist() == [[False, False, True, True, False, False]]
+
+
+def test_in_a_zoo_of_one_run_the_reference_is_every_other_network():
+    found = novelty.compared(np.zeros(3, int), np.zeros(3, int), np.array([0]), 9)
+    assert found.references(9).tolist() == [0, 1, 2]
+    assert found.others(np.arange(3)).tolist() == (~np.eye(3, dtype=bool)).tolist()
+
+
+def test_cosine_distances_in_closed_form():
+    a, b = np.array([[1.0, 0], [2, 2]]), np.array([[3.0, 0], [0, 5], [-1, 0]])
+    expected = [[0, 1, 2], [1 - 0.5**0.5, 1 - 0.5**0.5, 1 + 0.5**0.5]]
+    np.testing.assert_allclose(novelty.cosine_distances(a, b), expected, atol=1e-12)
+
+
+def test_distance_to_averages_in_closed_form():
+    """A triangle: a corner, a point inside, one beyond an edge, one beyond a corner, and one above it."""
+    corners = np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0]])
+    x = np.array([[0.0, 0, 0], [0.5, 0.5, 0], [1, -3, 0], [5, 0, 0], [0.5, 0.5, 7]])
+    everyone = np.ones((5, 3), bool)
+    np.testing.assert_allclose(novelty.average_distances(x, corners, everyone), [0, 0, 3, 3, 7], atol=1e-4)
+    # A corner against the two others: the height of the triangle.
+    found = novelty.average_distances(corners, corners, ~np.eye(3, dtype=bool))
+    np.testing.assert_allclose(found, [2**0.5, 2, 2], rtol=1e-4)
+
+
+def test_what_is_inherited_of_the_nearest():
+    """Of a copy, a copy with noise off the zoo's directions, the mean of four of eight, and a ninth independent one."""
+    zoo = np.eye(10)[:8]
+    x = np.stack([zoo[0], zoo[0] + 3 * np.eye(10)[9], zoo[:4].mean(0), np.eye(10)[8]])
+    found = novelty.inherited(x, zoo, np.zeros(4, int), np.ones((4, 8), bool))
+    # With m = the mean of the other seven, |z - m|^2 = 8/7, and <x - m, z - m> for the last two is by hand:
+    mean = zoo[1:].mean(0)
+    by_hand = [((v - mean) * (zoo[0] - mean)).sum() / (8 / 7) for v in x[2:]]
+    np.testing.assert_allclose(found, [1, 1, *by_hand], rtol=1e-9)
+    assert found[2] == pytest.approx(1 / 4) and found[3] == pytest.approx(1 / 8)
+
+
+def test_disagreement_by_hand():
+    predicted = np.array([[0, 1, 2, 3], [0, 1, 2, 0], [1, 1, 0, 0]])
+    np.testing.assert_allclose(novelty.disagreement(predicted), [0.25, 0.75, 0.5])
