@@ -18,6 +18,7 @@ from pdiff import audit, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
+from pdiff.baselines.rebasin import RebasinMerge
 from pdiff.baselines.ridge import Ridge
 from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
@@ -124,6 +125,10 @@ class Evaluation:
             fitted["ridge"] = Ridge.select(zoo, validation_accuracy)
             if len(zoo.family.factor_names) == 1:
                 fitted["linear_interpolation"] = LinearInterpolation.fit(zoo)
+        symmetry = self._generator.target.symmetry()
+        seen = len(set(zoo.task))
+        if symmetry and (seen == 1 or (seen > 2 and zoo.family.factor_names)):
+            fitted["rebasin_merge"] = RebasinMerge.fit(zoo, self._generator.spec, symmetry)
         tuned = {n: r.tuned(validation_accuracy) if isinstance(r, Learned) else r for n, r in self._rivals.items()}
         return fitted | tuned
 

@@ -194,7 +194,11 @@ def _evaluate(
         "commit": _commit(),
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "target": {"name": made.target.name, "num_params": made.spec.num_params},
+        "target": {
+            "name": made.target.name,
+            "num_params": made.spec.num_params,
+            "symmetric": made.target.symmetry() is not None,
+        },
         "zoo": {split: len(n) for split, n in networks.items()},
         "model": {"num_params": count_parameters(params)},
         "rivals": facts,

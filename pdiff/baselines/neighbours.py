@@ -27,7 +27,7 @@ class Nearest:
     def sample(
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
-        nearest = [self.zoo.rows_of(near[0]) for near in _other_seen(self.zoo.family, tasks)]
+        nearest = [self.zoo.rows_of(near[0]) for near in other_seen(self.zoo.family, tasks)]
         return np.stack([self.zoo.tokens[_cycle(rows, count)] for rows in nearest])
 
 
@@ -94,10 +94,10 @@ def own_or_nearest(family: Family, task: Task) -> int | None:
     """The id of a seen task itself, else that of the nearest seen one; None where there are no factors to tell."""
     if task.split == "seen":
         return task.id
-    return int(_other_seen(family, [task])[0, 0]) if family.factor_names else None
+    return int(other_seen(family, [task])[0, 0]) if family.factor_names else None
 
 
-def _other_seen(family: Family, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks others"]:
+def other_seen(family: Family, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks others"]:
     """Ids of the seen tasks by distance, each task itself left out."""
     seen = family.split("seen")
     distance = family.distance(family.factors(tasks), family.factors(seen))

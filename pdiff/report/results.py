@@ -26,6 +26,7 @@ CONTROLS = (
     "ridge",
     *RIVALS,
     "linear_interpolation",
+    "rebasin_merge",
     "task_blind",
     "wrong_task",
     "shuffled_text",
@@ -141,6 +142,8 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "nearest_seen": several_seen and factors > 0,
         "ridge": several_seen and factors > 0,
         "linear_interpolation": several_seen and factors == 1,
+        "rebasin_merge": _object(results, "target").get("symmetric") is True
+        and (seen.get("num_tasks") == 1 or (_several(seen.get("num_tasks")) and seen["num_tasks"] > 2 and factors > 0)),
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }

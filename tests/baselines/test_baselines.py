@@ -10,8 +10,10 @@ from configs import common
 from pdiff.baselines import SeenZoo, hypernetwork
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
+from pdiff.baselines.rebasin import RebasinMerge
 from pdiff.baselines.ridge import Ridge
 from pdiff.tasks import get_family
+from pdiff.weights import codec, permutations
 
 SEEDS = 3
 
@@ -140,3 +142,19 @@ def test_the_hypernetwork_is_a_function_of_the_condition_alone(tiny):
     other = tiny.denoiser(params, context)(noise[1], sigma)
     assert np.abs(other - b).max() > 10 * np.abs(a - b).max()
     assert rival.config.diffusion.at_sigma_max == 1 and tiny.config.diffusion.at_sigma_max < 1
+
+
+def test_a_rebasin_merge_of_a_reordered_network_with_itself_is_that_network(tiny, tiny_zoo):
+    """Both neighbours hold one network, the second in another order of its hidden units: their plain mean is not it."""
+    seen = tiny_zoo["seen"]
+    symmetry = tiny.target.symmetry()
+    network = jax.tree.map(lambda p: p[0], seen.params)
+    orders = permutations.random_permutations(symmetry, jax.random.key(0))
+    other = permutations.apply_permutation(symmetry, orders, network)
+    a, b = (np.asarray(codec.encode_part(tiny.spec, n)) for n in (network, other))
+    ids = np.array([t.id for t in tiny.family.split("seen")])
+    tokens = np.stack([a if i % 2 else b for i in range(len(ids))])
+    zoo = SeenZoo(tiny.family, tokens, 0 * a, ids, 0 * ids)
+    made = RebasinMerge.fit(zoo, tiny.spec, symmetry).sample(tiny.family.split("unseen"), 2, np.random.default_rng(0))
+    assert np.abs((a + b) / 2 - a).max() > 0.1
+    assert all(min(np.abs(m - a).max(), np.abs(m - b).max()) < 1e-6 for m in made.reshape(-1, *a.shape))

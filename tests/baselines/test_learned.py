@@ -14,7 +14,7 @@ from pdiff.baselines.learned import TrainingZoo, normal
 from pdiff.stopping import StopSignal
 from pdiff.weights import stats
 
-STEPS = {"latent_unet": 80, "p_diff": 80, "g_pt": 80, "pca_flow": 100, "latent_kde": 60}
+STEPS = {"latent_unet": 250, "p_diff": 250, "g_pt": 250, "pca_flow": 120, "latent_kde": 80}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def sides(tiny, mesh):
     with config.unlocked():
         config.condition.update(dict(use=("id",), drop_id=0.0, drop_all=0.0))
         config.sample.condition = ("id",)
-        config.train.batch_size = 32
+        config.train.batch_size = 16
         config.train.ema_decay = 0.95
     generator = dataclasses.replace(tiny, config=config.lock())
     random = np.random.default_rng(0)
