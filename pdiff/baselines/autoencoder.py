@@ -1,7 +1,7 @@
 """A variational auto-encoder of weight vectors by 1-D convolutions, with noise on its input and on its latent.
 
 As p-diff (Wang et al. 2024) and the conditional model of arXiv 2506.17807 have it: the noise makes latents that are a
-little off decode to networks that still work.
+little off decode to networks that still work. Its sizes go with `model.width`.
 """
 
 import dataclasses
@@ -19,9 +19,8 @@ from pdiff.generator import Generator
 from pdiff.models.layers import Conv1D, upsampled
 from pdiff.weights import stats
 
-CHANNELS = (32, 64, 128)  # of the encoder's stages, each of which shortens the vector by STRIDE
-STRIDE, KERNEL, GROUPS = 4, 7, 8
-LATENT = 128
+STAGES, STRIDE = 3, 4  # each stage of the encoder shortens the vector by STRIDE and doubles the channels
+KERNEL, GROUPS = 7, 8
 INPUT_NOISE, LATENT_NOISE = 0.05, 0.1  # standard deviations; normalised weights and latents have one of about 1
 KL_WEIGHT = 1e-4
 
@@ -29,13 +28,14 @@ KL_WEIGHT = 1e-4
 class Encoder(nn.Module):
     """Weight vectors to the mean and log-variance of their latents."""
 
+    latent: int
+
     @nn.compact
     def __call__(self, x: Float[Array, "batch length"]) -> tuple[Float[Array, "batch latent"], ...]:
         h = x[..., None]
-        for channels in CHANNELS:
-            h = Conv1D(channels, KERNEL, STRIDE)(h)
-            h = nn.gelu(nn.GroupNorm(GROUPS)(h))
-        return tuple(jnp.split(nn.Dense(2 * LATENT)(h.reshape(len(h), -1)), 2, -1))
+        for channels in _channels(self.latent):
+            h = nn.gelu(nn.GroupNorm(GROUPS)(Conv1D(channels, KERNEL, STRIDE)(h)))
+        return tuple(jnp.split(nn.Dense(2 * self.latent)(h.reshape(len(h), -1)), 2, -1))
 
 
 class Decoder(nn.Module):
@@ -45,13 +45,17 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch length"]:
-        short = self.length // STRIDE ** len(CHANNELS)
-        h = nn.Dense(short * CHANNELS[-1])(z).reshape(len(z), short, CHANNELS[-1])
-        for channels in CHANNELS[-2::-1]:
+        channels, short = _channels(z.shape[-1]), self.length // STRIDE**STAGES
+        h = nn.Dense(short * channels[-1])(z).reshape(len(z), short, channels[-1])
+        for fewer in (*channels[-2::-1], 1):
             h = nn.gelu(nn.GroupNorm(GROUPS)(h))
-            h = upsampled(Conv1D(STRIDE * channels, 3)(h), STRIDE)
-        h = nn.gelu(nn.GroupNorm(GROUPS)(h))
-        return upsampled(Conv1D(STRIDE, 3)(h), STRIDE)[..., 0]
+            h = upsampled(Conv1D(STRIDE * fewer, 3)(h), STRIDE)
+        return h[..., 0]
+
+
+def _channels(latent: int) -> tuple[int, ...]:
+    """Of the encoder's stages; the last has as many as the latent has dimensions."""
+    return tuple(max(GROUPS, latent >> i) for i in range(STAGES))[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +65,26 @@ class Autoencoder:
     generator: Generator
 
     @property
+    def latent(self) -> int:
+        """Dimensions of the latent."""
+        return self.generator.config.model.width
+
+    @property
     def length(self) -> int:
         """Of a weight vector, filled up to what the stages divide."""
-        factor = STRIDE ** len(CHANNELS)
+        factor = STRIDE**STAGES
         return math.ceil(self.generator.spec.num_tokens * self.generator.spec.token_dim / factor) * factor
 
     def init(self) -> PyTree:
         key = rng.stream(self.generator.config.seed, "baselines/autoencoder")
-        encoder = Encoder().init(key, jnp.zeros((1, self.length)))["params"]
-        return {"encoder": encoder, "decoder": Decoder(self.length).init(key, jnp.zeros((1, LATENT)))["params"]}
+        encoder = Encoder(self.latent).init(key, jnp.zeros((1, self.length)))["params"]
+        return {"encoder": encoder, "decoder": Decoder(self.length).init(key, jnp.zeros((1, self.latent)))["params"]}
 
     def encode(self, params: PyTree, x0: Float[Array, "batch tokens dim"]) -> tuple[Float[Array, "batch latent"], ...]:
         """Mean and log-variance of the latents."""
         flat = x0.reshape(len(x0), -1)
-        return Encoder().apply({"params": params["encoder"]}, jnp.pad(flat, ((0, 0), (0, self.length - flat.shape[1]))))
+        padded = jnp.pad(flat, ((0, 0), (0, self.length - flat.shape[1])))
+        return Encoder(self.latent).apply({"params": params["encoder"]}, padded)
 
     def decode(self, params: PyTree, latent: Float[Array, "batch latent"]) -> Float[Array, "batch tokens dim"]:
         shape = (self.generator.spec.num_tokens, self.generator.spec.token_dim)

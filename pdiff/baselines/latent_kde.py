@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from pdiff.baselines.autoencoder import LATENT, Autoencoder
+from pdiff.baselines.autoencoder import Autoencoder
 from pdiff.baselines.learned import Learned, TrainingZoo, normal
 from pdiff.baselines.neighbours import own_or_nearest
 from pdiff.tasks.base import Task
@@ -46,5 +46,5 @@ class LatentKDE(Learned):
     def draw(
         self, params: PyTree, codes: Float[Array, "batch latent"], keys: PRNGKeyArray
     ) -> Float[Array, "batch tokens dim"]:
-        z = codes + self.bandwidth * normal(keys, (LATENT,))
+        z = codes + self.bandwidth * normal(keys, codes.shape[1:])
         return Autoencoder(self.generator).decode_standardised(params["autoencoder"], z)

@@ -12,13 +12,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from pdiff.baselines import ddpm
-from pdiff.baselines.autoencoder import LATENT, Autoencoder
+from pdiff.baselines.autoencoder import Autoencoder
 from pdiff.baselines.learned import Conditioned, Learned, TrainingZoo, conditioned, init, normal
 from pdiff.diffusion import samplers
 from pdiff.generator import Generator, null_condition
 from pdiff.models.layers import Conv1D, Mlp, noise_features, upsampled
-
-WIDTHS = (64, 128)  # channels at full and at half length
 
 
 class ResBlock(nn.Module):
@@ -36,14 +34,16 @@ class ResBlock(nn.Module):
 
 
 class UNet1D(nn.Module):
-    """A 1-D UNet of two levels over a latent vector."""
+    """A 1-D UNet of two levels over a latent vector: `width` channels at half its length, half of them at full."""
+
+    width: int
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "batch latent"], c_noise: Float[Array, " batch"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch latent"]:
-        v = Mlp(128, 128)(noise_features(c_noise)) + nn.Dense(128)(vector)
-        wide, narrow = WIDTHS
+        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(vector)
+        wide, narrow = self.width // 2, self.width
         h = Conv1D(wide, 3)(z[..., None])
         h += self.param("position", nn.initializers.normal(0.02), h.shape[1:])  # a latent's places are not alike
         skip = h = ResBlock(wide)(h, v)
@@ -76,7 +76,7 @@ class LatentUNet(Learned):
             context = model.apply({"params": params}, cls.told(told(s)), method="encode")
             return ddpm.squared_error(_denoiser(model, params, context)(z, s), z0, s)
 
-        unet = zoo.fit(f"{cls.name}/unet", loss, init(zoo.generator, model, (LATENT,)), latents, 2 / 3)
+        unet = zoo.fit(f"{cls.name}/unet", loss, init(zoo.generator, model, latents.shape[1:]), latents, 2 / 3)
         return cls(zoo.generator, zoo.mesh, {"autoencoder": ae, "unet": unet})
 
     @classmethod
@@ -87,13 +87,14 @@ class LatentUNet(Learned):
     def draw(self, params: PyTree, condition: dict, keys: PRNGKeyArray) -> Float[Array, "batch tokens dim"]:
         model, unet = _model(self.generator), params["unet"]
         context = model.apply({"params": unet}, self.told(condition), method="encode")
+        ae = Autoencoder(self.generator)
         noise, fresh = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        z = self.sampler(_denoiser(model, unet, context), None, normal(noise, (LATENT,)), self.levels, fresh)
-        return Autoencoder(self.generator).decode_standardised(params["autoencoder"], z)
+        z = self.sampler(_denoiser(model, unet, context), None, normal(noise, (ae.latent,)), self.levels, fresh)
+        return ae.decode_standardised(params["autoencoder"], z)
 
 
 def _model(generator: Generator) -> Conditioned:
-    return conditioned(generator, UNet1D())
+    return conditioned(generator, UNet1D(generator.config.model.width))
 
 
 def _denoiser(model: Conditioned, params: PyTree, context):

@@ -20,7 +20,7 @@ STEPS = 100  # Euler steps from noise to data
 class Velocity(nn.Module):
     """A residual MLP that predicts data - noise from their mixture."""
 
-    width: int = 512
+    width: int
     depth: int = 3
 
     @nn.compact
@@ -80,4 +80,4 @@ def components(
 
 
 def _model(generator: Generator) -> Conditioned:
-    return conditioned(generator, Velocity())
+    return conditioned(generator, Velocity(4 * generator.config.model.width))

@@ -14,7 +14,7 @@ from pdiff.baselines.learned import TrainingZoo, normal
 from pdiff.stopping import StopSignal
 from pdiff.weights import stats
 
-STEPS = {"latent_unet": 250, "p_diff": 250, "g_pt": 250, "pca_flow": 120, "latent_kde": 80}
+STEPS = {"latent_unet": 300, "p_diff": 300, "g_pt": 300, "pca_flow": 200, "latent_kde": 150}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def sides(tiny, mesh):
     with config.unlocked():
         config.condition.update(dict(use=("id",), drop_id=0.0, drop_all=0.0))
         config.sample.condition = ("id",)
-        config.train.batch_size = 16
+        config.train.batch_size = 32
+        config.model.width = 32
         config.train.ema_decay = 0.95
     generator = dataclasses.replace(tiny, config=config.lock())
     random = np.random.default_rng(0)
