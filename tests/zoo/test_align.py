@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdiff import config as config_lib
 from pdiff import generator as generator_lib
 from pdiff import rng
 from pdiff import train as train_lib
@@ -104,6 +105,8 @@ def test_what_cannot_be_aligned_or_permuted_is_refused_before_any_work(tiny_conf
         finetune.check(target, head.zoo)
     with pytest.raises(PdiffError, match="weights.permute: got True: target.generate is 'params/Dense_1/"):
         generator_lib.check(head, family, target)
+    with pytest.raises(PdiffError, match="weights.center: got 'base'; allowed: mean with weights.permute"):
+        config_lib.validate(changed(tiny_config, weights__center="base", weights__permute=True))
 
 
 def test_training_with_permutations_sees_every_order_and_no_other_change(tiny_config, tiny_zoo):
