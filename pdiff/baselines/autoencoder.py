@@ -1,7 +1,7 @@
 """A variational auto-encoder of weight vectors by 1-D convolutions, with noise on its input and on its latent.
 
 As p-diff (Wang et al. 2024) and the conditional model of arXiv 2506.17807 have it: the noise makes latents that are a
-little off decode to networks that still work. Its sizes go with `model.width`.
+little off decode to networks that still work. A latent has `model.width` dimensions.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from pdiff.generator import Generator
 from pdiff.models.layers import Conv1D, upsampled
 from pdiff.weights import stats
 
-STAGES, STRIDE = 3, 4  # each stage of the encoder shortens the vector by STRIDE and doubles the channels
-KERNEL, GROUPS = 7, 8
+CHANNELS = (32, 64, 128)  # of the encoder's stages, each of which shortens the vector by STRIDE
+STRIDE, KERNEL, GROUPS = 4, 7, 8
 INPUT_NOISE, LATENT_NOISE = 0.05, 0.1  # standard deviations; normalised weights and latents have one of about 1
 KL_WEIGHT = 1e-4
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch length"]) -> tuple[Float[Array, "batch latent"], ...]:
         h = x[..., None]
-        for channels in _channels(self.latent):
+        for channels in CHANNELS:
             h = nn.gelu(nn.GroupNorm(GROUPS)(Conv1D(channels, KERNEL, STRIDE)(h)))
         return tuple(jnp.split(nn.Dense(2 * self.latent)(h.reshape(len(h), -1)), 2, -1))
 
@@ -45,17 +45,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch length"]:
-        channels, short = _channels(z.shape[-1]), self.length // STRIDE**STAGES
-        h = nn.Dense(short * channels[-1])(z).reshape(len(z), short, channels[-1])
-        for fewer in (*channels[-2::-1], 1):
+        short = self.length // STRIDE ** len(CHANNELS)
+        h = nn.Dense(short * CHANNELS[-1])(z).reshape(len(z), short, CHANNELS[-1])
+        for channels in (*CHANNELS[-2::-1], 1):
             h = nn.gelu(nn.GroupNorm(GROUPS)(h))
-            h = upsampled(Conv1D(STRIDE * fewer, 3)(h), STRIDE)
+            h = upsampled(Conv1D(STRIDE * channels, 3)(h), STRIDE)
         return h[..., 0]
-
-
-def _channels(latent: int) -> tuple[int, ...]:
-    """Of the encoder's stages; the last has as many as the latent has dimensions."""
-    return tuple(max(GROUPS, latent >> i) for i in range(STAGES))[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Autoencoder:
     @property
     def length(self) -> int:
         """Of a weight vector, filled up to what the stages divide."""
-        factor = STRIDE**STAGES
+        factor = STRIDE ** len(CHANNELS)
         return math.ceil(self.generator.spec.num_tokens * self.generator.spec.token_dim / factor) * factor
 
     def init(self) -> PyTree:

@@ -42,7 +42,7 @@ class UNet1D(nn.Module):
     def __call__(
         self, z: Float[Array, "batch latent"], c_noise: Float[Array, " batch"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch latent"]:
-        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(vector)
+        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(nn.LayerNorm()(vector))
         wide, narrow = self.width // 2, self.width
         h = Conv1D(wide, 3)(z[..., None])
         h += self.param("position", nn.initializers.normal(0.02), h.shape[1:])  # a latent's places are not alike

@@ -27,7 +27,7 @@ class Velocity(nn.Module):
     def __call__(
         self, x: Float[Array, "batch k"], c_noise: Float[Array, " batch"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch k"]:
-        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(vector)
+        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(nn.LayerNorm()(vector))
         h = nn.Dense(self.width)(x)
         for _ in range(self.depth):
             h += Mlp(self.width, self.width)(nn.LayerNorm()(h + v))

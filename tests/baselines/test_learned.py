@@ -14,7 +14,7 @@ from pdiff.baselines.learned import TrainingZoo, normal
 from pdiff.stopping import StopSignal
 from pdiff.weights import stats
 
-STEPS = {"latent_unet": 300, "p_diff": 300, "g_pt": 300, "pca_flow": 200, "latent_kde": 150}
+STEPS = {"latent_unet": 300, "p_diff": 300, "g_pt": 300, "pca_flow": 200, "latent_kde": 100}
 
 
 @pytest.fixture(scope="module")
