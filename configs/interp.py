@@ -14,5 +14,5 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.eval.hypernetwork = True
+    c.eval.update(dict(hypernetwork=True, likelihood_networks=48))
     return c.lock()
