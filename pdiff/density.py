@@ -16,6 +16,7 @@ from pdiff.diffusion import likelihood
 from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.samplers import noise_levels
 from pdiff.evaluators import score_likeness as likeness
+from pdiff.generator import Generator
 from pdiff.report.results import summary
 from pdiff.tasks.base import Family, Task
 from pdiff.weights import stats
@@ -25,6 +26,21 @@ HELD_OUT = ("validation", "interp", "unseen")
 ESTIMATES = ("likelihood", "elbo", "weighted")
 WRONG_SEEN = 6  # seen tasks that a network's own is told from, from the nearest to the farthest
 LIKENESS_NETWORKS = 32  # noised, for each case and level
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """How likely is network number `network`, fine-tuned for `task`, under the condition of task `about`?
+
+    `kind` says what `about` is: `right`, `opposite` or `seen`; a seen one is the `rank`-th nearest.
+    """
+
+    network: int
+    split: str
+    task: Task
+    about: Task
+    kind: str
+    rank: int = 0
 
 
 def identification(bench: Bench, networks: dict[str, Networks]) -> dict:
@@ -40,26 +56,27 @@ def identification(bench: Bench, networks: dict[str, Networks]) -> dict:
 
     Returns:
       `splits`: for each split the log-density in nats per parameter under the right condition, of normalised and of
-      raw weights, and by estimate the share of networks for which right is above wrong, the mean difference in nats
-      per parameter (for `weighted` in units of the loss), and the share with the right task on top of all.
-      `by_rank`: the share against the seen task of each rank by distance. `pairs`: every pair's differences.
-      Empty where there is no held-out network, no other task, or nothing but ids to tell tasks by.
+      raw weights, and by estimate the share of networks for which right is above the one half the split away, the mean
+      difference in nats per parameter (for `weighted` in units of the loss), and the share with the right task on top
+      of all. `by_rank`: share and difference against the seen task of each rank by distance. `pairs`: every pair's
+      differences. Empty where there is no held-out network, no other task, or nothing but ids to tell tasks by.
     """
-    family, given = bench.generator.family, [n for n in bench.config.sample.condition if n != "id"]
+    family, given = bench.generator.family, _telling(bench)
     chosen = _held_out(networks, bench.config.eval.likelihood_networks)
     if not given or not chosen or len(family.split("seen")) < 2:
         return {}
-    asked, rows = [], []  # (split, kind, network's task, task asked about), and which network
-    for split, own in chosen.items():
-        start = rows[-1] + 1 if rows else 0
-        for i, task in enumerate(family.tasks[t] for t in own.task):
-            about = [("right", task), *_wrong(family, split, task)]
-            asked += [(split, kind, task, other) for kind, other in about]
-            rows += [start + i] * len(about)
+    asked, parts = [], [(split, task) for split, own in chosen.items() for task in own.task]
+    for network, (split, task) in enumerate(parts):
+        asked += _questions(family, network, split, family.tasks[task])
     x0 = np.concatenate([np.asarray(bench.generator.encode(own.params)) for own in chosen.values()])
-    condition = bench.condition([other for *_, other in asked], 1, given=given)
-    values = _estimates(bench, x0, np.array(rows, np.int32), condition)
-    return _summarised(bench.generator, asked, np.array(rows), values)
+    rows = np.array([q.network for q in asked], np.int32)
+    condition = bench.condition([q.about for q in asked], 1, given=given)
+    return _summarised(bench.generator, asked, _estimates(bench, x0, rows, condition))
+
+
+def _telling(bench: Bench) -> tuple[str, ...]:
+    """The conditions that can say what a held-out task is; no such task's id was ever trained."""
+    return tuple(n for n in bench.config.sample.condition if n != "id")
 
 
 def _held_out(networks: dict[str, Networks], most: int) -> dict[str, Networks]:
@@ -69,21 +86,19 @@ def _held_out(networks: dict[str, Networks], most: int) -> dict[str, Networks]:
     return {s: n[_evenly(len(n), each)] for s, n in found.items()}
 
 
-def _wrong(family: Family, split: str, task: Task) -> list[tuple[str, Task]]:
-    """(kind, task): the other task of the split that is as far round as can be, and seen ones by rank of distance."""
-    own = family.split(split)
-    seen = list(family.split("seen"))
-    if family.factor_names:
-        distance = family.distance(family.factors([task]), family.factors(seen))[0]
-        ordered = [seen[i] for i in np.argsort(distance, kind="stable")]
-        ranks = np.geomspace(1, len(ordered), WRONG_SEEN)
-    else:
-        ordered, ranks = seen, np.linspace(1, len(seen), WRONG_SEEN)
-    wrong = [(f"seen_{r}", ordered[r - 1]) for r in np.unique(ranks.round().astype(int))]
+def _questions(family: Family, network: int, split: str, task: Task) -> list[Question]:
+    """The right task, the one of its split that is as far round as can be, and seen ones by rank of distance."""
+    own, seen = family.split(split), family.split("seen")
+    asked = [Question(network, split, task, task, "right")]
     if len(own) > 1:
         place = [t.id for t in own].index(task.id)
-        wrong.insert(0, ("opposite", own[(place + len(own) // 2) % len(own)]))
-    return wrong
+        asked.append(Question(network, split, task, own[(place + len(own) // 2) % len(own)], "opposite"))
+    order, ranks = np.arange(len(seen)), np.linspace(1, len(seen), WRONG_SEEN)
+    if family.factor_names:
+        order = np.argsort(family.distance(family.factors([task]), family.factors(seen))[0], kind="stable")
+        ranks = np.geomspace(1, len(seen), WRONG_SEEN)
+    chosen = np.unique(ranks.round().astype(int))
+    return asked + [Question(network, split, task, seen[order[r - 1]], "seen", int(r)) for r in chosen]
 
 
 def _estimates(
@@ -114,40 +129,41 @@ def _estimates(
     return _over_devices(bench, estimate)(condition, (x0[rows], rows))
 
 
-def _summarised(generator, asked: list[tuple], rows: Int[np.ndarray, " pairs"], values: dict) -> dict:
-    """The study's results from each estimate of all pairs, those of a network following one another, right first."""
+def _summarised(generator: Generator, asked: list[Question], values: dict[str, Float[np.ndarray, " pairs"]]) -> dict:
+    """The study's results from each estimate of every question; a network's first question is the right one."""
     family, count = generator.family, int(np.asarray(stats.varying(generator.stats)).sum())
-    right = np.flatnonzero([kind == "right" for _, kind, *_ in asked])
-    per_parameter = {n: v / count for n, v in values.items()}
-    ahead = {n: v[right][rows] - v for n, v in per_parameter.items()}
-    pairs = []
-    for i, (split, kind, task, other) in enumerate(asked):
-        if kind != "right":
-            pair = {"split": split, "kind": kind, "task": task.name, "against": other.name}
-            if family.factor_names:
-                pair["distance"] = float(family.distance(family.factors([task]), family.factors([other]))[0, 0])
-            pairs.append(pair | {n: float(d[i]) for n, d in ahead.items()})
-    top = {n: np.array([v[rows == r].argmax() == 0 for r in np.unique(rows)]) for n, v in values.items()}
+    network, right = np.array([q.network for q in asked]), np.flatnonzero([q.kind == "right" for q in asked])
+    ahead = {n: (v[right][network] - v) / count for n, v in values.items()}
+    top = {n: np.minimum.reduceat(d, right) >= 0 for n, d in ahead.items()}
+    pairs = [
+        _pair(family, q) | {n: float(d[i]) for n, d in ahead.items()} for i, q in enumerate(asked) if q.kind != "right"
+    ]
     splits = {}
-    for split in dict.fromkeys(s for s, *_ in asked):
-        own = right[[asked[i][0] == split for i in right]]
-        ids = np.array([asked[i][2].id for i in own])
-        density = per_parameter["likelihood"][own]
-        entry = {
+    for split in dict.fromkeys(q.split for q in asked):
+        own = np.flatnonzero([asked[i].split == split for i in right])
+        ids = np.array([asked[i].task.id for i in right[own]])
+        density = values["likelihood"][right[own]] / count
+        splits[split] = {
             "log_density": summary(density, ids),
             "log_density_raw": summary(density - stats.log_volume(generator.stats) / count, ids),
-            "top_1": {n: summary(top[n][rows[own]], ids) for n in ESTIMATES},
+            "top_1": {n: summary(t[own], ids) for n, t in top.items()},
         }
-        splits[split] = entry | _shares([p for p in pairs if p["split"] == split and p["kind"] == "opposite"])
-    kinds = dict.fromkeys(p["kind"] for p in pairs if p["kind"] != "opposite")
+        splits[split] |= _shares([p for p in pairs if p["split"] == split and p["kind"] == "opposite"])
     by_rank = []
-    for kind in sorted(kinds, key=lambda k: int(k.removeprefix("seen_"))):
-        own = [p for p in pairs if p["kind"] == kind]
-        place = {"rank": int(kind.removeprefix("seen_"))}
-        if family.factor_names:
-            place["distance"] = float(np.mean([p["distance"] for p in own]))
-        by_rank.append(place | _shares(own))
+    for rank in sorted({q.rank for q in asked if q.rank}):
+        own = [p for p in pairs if p.get("rank") == rank]
+        place = {"distance": float(np.mean([p["distance"] for p in own]))} if family.factor_names else {}
+        by_rank.append({"rank": rank} | place | _shares(own))
     return {"splits": splits, "by_rank": by_rank, "pairs": pairs}
+
+
+def _pair(family: Family, asked: Question) -> dict:
+    """What the two tasks are, and how far apart where there are factors."""
+    pair = {"split": asked.split, "kind": asked.kind, "task": asked.task.name, "against": asked.about.name}
+    pair |= {"rank": asked.rank} if asked.rank else {}
+    if family.factor_names:
+        pair["distance"] = float(family.distance(family.factors([asked.task]), family.factors([asked.about]))[0, 0])
+    return pair
 
 
 def _shares(pairs: list[dict]) -> dict:
@@ -216,7 +232,7 @@ def _cases(bench: Bench, networks: dict[str, Networks]) -> dict[str, Case]:
     cases = {"seen": Case(known, config.sample.condition, _by_task(known.task, seen.task), within)}
     parts = list(_held_out(networks, LIKENESS_NETWORKS).values())
     new = Networks.concatenate(parts) if parts else None
-    given = tuple(n for n in config.sample.condition if n != "id")  # no held-out task's id was ever trained
+    given = _telling(bench)
     if new and given and family.factor_names:
         others = family.split("seen")
         factors = family.factors([family.tasks[t] for t in new.task])

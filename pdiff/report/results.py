@@ -120,6 +120,8 @@ def check(results: dict, controls: Sequence[str] | None = None) -> list[str]:
     faults += _check_selection(results.get("selection", {}))
     faults += _check_splits(results, controls)
     faults += _check_novelty(results.get("novelty", {}))
+    faults += _check_likelihood(results)
+    faults += _check_score_likeness(results)
     timing = results.get("timing", {})
     faults += _missing("timing", timing, _TIMES)
     bad = [k for k in _TIMES if _negative(timing.get(k, 0))]
@@ -235,6 +237,50 @@ def _check_novelty(novelty: dict) -> list[str]:
             faults += [f"{where}.nearest_l2: {point['nearest_l2']!r}"] * _negative(point["nearest_l2"])
             if point["kind"] not in POINT_KINDS:
                 faults.append(f"{where}.kind: {point['kind']!r}; allowed: {', '.join(POINT_KINDS)}")
+    return faults
+
+
+def _check_likelihood(results: dict) -> list[str]:
+    """Tasks told by likelihood: there if asked for and possible, with shares that are fractions."""
+    study, config = results.get("likelihood"), _object(results, "config")
+    if study is None:
+        held_out = any(_object(results, "zoo").get(s) for s in ("validation", "interp", "unseen"))
+        told = set(_object(config, "sample").get("condition", ())) - {"id"}
+        several = _several(_object(_object(results, "splits"), "seen").get("num_tasks"))
+        asked = _object(config, "eval").get("likelihood_networks", 0)
+        return ["likelihood: missing"] if asked and held_out and told and several else []
+    faults = _missing("likelihood", study, ("splits", "by_rank", "pairs"))
+    if faults:
+        return faults
+    if not study["pairs"]:
+        faults.append("likelihood.pairs: empty")
+    parts = {f"likelihood.splits.{s}": e for s, e in study["splits"].items()}
+    for where, entry in parts.items():
+        faults += _missing(where, entry, ("log_density", "log_density_raw", "top_1"))
+        faults += _check_summaries(f"{where}.top_1", _object(entry, "top_1"))
+    parts |= {f"likelihood.by_rank[{i}]": row for i, row in enumerate(study["by_rank"])}
+    for where, entry in parts.items():
+        if "share" in entry:
+            faults += _missing(where, entry, ("difference",)) + _check_summaries(f"{where}.share", entry["share"])
+    return faults
+
+
+def _check_score_likeness(results: dict) -> list[str]:
+    """Likeness of score: every noise level that was asked for, with errors that are not negative."""
+    levels = list(_object(_object(results, "config"), "eval").get("score_levels", ()))
+    rows = results.get("score_likeness", [])
+    found = [r.get("sigma") for r in rows]
+    if found != levels:
+        return [f"score_likeness: levels {found}; allowed: those of eval.score_levels, {levels}"]
+    faults = []
+    for i, row in enumerate(rows):
+        faults += _missing(f"score_likeness[{i}].cases", row.get("cases"), ("seen",))
+        for name, case in _object(row, "cases").items():
+            where = f"score_likeness[{i}].cases.{name}"
+            faults += _missing(where, case, ("empirical", "gaussian", "largest_weight"))
+            for reference in ("empirical", "gaussian"):
+                error = _object(case, reference).get("relative_error")
+                faults += _check_summary(f"{where}.{reference}.relative_error", error, fractions=False)
     return faults
 
 
