@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from pdiff import dist, rng
 from pdiff.bench import Bench
@@ -23,7 +23,7 @@ from pdiff.weights import stats
 from pdiff.zoo.store import Networks
 
 HELD_OUT = ("validation", "interp", "unseen")
-ESTIMATES = ("likelihood", "elbo", "weighted")
+ESTIMATES = ("likelihood", "elbo", "weighted", "direction")
 WRONG_SEEN = 6  # seen tasks that a network's own is told from, from the nearest to the farthest
 LIKENESS_NETWORKS = 32  # noised, for each case and level
 
@@ -48,18 +48,20 @@ def identification(bench: Bench, networks: dict[str, Networks]) -> dict:
 
     The wrong tasks of a network are the one half its split away, as for the control `wrong_task`, and seen tasks from
     the nearest to the farthest by their factors, near ones more densely (without factors: spread evenly). Weights,
-    noise and probes are the same for every task that a network is asked about. Three estimates:
+    noise and probes are the same for every task that a network is asked about. Four estimates:
 
       likelihood  the exact log-density of x0 + sigma_min eps, by the probability-flow ODE
       elbo        minus the diffusion loss, a bound on it up to a constant (Li et al. 2023)
       weighted    minus the loss that the generator is trained with, without its functional part, evenly over log sigma
+      direction   the cosine of the weights and their posterior mean at sigma_max, both from the zoo's centre: with a
+                  functional loss the length of the posterior mean's error depends on the task, which the others count
 
     Returns:
       `splits`: for each split the log-density in nats per parameter under the right condition, of normalised and of
       raw weights, and by estimate the share of networks for which right is above the one half the split away, the mean
-      difference in nats per parameter (for `weighted` in units of the loss), and the share with the right task on top
-      of all. `by_rank`: share and difference against the seen task of each rank by distance. `pairs`: every pair's
-      differences. Empty where there is no held-out network, no other task, or nothing but ids to tell tasks by.
+      difference in nats per parameter (`weighted` and `direction` in their own units), and the share with the right
+      task on top of all. `by_rank`: share and difference against the seen task of each rank by distance. `pairs`: the
+      differences of every pair. Empty where no network is held out, or there is nothing but ids to tell tasks by.
     """
     family, given = bench.generator.family, _telling(bench)
     chosen = _held_out(networks, bench.config.eval.likelihood_networks)
@@ -104,9 +106,9 @@ def _questions(family: Family, network: int, split: str, task: Task) -> list[Que
 def _estimates(
     bench: Bench, x0: Float[np.ndarray, "nets tokens dim"], rows: Int[np.ndarray, " pairs"], condition: PyTree
 ) -> dict[str, Float[np.ndarray, " pairs"]]:
-    """Each estimate, higher being likelier, of network `rows[i]` under condition i; in all, not for each parameter."""
+    """Each estimate, higher being likelier, of network `rows[i]` under condition i; nats are for each parameter."""
     made, config = bench.generator, bench.config.eval
-    varying = np.asarray(stats.varying(made.stats))
+    varying, count = np.asarray(stats.varying(made.stats)), _count(made)
     steps, probes = config.likelihood_steps, config.likelihood_probes
     up = noise_levels(made.path, steps + 1, bench.config.sample.rho)[:-1][::-1]
     even = jnp.geomspace(made.path.sigma_min, made.path.sigma_max, steps + 1)
@@ -119,21 +121,32 @@ def _estimates(
         noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(streams[:, 0])
         drawn = likelihood.rademacher(streams[:, 1], probes, varying)
         errors = likelihood.squared_errors(denoise, x, even, streams[:, 2], probes)
-        weights = loss_weight(even, made.spread)[:, None]
+        exact = likelihood.log_likelihood(denoise, made.path, x + up[0] * noise, up, drawn, varying)
         return {
-            "likelihood": likelihood.log_likelihood(denoise, made.path, x + up[0] * noise, up, drawn, varying),
-            "elbo": -likelihood.diffusion_loss(errors, even),
-            "weighted": -(weights * errors).mean(0),
+            "likelihood": exact / count,
+            "elbo": -likelihood.diffusion_loss(errors, even) / count,
+            "weighted": -(loss_weight(even, made.spread)[:, None] * errors).mean(0) / count,
+            "direction": _cosine(x, denoise(up[-1] * noise, jnp.full(len(x), up[-1]))),
         }
 
     return _over_devices(bench, estimate)(condition, (x0[rows], rows))
 
 
+def _count(generator: Generator) -> int:
+    """How many elements vary over the zoo."""
+    return int(np.asarray(stats.varying(generator.stats)).sum())
+
+
+def _cosine(a: Float[Array, "batch tokens dim"], b: Float[Array, "batch tokens dim"]) -> Float[Array, " batch"]:
+    squared = ((a**2).sum((1, 2)) * (b**2).sum((1, 2))).clip(1e-30)
+    return (a * b).sum((1, 2)) / jnp.sqrt(squared)
+
+
 def _summarised(generator: Generator, asked: list[Question], values: dict[str, Float[np.ndarray, " pairs"]]) -> dict:
     """The study's results from each estimate of every question; a network's first question is the right one."""
-    family, count = generator.family, int(np.asarray(stats.varying(generator.stats)).sum())
+    family, volume = generator.family, stats.log_volume(generator.stats) / _count(generator)
     network, right = np.array([q.network for q in asked]), np.flatnonzero([q.kind == "right" for q in asked])
-    ahead = {n: (v[right][network] - v) / count for n, v in values.items()}
+    ahead = {n: v[right][network] - v for n, v in values.items()}
     top = {n: np.minimum.reduceat(d, right) >= 0 for n, d in ahead.items()}
     pairs = [
         _pair(family, q) | {n: float(d[i]) for n, d in ahead.items()} for i, q in enumerate(asked) if q.kind != "right"
@@ -142,10 +155,10 @@ def _summarised(generator: Generator, asked: list[Question], values: dict[str, F
     for split in dict.fromkeys(q.split for q in asked):
         own = np.flatnonzero([asked[i].split == split for i in right])
         ids = np.array([asked[i].task.id for i in right[own]])
-        density = values["likelihood"][right[own]] / count
+        density = values["likelihood"][right[own]]
         splits[split] = {
             "log_density": summary(density, ids),
-            "log_density_raw": summary(density - stats.log_volume(generator.stats) / count, ids),
+            "log_density_raw": summary(density - volume, ids),
             "top_1": {n: summary(t[own], ids) for n, t in top.items()},
         }
         splits[split] |= _shares([p for p in pairs if p["split"] == split and p["kind"] == "opposite"])

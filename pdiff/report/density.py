@@ -9,6 +9,7 @@ ESTIMATES = {  # colour, marker, what they are
     "likelihood": (BLUE, "o", "log-likelihood"),
     "elbo": (VERMILLION, "s", "evidence bound"),
     "weighted": (GREEN, "^", "training loss"),
+    "direction": (PURPLE, "D", "direction of the mean"),
 }
 SPLIT_COLORS = {"validation": MUTED, "interp": GREEN, "unseen": BLUE}
 CASES = {"seen": (BLUE, "zoo networks"), "held_out": (ORANGE, "held-out networks")}
@@ -39,7 +40,7 @@ def identification(study: dict) -> Figure:
         axes.set_xlabel("distance of the wrong task" if where == "distance" else "place of the wrong task")
         if where == "distance" and min(r[where] for r in rows) > 0:
             axes.set_xscale("log")
-        legend_above(axes, 3)
+        legend_above(axes, 2)
     return fig
 
 
