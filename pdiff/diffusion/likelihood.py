@@ -108,7 +108,7 @@ def diffusion_loss(
 ) -> Float[Array, " batch"]:
     """Minus the evidence bound on log p(x0) in nats, up to what no condition changes.
 
-    The integral of E||D - x0||^2 / sigma^3 over sigma (Kingma et al. 2021, equation 17, with a signal-to-noise ratio
+    The integral of E||D - x0||^2 / sigma^3 over sigma (Kingma et al. 2021, section 5, with a signal-to-noise ratio
     of 1/sigma^2), by the trapezium rule in log sigma. The difference between two conditions estimates the difference of
     their log-likelihoods (Li et al. 2023).
     """

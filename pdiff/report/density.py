@@ -35,9 +35,10 @@ def identification(study: dict) -> Figure:
             gaps.scatter(x, ahead, 9, color, lw=0, alpha=0.7, label=split)
     gaps.axhline(0, color=INK, lw=0.8)
     gaps.set_yscale("symlog", linthresh=0.01)
+    gaps.margins(y=0.05)
     gaps.set_ylabel("difference (nats per parameter)")
     for axes in (shares, gaps):
-        axes.set_xlabel("distance of the wrong task" if where == "distance" else "place of the wrong task")
+        axes.set_xlabel("distance of the wrong task's factors" if where == "distance" else "place of the wrong task")
         if where == "distance" and min(r[where] for r in rows) > 0:
             axes.set_xscale("log")
         legend_above(axes, 2)
