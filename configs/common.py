@@ -175,6 +175,10 @@ def get_config() -> ConfigDict:
             curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve
             mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
             transfer_pairs=0,  # (network of a seen task, other task) scored against the distance of the two
+            likelihood_networks=0,  # held-out networks whose tasks are told by likelihood; 0 is none
+            likelihood_steps=24,  # Heun steps of each likelihood, from sigma_min to sigma_max
+            likelihood_probes=1,  # probes of each trace
+            score_levels=(0.05, 0.1, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0, 40.0),  # noise at which the score is compared
         )
     )
     return c

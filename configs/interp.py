@@ -14,5 +14,5 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.eval.rivals = "hypernetwork"
+    c.eval.update(dict(rivals="hypernetwork", likelihood_networks=48))
     return c.lock()

@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     c.eval.update(dict(samples_per_task=2, chunk_size=64, test_time_samples=2, support_sizes=(1,)))
     c.eval.update(dict(curve_levels=(0.02, 1.0), mixing_separations=(60.0,)))
     c.eval.update(dict(rivals="hypernetwork,pca_flow", rival_steps=30))
+    c.eval.update(dict(likelihood_networks=6, likelihood_steps=2, likelihood_probes=1, score_levels=(0.3, 5.0)))
     return c.lock()

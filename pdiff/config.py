@@ -181,6 +181,10 @@ FIELDS: dict[str, Field] = {
     "eval.curve_levels": Field(float, above=0, each=True),
     "eval.mixing_separations": Field(float, above=0, each=True),
     "eval.transfer_pairs": _COUNT_OR_NONE,
+    "eval.likelihood_networks": _COUNT_OR_NONE,
+    "eval.likelihood_steps": _COUNT,
+    "eval.likelihood_probes": _COUNT,
+    "eval.score_levels": Field(float, above=0, each=True),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import audit, rng, studies
+from pdiff import audit, density, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
@@ -87,6 +87,11 @@ class Evaluation:
             results["mixing"] = studies.mixing(self._bench, self._sampler, self._networks["seen"])
         if self._config.eval.transfer_pairs and "nearest_seen" in baselines:
             results["transfer"] = studies.transfer(self._bench, self._sampler, self._networks["seen"], splits)
+        stop.check("in evaluation, with the trained generator in a checkpoint")
+        if self._config.eval.likelihood_networks and (told := density.identification(self._bench, self._networks)):
+            results["likelihood"] = told
+        if self._config.eval.score_levels:
+            results["score_likeness"] = density.score_likeness(self._bench, self._networks)
         seconds = self._time_sampling()
         results["timing"] = {
             "sample_s_per_100": seconds[self._sampler],

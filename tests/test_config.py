@@ -44,6 +44,10 @@ SHRUNKEN = {
     "eval.mixing_separations": (90.0,),
     "eval.transfer_pairs": 6,
     "eval.rival_steps": 2,
+    "eval.likelihood_networks": 3,
+    "eval.likelihood_steps": 2,
+    "eval.likelihood_probes": 1,
+    "eval.score_levels": (0.5,),
     "eval.chunk_size": 32,
 }
 

@@ -29,7 +29,7 @@ from pdiff.weights import stats
 from pdiff.zoo.store import Networks
 
 TIMED_STEPS = 20  # the first updates, which tell how long one takes
-LEARNING_RATE, WARMUP = 1e-3, 0.05  # the rate at its height, and the share of updates that leads up to it
+LEARNING_RATE, WARMUP = 2e-3, 0.05  # the rate at its height, and the share of updates that leads up to it
 
 # (params, data of the batch, told, keys) -> mean loss. `told(sigma)` is the batch's condition, as training has it.
 Loss = Callable[[PyTree, Float[Array, "batch ..."], Callable, PRNGKeyArray], Float[Array, ""]]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pdiff.report import plots
+from pdiff.report import density, plots
 from pdiff.report.style import svg
 
 
@@ -115,6 +115,36 @@ def figures(results: dict, metrics: list[dict]) -> list[Figure]:
                 "their own task, against its distance to the nearest other seen task. Rank correlation of the grey "
                 f"points' accuracy: {spoken}.",
                 svg(plots.transfer(results["transfer"])),
+            )
+        )
+    if results.get("likelihood"):
+        shares = {s: e["share"] for s, e in results["likelihood"]["splits"].items() if "share" in e}
+        spoken = "; ".join(f"{s} {e['likelihood']['mean']:.3f} ({e['elbo']['mean']:.3f})" for s, e in shares.items())
+        made.append(
+            Figure(
+                "likelihood",
+                "Which task is a network for?",
+                "Share of held-out networks that are likelier under their own task's condition than under a seen "
+                "one's, against the distance of the two, and the differences of log-likelihoods.",
+                "The generator is given weights that it was never trained on, and asked how likely they are as a "
+                "network for their own task and for a wrong one. Share with the right task ahead of the one half the "
+                f"split away, by log-likelihood (by the evidence bound): {spoken or 'no split has two tasks'}. The "
+                "dashed line is at 95%. Right: each pair; above the line the right task is ahead.",
+                svg(density.identification(results["likelihood"])),
+            )
+        )
+    if results.get("score_likeness"):
+        made.append(
+            Figure(
+                "score_likeness",
+                "The zoo's own score, or a smoother one?",
+                "Line charts against the noise level of the relative error and the cosine between the learned score, "
+                "the zoo's own, and that of a Gaussian.",
+                "On noised networks, the learned score beside that of the zoo's networks convolved with noise (solid; "
+                "a model with this one can only copy) and that of a Gaussian with their mean and spread (dashed). "
+                "Where the largest posterior weight (dotted) is 1, the zoo's own score points at a single network. A "
+                "score of zero has a relative error of 1.",
+                svg(density.score_likeness(results["score_likeness"])),
             )
         )
     if any("loss" in e for e in metrics):

@@ -121,6 +121,8 @@ def check(results: dict, controls: Sequence[str] | None = None) -> list[str]:
     faults += _check_selection(results.get("selection", {}))
     faults += _check_splits(results, controls)
     faults += _check_novelty(results.get("novelty", {}))
+    faults += _check_likelihood(results)
+    faults += _check_score_likeness(results)
     timing = results.get("timing", {})
     faults += _missing("timing", timing, _TIMES)
     bad = [k for k in _TIMES if _negative(timing.get(k, 0))]
@@ -239,6 +241,54 @@ def _check_novelty(novelty: dict) -> list[str]:
             faults += [f"{where}.nearest_l2: {point['nearest_l2']!r}"] * _negative(point["nearest_l2"])
             if point["kind"] not in POINT_KINDS:
                 faults.append(f"{where}.kind: {point['kind']!r}; allowed: {', '.join(POINT_KINDS)}")
+    return faults
+
+
+def _check_likelihood(results: dict) -> list[str]:
+    """Tasks told by likelihood: there if asked for and possible, with shares that are fractions."""
+    study, where = results.get("likelihood"), "likelihood"
+    if study is None:
+        config, zoo = _object(results, "config"), _object(results, "zoo")
+        condition = _object(config, "sample").get("condition")
+        told = isinstance(condition, (list, tuple)) and any(n != "id" for n in condition)
+        several = _several(_object(_object(results, "splits"), "seen").get("num_tasks"))
+        possible = told and several and any(zoo.get(s) for s in ("validation", "interp", "unseen"))
+        return [f"{where}: missing"] if possible and _object(config, "eval").get("likelihood_networks") else []
+    faults = _missing(where, study, ("splits", "by_rank", "pairs"))
+    if faults:
+        return faults
+    faults = [f"{where}.{k}: empty" for k in ("by_rank", "pairs") if not isinstance(study[k], list) or not study[k]]
+    splits, rows = _object(study, "splits"), [] if faults else study["by_rank"]
+    for name, entry in splits.items():
+        faults += _missing(f"{where}.splits.{name}", entry, ("log_density", "log_density_raw", "top_1"))
+        faults += _check_summaries(f"{where}.splits.{name}.top_1", _object(splits, name).get("top_1"))
+    parts = {f"{where}.by_rank[{i}]": row for i, row in enumerate(rows)}
+    parts |= {f"{where}.splits.{n}": e for n, e in splits.items() if "share" in _object(splits, n)}
+    for name, entry in parts.items():
+        missing = _missing(name, entry, ("share", "difference"))
+        faults += missing or _check_summaries(f"{name}.share", entry["share"])
+    return faults
+
+
+def _check_score_likeness(results: dict) -> list[str]:
+    """Likeness of score: every noise level that was asked for, with errors that are not negative."""
+    levels, rows = _object(_object(results, "config"), "eval").get("score_levels"), results.get("score_likeness")
+    levels = list(levels) if isinstance(levels, (list, tuple)) else []
+    if not levels and rows is None:
+        return []
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        return ["score_likeness: missing, or no list of noise levels"]
+    if [r.get("sigma") for r in rows] != levels:
+        return [f"score_likeness: other levels than eval.score_levels, {levels}"]
+    faults = []
+    for i, row in enumerate(rows):
+        where = f"score_likeness[{i}].cases"
+        faults += _missing(where, row.get("cases"), ("seen",))
+        for name, case in _object(row, "cases").items():
+            faults += _missing(f"{where}.{name}", case, ("empirical", "gaussian", "largest_weight"))
+            for reference in ("empirical", "gaussian"):
+                error = _object(case, reference).get("relative_error") if isinstance(case, dict) else None
+                faults += _check_summary(f"{where}.{name}.{reference}.relative_error", error, fractions=False)
     return faults
 
 

@@ -115,6 +115,15 @@ def varying(stats: Stats) -> Bool[Array, "tokens token_dim"]:
     return stats.scale > 0
 
 
+def log_volume(stats: Stats) -> float:
+    """Log of the volume that one unit of normalised weights has in raw ones.
+
+    A log-density of normalised weights, minus this, is one of raw weights, which can be compared between zoos.
+    """
+    scale = np.asarray(stats.scale, np.float64)
+    return float(np.log(scale[scale > 0]).sum())
+
+
 def spread_within(
     stats: Stats,
     tokens: Float[np.ndarray, "n tokens token_dim"],

@@ -113,6 +113,41 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
     ]
     carried = {"pairs": pairs, "generated": near, "rank_correlation": {"factors": -0.98, "background": -0.9}}
 
+    names = ("likelihood", "elbo", "weighted", "direction")
+
+    def told(ahead: float) -> dict:
+        differences = {n: summary(ahead + 0.1 * random.standard_normal(12)) for n in names}
+        return {"share": {n: summary(np.arange(12) < 12 * min(1, 0.8 + ahead / 5)) for n in names}} | {
+            "difference": differences
+        }
+
+    identified = {
+        "splits": {
+            s: {"log_density": summary(noisy(-0.9)), "log_density_raw": summary(noisy(-0.2))}
+            | {"top_1": {n: summary(noisy(0.8)) for n in names}}
+            | told(3.0)
+            for s in ("validation", "interp", "unseen")
+        },
+        "by_rank": [{"rank": r, "distance": 1.4 * r} | told(r / 100) for r in (1, 10, 120)],
+        "pairs": [
+            {"split": s, "kind": "seen", "rank": r, "task": "a", "against": "b", "distance": 1.4 * r + i}
+            | {n: r / 100 for n in names}
+            for i, s in enumerate(("validation", "interp", "unseen"))
+            for r in (1, 10, 120)
+        ],
+    }
+
+    def alike(error: float) -> dict:
+        return {"relative_error": summary(abs(noisy(error))), "cosine": summary(noisy(1 - error / 3))}
+
+    cases = ("seen", "held_out", "seen_unconditional", "held_out_unconditional")
+
+    def measured(sigma: float) -> dict:
+        both = {"empirical": alike(1 / (1 + sigma)), "gaussian": alike(0.5 / (1 + sigma))}
+        return both | {"largest_weight": summary(noisy(0.9))}
+
+    likeness = [{"sigma": s, "cases": {c: measured(s) for c in cases}} for s in (0.05, 1.0, 40.0)]
+
     def of(kind: str, key: str) -> dict:
         return summary(np.array([p[key] for p in points if p["kind"] == kind]))
 
@@ -122,7 +157,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
             "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
             "zoo": {"dir": ""},
-            "eval": {"rivals": "hypernetwork"},
+            "eval": {"rivals": "hypernetwork", "likelihood_networks": 36, "score_levels": [0.05, 1.0, 40.0]},
         },
         "seed": 0,
         "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -139,6 +174,8 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         "accuracy_against_spread": study,
         "mixing": mixing,
         "transfer": carried,
+        "likelihood": identified,
+        "score_likeness": likeness,
         "novelty": {
             "max_iou_to_zoo": of("generated", "max_iou"),
             "zoo_to_zoo_iou": of("zoo", "max_iou"),

@@ -137,7 +137,7 @@ def test_page_asks_the_network_for_nothing(text, page):
 
 
 def test_plots_are_embedded_and_described(page):
-    assert len(page.images) == 7
+    assert len(page.images) == 9
     for image in page.images:
         svg = base64.b64decode(image["src"].split(",", 1)[1]).decode()
         assert svg.startswith("<svg") and "prefers-color-scheme: dark" in svg
@@ -148,7 +148,7 @@ def test_plots_are_embedded_and_described(page):
 def test_a_family_with_several_factors_has_no_figure_against_one():
     results = synthetic.without_arcs(num_factors=10)
     made = Page(html.render(results, synthetic.metrics()))
-    assert len(made.images) == 5  # neither accuracy against the factor nor mixing
+    assert len(made.images) == 7  # neither accuracy against the factor nor mixing
     assert made.tables["per-task"][2][2].strip() == "1, 0, 0, 0, 0, 0, 0, 0, 0, 0"
     assert any(row[0].startswith("majority") for row in made.tables["split-unseen"])
 
@@ -169,7 +169,7 @@ def test_other_families_and_missing_parts_render():
     """No arcs, no factors, one split, no validation, no metrics, next to nothing to gain."""
     results = copy.deepcopy(synthetic.results(num_tasks=2))
     del results["arcs"], results["selection"]["validation"], results["mixing"], results["accuracy_against_spread"]
-    del results["transfer"]
+    del results["transfer"], results["likelihood"], results["score_likeness"]
     results["splits"] = {"seen": results["splits"]["seen"]}
     results["config"]["tasks"] = {"family": "corruption"}
     results["splits"]["seen"]["base"] = results["splits"]["seen"]["finetuned"]
@@ -186,7 +186,8 @@ def test_write_report_writes_page_and_plots(tmp_path, results):
     html.write_report(tmp_path)
     first = (tmp_path / "report.html").read_bytes()
     names = {"accuracy_by_angle.svg", "splits.svg", "novelty.svg", "training.svg", "hero.png"}
-    names |= {"accuracy_against_spread.svg", "mixing.svg", "transfer.svg"}
+    names |= {"accuracy_against_spread.svg", "mixing.svg", "transfer.svg", "likelihood.svg"}
+    names |= {"score_likeness.svg"}
     assert {p.name for p in (tmp_path / "plots").iterdir()} == names
     html.write_report(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first  # the same results are the same page

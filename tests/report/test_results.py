@@ -73,6 +73,13 @@ REMOVED = [
     ("novelty", "points", 5, "max_iou"),
     ("selection", "sampler"),
     ("target", "num_params"),
+    ("likelihood", "pairs"),
+    ("likelihood", "splits", "interp", "top_1"),
+    ("likelihood", "splits", "interp", "difference"),
+    ("likelihood", "by_rank", 1, "share"),
+    ("score_likeness", 0, "cases", "seen"),
+    ("score_likeness", 1, "cases", "held_out", "empirical"),
+    ("score_likeness",),
 ]
 
 
@@ -104,6 +111,12 @@ WRONG = [
     (("novelty", "points", 0, "accuracy"), 2.0),
     (("novelty", "points", 0, "kind"), "copy"),
     (("splits",), []),
+    (("likelihood", "by_rank"), []),
+    (("likelihood", "by_rank", 0, "share", "elbo", "mean"), 1.2),
+    (("likelihood", "splits", "unseen", "top_1", "likelihood", "mean"), -0.1),
+    (("score_likeness", 2, "cases", "seen", "gaussian", "relative_error", "mean"), -0.5),
+    (("score_likeness", 2, "sigma"), 41.0),
+    (("config", "eval", "score_levels"), [0.05]),
 ]
 
 
@@ -116,15 +129,31 @@ def test_check_survives_anything_in_any_place():
     """Every node in turn becomes null, a string, an empty list: a fault or none, never a crash."""
     results = synthetic.results(num_tasks=2, samples=1)
     results["novelty"]["points"] = results["novelty"]["points"][:1]
+    level, told = results.pop("score_likeness")[0], results.pop("likelihood")
     for entry in results["splits"].values():
         entry["per_task"] = entry["per_task"][:1]
     for place in _places(results):
         for value in (None, "x", [], {}, -1):
             lib.check(_planted(place, value, results))
+    told |= {"by_rank": told["by_rank"][:1], "pairs": told["pairs"][:1], "splits": {"interp": told["splits"]["interp"]}}
+    alone = {"config": {"eval": {"score_levels": [0.05]}}, "likelihood": told, "score_likeness": [level]}
+    for place in _places(alone):  # by themselves, because every fault costs a copy of all
+        for value in (None, "x", [], {}, -1):
+            lib.check(_planted(place, value, alone))
 
 
 def test_distances_may_exceed_one():
     assert lib.check(_planted(("novelty", "nearest_l2"), lib.summary(np.array([3.0, 90.0])))) == []
+
+
+def test_identification_is_asked_for_only_where_it_is_possible():
+    results = synthetic.results()
+    del results["likelihood"]
+    assert lib.check(results) == []  # no network is held out
+    results["zoo"] = {"seen": 9, "interp": 3}
+    assert lib.check(results) == ["likelihood: missing"]
+    assert lib.check(_planted(("config", "eval", "likelihood_networks"), 0, results)) == []
+    assert lib.check(_planted(("config", "sample", "condition"), ["id"], results)) == []
 
 
 def test_required_controls_are_those_that_apply():
