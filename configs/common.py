@@ -160,7 +160,7 @@ def get_config() -> ConfigDict:
             max_tasks=64,  # tasks scored in each split, evenly chosen
             chunk_size=256,  # networks scored together
             noise=0.2,  # relative rms of the `noise` control
-            novelty_networks=512,  # most zoo networks that a task's are compared with, the nearest tasks' first
+            novelty_networks=512,  # zoo networks that a task's are compared with: its own, then its nearest tasks'
             hypernetwork=False,  # train the deterministic rival too, which doubles training time
             support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
