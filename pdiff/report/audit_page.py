@@ -74,8 +74,8 @@ def figures(audit: dict) -> list[Figure]:
             "What the verdict looks at",
             f"Histograms of the numbers that the verdict looks at, with thresholds. Generated networks: {shares}.",
             "Left of the dashed line a network is a copy (the nearest zoo network) or an average (the last panel), "
-            "right of it a noised copy (what it inherits). Grey: zoo networks judged by the same rule, each against those "
-            "of other seeds. Noise can carry a network far from the one it was made of, but not change what it inherits.",
+            "right of it a noised copy (what it inherits). Grey: zoo networks judged by the same rule, each against "
+            "those of other seeds. Noise can carry a network far from its source, but not change what it inherits.",
             svg(audit_plots.evidence(audit)),
         ),
         Figure(
