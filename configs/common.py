@@ -169,7 +169,7 @@ def get_config() -> ConfigDict:
             # generator's own training took: hypernetwork, latent_unet, p_diff, g_pt, pca_flow, latent_kde.
             rivals="",
             rival_steps=0,  # updates of each stage of a rival in place of equal time; the hypernetwork has train.steps
-            novelty_networks=512,  # most zoo networks that a task's are compared with, the nearest tasks' first
+            novelty_networks=512,  # zoo networks that a task's are compared with: its own, then its nearest tasks'
             support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
             curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve

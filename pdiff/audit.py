@@ -118,7 +118,8 @@ class _Task:
         ends = np.cumsum([len(v) for v in sets.values()])
         asked = {n: answers[end - len(v) : end] for (n, v), end in zip(sets.items(), ends, strict=True)}
         self._answers = asked["zoo"]
-        peers = chosen if len(chosen) >= 3 else np.arange(len(self.zoo))
+        # Whose individuality may be inherited: the task's own networks, where there are enough to tell it from theirs.
+        peers = np.arange(compared.own if len(chosen) >= 3 else len(self.zoo))
         everyone = np.ones((len(self.made), len(self.zoo)), bool)
         self.generated = self._measure(self.made, asked["made"], everyone, peers)
         self.references = self._measure(self.own, self._answers[chosen], compared.others(chosen), peers)
@@ -159,11 +160,12 @@ class _Task:
         l2 = np.where(others, novelty.l2_distances(x, self.zoo), np.inf)
         function = np.where(others, _function_distances(answers, self._answers), np.inf)
         mates = others[:, peers]
-        nearest = np.where(mates, l2[:, peers], np.inf).argmin(1)
+        nearest = np.where(mates, l2[:, peers], np.inf).argmin(1)  # peers come first, so it is a row of the zoo too
+        rest = mates & self._compared.others(nearest)[:, peers]
         found = against(answers.right, l2, self._answers.right, others) | {
             "nearest_cosine": np.where(others, novelty.cosine_distances(x, self.zoo), np.inf).min(1),
             "nearest_function": function.min(1),
-            "inherited": novelty.inherited(x, self.zoo[peers], nearest, mates),
+            "inherited": novelty.inherited(x, self.zoo[peers], nearest, rest),
             "average_distance": novelty.average_distances(x, self.zoo, others),
         }
         if self._match:
@@ -172,9 +174,9 @@ class _Task:
             cosine = novelty.cosine_distances(aligned, self.zoo)[np.arange(len(x)), rows]
             found["nearest_cosine_matched"] = cosine
             # A permuted copy with noise inherits as much, once it is aligned.
-            place = {int(p): i for i, p in enumerate(peers)}
-            again = np.array([place.get(int(r), n) for r, n in zip(rows, nearest, strict=True)])
-            inherits = novelty.inherited(aligned, self.zoo[peers], again, mates)
+            again = np.where(rows < len(peers), rows, nearest)
+            rest = mates & self._compared.others(again)[:, peers]
+            inherits = novelty.inherited(aligned, self.zoo[peers], again, rest)
             found["inherited"] = np.maximum(found["inherited"], inherits)
         return found
 

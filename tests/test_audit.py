@@ -114,6 +114,14 @@ def test_what_was_planted_is_found(kind, planted):
         assert min(t["p_value"] for t in told_apart.values()) > 0.02
 
 
+def test_the_source_of_a_noised_copy_is_found_among_more_networks_than_are_judged(monkeypatch):
+    monkeypatch.setattr(audit_lib, "MOST_JUDGED", 20)
+    of, _ = zoo("independent")
+    found = audit(noised(of, 0.2), of)
+    assert found["accuracy"]["zoo"]["n"] == 20
+    assert found["verdict"]["kind"] == "noised copies" and found["verdict"]["shares"]["generated"]["noised copies"] == 1
+
+
 def test_copies_have_no_distance_and_full_overlap():
     found = audited("independent", "copies")
     assert found["nearest_l2"]["generated"]["max"] < 1e-5 and found["nearest_function"]["generated"]["max"] < 1e-5

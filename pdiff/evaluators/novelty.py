@@ -69,7 +69,10 @@ class Compared:
 def compared(
     task: Int[np.ndarray, " zoo"], run: Int[np.ndarray, " zoo"], nearest: Int[np.ndarray, " tasks"], most: int
 ) -> Compared:
-    """At most `most` networks of a zoo for the task `nearest[0]`: its own first, then those of the next tasks.
+    """The networks of a zoo that those of the task `nearest[0]` are compared with.
+
+    All of its own, because a copy is to be found whichever it is of, and then those of the next tasks until there are
+    `most` in all.
 
     Args:
       task, run: of each zoo network.
@@ -77,9 +80,9 @@ def compared(
     """
     order = {int(t): i for i, t in enumerate(nearest)}
     place = np.array([order[int(t)] for t in task])
-    own = evenly(np.flatnonzero(place == 0), most)
+    own = np.flatnonzero(place == 0)
     near = np.argsort(place, kind="stable")
-    rows = np.concatenate([own, near[place[near] > 0][: most - len(own)]])
+    rows = np.concatenate([own, near[place[near] > 0][: max(most - len(own), 0)]])
     return Compared(rows, len(own), run[rows])
 
 
@@ -92,15 +95,14 @@ def inherited(
     x: Float[np.ndarray, "nets params"],
     zoo: Float[np.ndarray, "zoo params"],
     nearest: Int[np.ndarray, " nets"],
-    others: Bool[np.ndarray, "nets zoo"],
+    rest: Bool[np.ndarray, "nets zoo"],
 ) -> Float[np.ndarray, " nets"]:
     """The share of its nearest network's individuality that a network has: <x - m, z - m> / |z - m|^2.
 
-    z is the nearest network and m the mean of the `others` without z. A copy of z has 1, and so has z with any amount
-    of independent noise; the mean of k networks about 1/k; an independent network about 1/n, where n networks make m.
+    z is the nearest network and m the mean of the `rest`, which z must not be among. A copy of z has 1, and so has z
+    with any amount of independent noise; the mean of k networks about 1/k; an independent network about 1/n, where n
+    networks make m.
     """
-    rest = others.copy()
-    rest[np.arange(len(x)), nearest] = False
     mean = rest @ zoo.astype(np.float64) / np.maximum(rest.sum(1, keepdims=True), 1)
     z = zoo[nearest] - mean
     return ((x - mean) * z).sum(1) / np.maximum((z**2).sum(1), 1e-300)

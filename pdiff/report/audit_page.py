@@ -73,9 +73,9 @@ def figures(audit: dict) -> list[Figure]:
             "audit_evidence",
             "What the verdict looks at",
             f"Histograms of the numbers that the verdict looks at, with thresholds. Generated networks: {shares}.",
-            "Below the dashed line a network is a copy (first panels) or an average (last), right of it a noised copy "
-            "(what it inherits). Grey: zoo networks judged by the same rule, each against those of other seeds. Noise "
-            "can carry a network far from the one it was made of, but not change what it inherits from it.",
+            "Left of the dashed line a network is a copy (the nearest zoo network) or an average (the last panel), "
+            "right of it a noised copy (what it inherits). Grey: zoo networks judged by the same rule, each against "
+            "those of other seeds. Noise can carry a network far from its source, but not change what it inherits.",
             svg(audit_plots.evidence(audit)),
         ),
         Figure(
