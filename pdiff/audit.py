@@ -1,8 +1,8 @@
 """The memorisation audit: are generated networks copies of zoo networks, noised copies, averages of them, or new?
 
 `audit` is the whole of it for any generator: it takes tokens of generated networks by task, those of the zoo, and a
-function that asks networks for their answers. `audit_run` gives it what a finished run generates for its seen tasks.
-`novelty` is the smaller part of it that every evaluation has. The rule of the verdict is in `evaluators/verdict.py`.
+function that asks networks for their answers. `copies.py` gives it those of a run. The rule of the verdict is in
+`evaluators/verdict.py`.
 """
 
 import dataclasses
@@ -13,21 +13,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 from scipy.spatial.distance import squareform
 
-from pdiff.baselines import SeenZoo
-from pdiff.baselines.neighbours import Noise
-from pdiff.bench import Bench
 from pdiff.errors import PdiffError
 from pdiff.evaluators import leaves, novelty, two_sample
 from pdiff.evaluators.accuracy import Answers
 from pdiff.evaluators.novelty import Compared, evenly
 from pdiff.evaluators.verdict import verdict
 from pdiff.report.results import summary
-from pdiff.tasks.base import Task
-from pdiff.weights import codec, matching, permutations
+from pdiff.weights import codec
 from pdiff.weights.spec import Spec
-from pdiff.zoo.store import Networks
 
-MOST_TASKS = 32  # tasks that are looked at, evenly chosen
 MOST_JUDGED = 128  # generated networks, and zoo networks, of each task that are judged
 MOST_ON_CURVE = 32  # networks of each task at a point of a curve
 NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: what overlap an accuracy costs at least
@@ -108,8 +102,8 @@ class _Task:
 
     def __init__(self, task: int, made: Tokens, zoo: Tokens, compared: Compared, ask, spec: Spec, seed: int, match):
         self.task, self._compared, self._spec, self._match = task, compared, spec, match
-        self.made = _flat(evenly(made, MOST_JUDGED), spec)
-        self.zoo = _flat(zoo[compared.rows], spec)
+        self.made = flat(evenly(made, MOST_JUDGED), spec)
+        self.zoo = flat(zoo[compared.rows], spec)
         chosen = compared.references(MOST_JUDGED)
         self.own = self.zoo[chosen]
         drawn = self._drawn(chosen, np.random.default_rng((seed, task)))
@@ -223,7 +217,7 @@ def against(right, l2, zoo_right, others: Bool[np.ndarray, "nets zoo"]) -> dict[
     return {"accuracy": right.mean(-1), "max_iou": overlap.max(1), "nearest_l2": np.where(others, l2, np.inf).min(1)}
 
 
-def _flat(tokens: Tokens, spec: Spec) -> Float[np.ndarray, "nets params"]:
+def flat(tokens: Tokens, spec: Spec) -> Float[np.ndarray, "nets params"]:
     return (np.asarray(tokens) * spec.mask).reshape(len(tokens), -1)
 
 
@@ -292,122 +286,3 @@ def _points(kind: str, joined: dict, relative: dict) -> list[dict]:
     values = joined | {f"relative_{n}": v for n, v in relative.items() if n != "inherited"}
     count = len(joined["accuracy"])
     return [{"kind": kind, **{n: round(float(v[i]), 6) for n, v in values.items()}} for i in range(count)]
-
-
-# --- of a run ------------------------------------------------------------------------------------
-
-
-def seen_zoo(bench: Bench, seen: Networks) -> SeenZoo:
-    """The networks that a generator learned from, as raw tokens."""
-    spec = bench.generator.spec
-    base = np.asarray(codec.encode(spec, bench.generator.base))
-    return SeenZoo(bench.generator.family, np.asarray(bench.encode(seen.params)), base, seen.task, seen.seed)
-
-
-def comparisons(zoo: SeenZoo, tasks: Sequence[Task], most: int) -> dict[int, Compared]:
-    """For each seen task the at most `most` zoo networks that its networks are compared with, nearest tasks first."""
-    seen = zoo.family.split("seen")
-    distance = zoo.family.distance(zoo.family.factors(tasks), zoo.family.factors(seen))
-    distance[np.array([t.id for t in tasks])[:, None] == np.array([t.id for t in seen])] = -1  # itself first
-    nearest = np.array([t.id for t in seen])[np.argsort(distance, 1, kind="stable")]
-    return {t.id: novelty.compared(zoo.task, zoo.seed, n, most) for t, n in zip(tasks, nearest, strict=True)}
-
-
-def audit_run(bench: Bench, zoo: SeenZoo, sampler: str) -> dict:
-    """`audit` of what a trained generator draws for its seen tasks: the very networks that evaluation scores."""
-    symmetry = bench.generator.target.symmetry()
-
-    def match(reference, part):
-        order = matching.weight_matching(symmetry, reference, part).permutations
-        return permutations.apply_permutation(symmetry, order, part)
-
-    tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
-    made = np.asarray(bench.encode(bench.generate(sampler, tasks, f"evaluate/seen/{sampler}")))
-    made = made.reshape(len(tasks), count, *made.shape[1:])
-    chosen = evenly(np.arange(len(tasks)), MOST_TASKS)
-    kept = [tasks[i] for i in chosen]
-
-    def ask(tokens, task):
-        return bench.score["test"].answers(bench.decode_tokens(tokens), np.full(len(tokens), task))
-
-    return audit(
-        {t.id: made[i] for t, i in zip(kept, chosen, strict=True)},
-        zoo.tokens,
-        comparisons(zoo, kept, bench.config.eval.novelty_networks),
-        ask,
-        bench.generator.spec,
-        seed=bench.config.seed,
-        match=match if symmetry else None,
-    )
-
-
-def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], sampler: str, noise: Noise) -> dict:
-    """The part `novelty` of results.json: overlaps and distances of seen tasks' networks, and of the zoo's own.
-
-    Args:
-      made: networks of all of `bench`'s seen tasks by sampler; those of `sampler` are compared.
-    """
-    tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
-    chosen = evenly(np.arange(len(tasks)), MOST_TASKS)
-    kept = [tasks[i] for i in chosen]
-    near = comparisons(zoo, kept, bench.config.eval.novelty_networks)
-    score, random = bench.score["test"], np.random.default_rng(bench.config.seed)
-    comparable, spec = _comparable(bench, zoo), bench.generator.spec
-    weights = _flat(comparable(zoo.tokens), spec)
-    tokens = {n: comparable(np.asarray(bench.encode(m))).reshape(len(tasks), count, -1) for n, m in made.items()}
-    sets = {"generated": tokens[sampler][chosen], "noise": comparable(noise.sample(kept, count, random))}
-    for scale in NOISE_CURVE:
-        sets["noise", scale] = comparable(dataclasses.replace(noise, scale=scale).sample(kept, count, random))
-    measured: dict = {kind: [] for kind in (*sets, "zoo")}
-    for i, task in enumerate(kept):
-        rows, own = near[task.id].rows, near[task.id].references(MOST_JUDGED)
-        flat = {kind: _flat(v[i].reshape(count, *spec.mask.shape), spec) for kind, v in sets.items()}
-        asked = np.concatenate([weights[rows], *flat.values()]).reshape(-1, *spec.mask.shape)
-        right = score.right(bench.decode_tokens(asked), np.full(len(asked), task.id))
-        zoo_right, ends = right[: len(rows)], len(rows) + count * np.arange(1, len(flat) + 1)
-        for (kind, v), end in zip(flat.items(), ends, strict=True):
-            distance = novelty.l2_distances(v, weights[rows])
-            everyone = np.ones_like(distance, bool)
-            measured[kind].append(against(right[end - count : end], distance, zoo_right, everyone))
-        distance = novelty.l2_distances(weights[rows[own]], weights[rows])
-        measured["zoo"].append(against(zoo_right[own], distance, zoo_right, near[task.id].others(own)))
-    ids = {k: np.concatenate([np.full(len(m["accuracy"]), t.id) for m, t in zip(ms, kept, strict=True)])
-           for k, ms in measured.items()}  # fmt: skip
-    joined = {k: {n: np.concatenate([m[n] for m in ms]) for n in ms[0]} for k, ms in measured.items()}
-    found = {k: {n: summary(v, ids[k]) for n, v in m.items()} for k, m in joined.items()}
-    spread = {n: summary(novelty.spread(t)) for n, t in tokens.items() if count > 1}
-    pairs = [weights[zoo.rows_of(t.id)][None] for t in kept]
-    if min(p.shape[1] for p in pairs) > 1:
-        spread["zoo"] = summary(np.concatenate([novelty.spread(p) for p in pairs]))
-    return {
-        "max_iou_to_zoo": found["generated"]["max_iou"],
-        "zoo_to_zoo_iou": found["zoo"]["max_iou"],
-        "nearest_l2": found["generated"]["nearest_l2"],
-        "zoo_nearest_l2": found["zoo"]["nearest_l2"],
-        "spread": spread,
-        "noise_curve": [
-            {"scale": s, **{n: found["noise", s][n] for n in ("accuracy", "max_iou")}} for s in NOISE_CURVE
-        ],
-        "points": [
-            {"kind": k, **{n: float(v[i]) for n, v in joined[k].items()}}
-            for k in ("generated", "noise", "zoo")
-            for i in range(len(ids[k]))
-        ],
-    }
-
-
-def _comparable(bench: Bench, zoo: SeenZoo) -> Callable[[np.ndarray], np.ndarray]:
-    """Tokens -> the same networks in one order of their hidden units, where they were drawn in any.
-
-    They are matched to the zoo's mean: another order is not another network.
-    """
-    if not bench.config.weights.permute:
-        return lambda tokens: tokens
-    symmetry = bench.generator.target.symmetry()
-    _, mean = matching.align_to_mean(symmetry, bench.decode_tokens(zoo.tokens))
-
-    def aligned(tokens: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch tokens dim"]:
-        networks = matching.align(symmetry, bench.decode_tokens(tokens), mean)
-        return np.asarray(bench.encode(networks)).reshape(tokens.shape)
-
-    return aligned

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import audit, density, rng, studies
+from pdiff import copies, density, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
@@ -53,7 +53,7 @@ class Evaluation:
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
         self._base = codec.take(generator.spec, generator.base)
         self._described = not set(DESCRIBING).isdisjoint(generator.config.sample.condition)
-        self._zoo = audit.seen_zoo(self._bench, networks["seen"])
+        self._zoo = copies.seen_zoo(self._bench, networks["seen"])
 
     def run(self, stop: StopSignal) -> dict:
         """Measures everything. Takes a minute or two.
@@ -74,7 +74,7 @@ class Evaluation:
                 if split == "seen":
                     seen_networks = made
         results = {"selection": selection, "splits": splits}
-        novelty = audit.novelty_in_results(self._bench, self._zoo, seen_networks, self._sampler, baselines["noise"])
+        novelty = copies.novelty_in_results(self._bench, self._zoo, seen_networks, self._sampler, baselines["noise"])
         results["novelty"] = novelty
         stop.check("in evaluation, with the trained generator in a checkpoint")
         if self._diverse and self._config.eval.curve_levels:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, dist, files, generator, logs, rivals
-from pdiff import audit as audit_lib
+from pdiff import api, copies, dist, files, generator, logs, rivals
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -125,7 +124,7 @@ def audit(workdir: Path) -> dict:
     bench = Bench(made, api.restore_params(made, workdir), dist.make_mesh())
     seen = networks["seen"]
     log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
-    found = audit_lib.audit_run(bench, audit_lib.seen_zoo(bench, seen), sampler) | {
+    found = copies.audit_run(bench, copies.seen_zoo(bench, seen), sampler) | {
         "sampler": sampler,
         "seed": made.config.seed,
         "commit": _commit(),
