@@ -149,9 +149,17 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }
-    trained = rivals(str(_object(config, "eval").get("rivals", "")))
+    trained = _rivals(_object(config, "eval").get("rivals"))
     applies |= {name: name in trained for name in RIVALS}
     return tuple(c for c in CONTROLS if applies.get(c, True))
+
+
+def _rivals(text: Any) -> tuple[str, ...]:
+    """The names of `eval.rivals`; none where it says nothing of the kind, since a config may hold what it likes."""
+    try:
+        return rivals(text) if isinstance(text, str) else ()
+    except PdiffError:
+        return ()
 
 
 def _check_selection(selection: dict) -> list[str]:
