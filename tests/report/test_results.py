@@ -173,7 +173,7 @@ def test_tasks_without_factors_have_no_neighbours():
     for entry in results["splits"].values():
         for task in entry["per_task"]:
             task["factors"] = []
-    neighbours = {"nearest_seen", "ridge", "linear_interpolation"}
+    neighbours = {"nearest_seen", "ridge", "linear_interpolation", "rebasin_merge"}
     assert with_factors["seen"] - set(lib.expected_controls(results, "seen")) == neighbours
     assert with_factors["unseen"] - set(lib.expected_controls(results, "unseen")) == neighbours | {"noise"}
 
