@@ -38,30 +38,38 @@ def comparisons(zoo: SeenZoo, tasks: Sequence[Task], most: int) -> dict[int, Com
 
 def audit_run(bench: Bench, zoo: SeenZoo, sampler: str) -> dict:
     """`audit` of what a trained generator draws for its seen tasks: the very networks that evaluation scores."""
+    tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
+    made = np.asarray(bench.encode(bench.generate(sampler, tasks, f"evaluate/seen/{sampler}")))
+    made = dict(zip((t.id for t in tasks), made.reshape(len(tasks), count, *made.shape[1:]), strict=True))
+    return _audit_tokens(bench, zoo, {t.id: made[t.id] for t in _audited(bench)})
+
+
+def audit_baseline(bench: Bench, zoo: SeenZoo, baseline) -> dict:
+    """The same of what a baseline draws for these tasks."""
+    tasks, random = _audited(bench), np.random.default_rng(bench.config.seed)
+    made = np.asarray(baseline.sample(tasks, bench.config.eval.samples_per_task, random))
+    return _audit_tokens(bench, zoo, {t.id: own for t, own in zip(tasks, made, strict=True)})
+
+
+def _audited(bench: Bench) -> list[Task]:
+    return [bench.tasks("seen")[i] for i in evenly(np.arange(len(bench.tasks("seen"))), MOST_TASKS)]
+
+
+def _audit_tokens(bench: Bench, zoo: SeenZoo, made: dict[int, Float[np.ndarray, "count tokens dim"]]) -> dict:
     symmetry = bench.generator.target.symmetry()
 
     def match(reference, part):
         order = matching.weight_matching(symmetry, reference, part).permutations
         return permutations.apply_permutation(symmetry, order, part)
 
-    tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
-    made = np.asarray(bench.encode(bench.generate(sampler, tasks, f"evaluate/seen/{sampler}")))
-    made = made.reshape(len(tasks), count, *made.shape[1:])
-    chosen = evenly(np.arange(len(tasks)), MOST_TASKS)
-    kept = [tasks[i] for i in chosen]
-
     def ask(tokens, task):
         return bench.score["test"].answers(bench.decode_tokens(tokens), np.full(len(tokens), task))
 
+    near = comparisons(zoo, [bench.generator.family.tasks[t] for t in made], bench.config.eval.novelty_networks)
     return audit(
-        {t.id: made[i] for t, i in zip(kept, chosen, strict=True)},
-        zoo.tokens,
-        comparisons(zoo, kept, bench.config.eval.novelty_networks),
-        ask,
-        bench.generator.spec,
-        seed=bench.config.seed,
-        match=match if symmetry else None,
-    )
+        made, zoo.tokens, near, ask, bench.generator.spec,
+        seed=bench.config.seed, match=match if symmetry else None,
+    )  # fmt: skip
 
 
 def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], sampler: str, noise: Noise) -> dict:
@@ -71,8 +79,8 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
       made: networks of all of `bench`'s seen tasks by sampler; those of `sampler` are compared.
     """
     tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
-    chosen = evenly(np.arange(len(tasks)), MOST_TASKS)
-    kept = [tasks[i] for i in chosen]
+    kept = _audited(bench)
+    chosen = np.array([tasks.index(t) for t in kept])
     near = comparisons(zoo, kept, bench.config.eval.novelty_networks)
     score, random = bench.score["test"], np.random.default_rng(bench.config.seed)
     comparable, spec = _comparable(bench, zoo), bench.generator.spec

@@ -14,8 +14,8 @@ import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from pdiff import api, files
 from pdiff import config as config_lib
-from pdiff import files
 from pdiff import train as train_lib
 from pdiff.baselines.g_pt import GPt
 from pdiff.baselines.hypernetwork import Hypernetwork
@@ -66,6 +66,23 @@ def fit_all(
             _save(where, fitted[name], time.perf_counter() - start)
         facts[name] = json.loads((where / FACTS).read_text())
     return fitted, facts
+
+
+def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned | Hypernetwork]:
+    """The rivals that a run has trained, restored.
+
+    Raises:
+      PdiffError: what was kept of one is damaged.
+    """
+    found = {}
+    for name in config_lib.rivals(generator.config.eval.rivals):
+        where = workdir / "rivals" / name
+        if name == "hypernetwork":
+            made = hypernetwork_of(generator)
+            found[name] = Hypernetwork(made, mesh, api.restore_params(made, where))
+        else:
+            found[name] = _restore(name, generator, mesh, where)
+    return found
 
 
 def _save(where: Path, rival: Learned | Hypernetwork, seconds: float) -> None:

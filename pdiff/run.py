@@ -30,6 +30,8 @@ from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build, finetune
 
+RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
+
 
 def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
@@ -121,15 +123,20 @@ def audit(workdir: Path) -> dict:
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
     made = generator.load(workdir)
     networks = build.store.read(build.directory(made.config, workdir), build.fingerprint(made.config))
-    bench = Bench(made, api.restore_params(made, workdir), dist.make_mesh())
+    mesh = dist.make_mesh()
+    bench = Bench(made, api.restore_params(made, workdir), mesh)
     seen = networks["seen"]
     log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
-    found = copies.audit_run(bench, copies.seen_zoo(bench, seen), sampler) | {
+    zoo = copies.seen_zoo(bench, seen)
+    found = copies.audit_run(bench, zoo, sampler) | {
         "sampler": sampler,
         "seed": made.config.seed,
         "commit": _commit(),
         "target": {"name": made.target.name, "num_params": made.spec.num_params},
     }
+    others = {n: copies.audit_baseline(bench, zoo, r) for n, r in rivals.kept(made, workdir, mesh).items()}
+    if others:
+        found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
     results_lib.write(workdir / "audit.json", found)
     audit_page.write_page(workdir, found)
     log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])

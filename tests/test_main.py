@@ -162,7 +162,13 @@ def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir):
     for who, (overlap, distance) in pairs.items():
         for ours, theirs in (("max_iou", overlap), ("nearest_l2", distance)):
             assert audit[ours][who]["mean"] == pytest.approx(results["novelty"][theirs]["mean"], rel=0.02)
+    assert set(audit["rivals"]) == {"hypernetwork", "pca_flow"}
+    for name, rival in audit["rivals"].items():  # all seen tasks are audited here, with the evaluation's samples
+        scored = results["splits"]["seen"]["controls"][name]["mean"]
+        assert rival["accuracy"]["generated"]["mean"] == pytest.approx(scored, abs=0.01)
+        assert rival["verdict"]["kind"] in KINDS
     page = (workdir / "audit.html").read_text()
+    assert page.count("pca flow") == 1
     assert audit["verdict"]["sentence"].split(":")[0] in page and not re.search(r'(src|href)="(?!data:)', page)
     for name in ("evidence", "overlap", "leaves", "kernels"):
         assert (workdir / "plots" / f"audit_{name}.svg").read_text().startswith("<svg")
