@@ -19,7 +19,7 @@ def markdown(results: dict) -> str:
     ]
     for title in titles:
         found = [next((r["s"] for r in s["rows"] if r["title"] == title), None) for s in splits]
-        cells = ["" if c is None else f"{c['mean']:.3f} ± {c['sem']:.3f}" for c in found]
+        cells = ["" if c is None else f"{c['mean']:.4f} ± {c['sem']:.4f}" for c in found]
         facts = model if title == chosen else trained.get(title)
         cells += [f"{facts['num_params']:,}", f"{facts['seconds']:.0f}"] if facts else ["", ""]
         name = f"**generated, {title} (chosen on validation)**" if title == chosen else title

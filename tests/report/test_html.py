@@ -209,9 +209,9 @@ def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
     split = [[x.strip() for x in line.split("|")] for line in lines[2:] if line.startswith("|")]
     cells = {c[1].strip("* "): c[2:-1] for c in split}
     ridge = results["splits"]["seen"]["controls"]["ridge"]
-    assert cells["ridge"][0] == f"{ridge['mean']:.3f} ± {ridge['sem']:.3f}"
+    assert cells["ridge"][0] == f"{ridge['mean']:.4f} ± {ridge['sem']:.4f}"
     chosen = results["selection"]["sampler"]
     made = next(v for k, v in cells.items() if k.startswith("generated, "))
     for value, split in zip(made, ("seen", "interp", "unseen"), strict=False):
-        assert value.startswith(f"{results['splits'][split]['generated'][chosen]['mean']:.3f}")
+        assert value.startswith(f"{results['splits'][split]['generated'][chosen]['mean']:.4f}")
     assert any(line.startswith("- unseen, not below") for line in lines)
