@@ -11,6 +11,7 @@ from pdiff import rivals
 from pdiff.baselines import ddpm, pca_flow
 from pdiff.baselines.autoencoder import Autoencoder
 from pdiff.baselines.learned import TrainingZoo, normal
+from pdiff.generator import make_generator
 from pdiff.stopping import StopSignal
 from pdiff.weights import stats
 
@@ -18,24 +19,27 @@ STEPS = {"latent_unet": 200, "p_diff": 150, "g_pt": 150, "pca_flow": 100, "laten
 
 
 @pytest.fixture(scope="module")
-def sides(tiny, mesh):
-    """Tokens +-direction by the parity of the task, plus a little noise; tasks are told by their ids."""
+def sides(tiny, tiny_zoo, mesh):
+    """Tokens of the last layer, +-direction by the parity of the task, and a little noise; tasks are told by ids."""
     config = tiny.config.copy_and_resolve_references()
     with config.unlocked():
+        config.target.generate = "params/Dense_1/.*"
         config.condition.update(dict(use=("id",), drop_id=0.0, drop_all=0.0))
         config.sample.condition = ("id",)
         config.train.batch_size = 64
         config.train.ema_decay = 0.95
-    generator = dataclasses.replace(tiny, config=config.lock())
+    target = dataclasses.replace(tiny.target, generate=config.target.generate)
+    last = {"params": {"Dense_1": tiny_zoo["seen"].params["params"]["Dense_1"]}}
+    networks = tiny_zoo | {"seen": dataclasses.replace(tiny_zoo["seen"], params=last)}
+    generator = make_generator(config.lock(), tiny.family, target, networks)
     random = np.random.default_rng(0)
-    seen = tiny.family.split("seen")
-    task = np.repeat([t.id for t in seen], 8).astype(np.int32)
-    varying = np.asarray(stats.varying(tiny.stats))
+    task = np.repeat([t.id for t in tiny.family.split("seen")], 8).astype(np.int32)
+    varying = np.asarray(stats.varying(generator.stats))
     direction = np.where(varying, random.standard_normal(varying.shape), 0).astype(np.float32)
     x0 = sign(task)[:, None, None] * direction + 0.1 * random.standard_normal((len(task), *varying.shape))
-    zoo = np.where(varying, x0, 0).astype(np.float32)
+    x0 = np.where(varying, x0, 0).astype(np.float32)
     with StopSignal() as stop:
-        yield TrainingZoo(generator, zoo, task, mesh, stop, 0.0), direction
+        yield TrainingZoo(generator, x0, task, mesh, stop, 0.0), direction
 
 
 def sign(task):
