@@ -2,7 +2,7 @@
 
     python -m pdiff.main --config=configs/smoke.py
 
-Under a minute and a half on 2 cores. Its accuracies mean nothing.
+A minute and a half on 2 cores. Its accuracies mean nothing.
 """
 
 from ml_collections import ConfigDict
