@@ -59,7 +59,7 @@ def test_the_tutorials_family_and_target_run_together(tutorial, tmp_path):
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
     assert results_lib.check(results) == []
-    assert results["target"] == {"name": "tiny_cnn", "num_params": 8 * 10 + 90}
+    assert results["target"] == {"name": "tiny_cnn", "num_params": 8 * 10 + 90, "symmetric": True}
 
 
 def test_links_and_configs_in_the_docs_exist():
