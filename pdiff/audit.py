@@ -28,7 +28,6 @@ NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: wh
 MEAN_CURVE = (2, 4, 8, 16)  # zoo networks in an average
 CANDIDATES = 4  # nearest zoo networks by weights, and as many by function, that are matched modulo permutations
 MEASURES = ("accuracy", "max_iou", "nearest_l2", "nearest_cosine", "nearest_function", "inherited", "average_distance")
-MATCHED = ("nearest_l2_matched", "nearest_cosine_matched")
 
 _decode, _encode = (jax.jit(f, static_argnums=0) for f in (codec.decode_part, codec.encode_part))
 
@@ -241,7 +240,12 @@ def _check(generated: Mapping[int, Tokens], compared: Mapping[int, Compared]) ->
 
 def _relative(measured: Sequence[dict], zoo: Sequence[dict]) -> dict[str, Float[np.ndarray, " nets"]]:
     """What the verdict looks at: distances in units of the median of each task's zoo networks."""
-    names = {"weights": MEASURES[2], "matched": MATCHED[0], "function": MEASURES[4], "average": MEASURES[6]}
+    names = {
+        "weights": "nearest_l2",
+        "matched": "nearest_l2_matched",
+        "function": "nearest_function",
+        "average": "average_distance",
+    }
     made = {}
     for name, n in names.items():
         if n in zoo[0]:

@@ -16,6 +16,7 @@ from pdiff.diffusion import likelihood
 from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.samplers import noise_levels
 from pdiff.evaluators import score_likeness as likeness
+from pdiff.evaluators.novelty import evenly
 from pdiff.generator import Generator
 from pdiff.report.results import summary
 from pdiff.tasks.base import Family, Task
@@ -85,7 +86,7 @@ def _held_out(networks: dict[str, Networks], most: int) -> dict[str, Networks]:
     """About `most` held-out networks in all, evenly chosen from every split that has some."""
     found = {s: networks[s] for s in HELD_OUT if s in networks and len(networks[s])}
     each = -(-most // max(1, len(found)))
-    return {s: n[_evenly(len(n), each)] for s, n in found.items()}
+    return {s: n[evenly(np.arange(len(n)), each)] for s, n in found.items()}
 
 
 def _questions(family: Family, network: int, split: str, task: Task) -> list[Question]:
@@ -241,7 +242,7 @@ def _cases(bench: Bench, networks: dict[str, Networks]) -> dict[str, Case]:
     tokens = np.asarray(bench.encode(seen.params))
     within = stats.spread_within(bench.generator.stats, tokens, seen.task)
     overall = stats.spread_within(bench.generator.stats, tokens, np.zeros_like(seen.task))
-    known = seen[_evenly(len(seen), LIKENESS_NETWORKS)]
+    known = seen[evenly(np.arange(len(seen)), LIKENESS_NETWORKS)]
     cases = {"seen": Case(known, config.sample.condition, _by_task(known.task, seen.task), within)}
     parts = list(_held_out(networks, LIKENESS_NETWORKS).values())
     new = Networks.concatenate(parts) if parts else None
@@ -285,11 +286,6 @@ def _likeness(
         measures = {"relative_error": likeness.relative_error, "cosine": likeness.cosine}
         made[name] = {k: summary(measure(score, reference), case.networks.task) for k, measure in measures.items()}
     return made | {"largest_weight": summary(largest, case.networks.task)}
-
-
-def _evenly(size: int, most: int) -> Int[np.ndarray, " rows"]:
-    """At most `most` places among `size`, spread over all of them."""
-    return np.linspace(0, size - 1, min(most, size)).round().astype(int)
 
 
 def _over_devices(bench: Bench, step: Callable) -> Callable[[PyTree, PyTree], PyTree]:

@@ -46,7 +46,7 @@ def fit_all(
       PdiffError: what was kept of one is damaged.
       Interrupted: a signal came; finished rivals are kept.
     """
-    fitted, facts = {}, {}
+    fitted, facts, training = {}, {}, None
     for name in config_lib.rivals(generator.config.eval.rivals):
         where = workdir / "rivals" / name
         if not (where / FACTS).exists():
@@ -60,8 +60,9 @@ def fit_all(
         elif (where / files.MANIFEST).exists():
             fitted[name] = _restore(name, generator, mesh, where)
         else:
-            fields = TrainingZoo.of(generator, networks, mesh, stop, seconds, generator.config.eval.rival_steps)
-            fitted[name] = LEARNED[name].fit(fields)
+            steps = generator.config.eval.rival_steps
+            training = training or TrainingZoo.of(generator, networks, mesh, stop, seconds, steps)
+            fitted[name] = LEARNED[name].fit(training)
         if not (where / FACTS).exists():
             _save(where, fitted[name], time.perf_counter() - start)
         facts[name] = json.loads((where / FACTS).read_text())

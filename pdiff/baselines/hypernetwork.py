@@ -5,6 +5,7 @@ one network for each condition. What a diffusion model is worth is what it does 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,10 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
 from pdiff import conditioning
+from pdiff.baselines.learned import raw_by_task
 from pdiff.generator import Generator
 from pdiff.sample import Samplers
 from pdiff.tasks.base import Task
-from pdiff.weights import stats
 
 SAMPLER = "posterior_mean"  # the only one that means anything here
 
@@ -44,6 +45,9 @@ class Hypernetwork:
         """As many copies of its network for each wording; raw tokens."""
         condition = conditioning.asked(self.generator, tasks, count)
         key = jax.random.key(int(random.integers(2**31)))
-        made = Samplers(self.generator, self.mesh).tokens(self.params, SAMPLER, condition, key)
-        tokens = np.asarray(stats.denormalize(self.generator.stats, made), np.float32)
-        return tokens.reshape(len(tasks), count, *tokens.shape[1:])
+        made = self._samplers.tokens(self.params, SAMPLER, condition, key)
+        return raw_by_task(self.generator, made, len(tasks))
+
+    @functools.cached_property
+    def _samplers(self) -> Samplers:
+        return Samplers(self.generator, self.mesh)  # compiled once for all splits

@@ -61,7 +61,7 @@ class LatentUNet(Learned):
 
     name = "latent_unet"
     conditional = True
-    levels = ddpm.levels(100)
+    num_steps = 100
     sampler = staticmethod(samplers.ddim)
 
     @classmethod
@@ -89,7 +89,8 @@ class LatentUNet(Learned):
         context = model.apply({"params": unet}, self.told(condition), method="encode")
         ae = Autoencoder(self.generator)
         noise, fresh = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        z = self.sampler(_denoiser(model, unet, context), None, normal(noise, (ae.latent,)), self.levels, fresh)
+        start, levels = normal(noise, (ae.latent,)), ddpm.levels(self.num_steps)
+        z = self.sampler(_denoiser(model, unet, context), None, start, levels, fresh)
         return ae.decode_standardised(params["autoencoder"], z)
 
 

@@ -61,6 +61,11 @@ class TrainingZoo:
         x0 = np.asarray(jax.jit(generator.encode)(networks.params))
         return cls(generator, x0, networks.task, mesh, stop, seconds, steps)
 
+    @functools.cached_property
+    def _told(self) -> dict:
+        """The tables that conditions are drawn from, on every device; all fits share them."""
+        return dist.replicate(conditioning.make_constants(self.generator), self.mesh)
+
     def fit(
         self, name: str, loss: Loss, params: PyTree, data: Float[np.ndarray, "nets ..."], share: float = 1.0
     ) -> PyTree[np.ndarray]:
@@ -78,8 +83,7 @@ class TrainingZoo:
         )
         step = _step(self, name, loss, optimizer)
         state = dist.replicate(init_state(params, optimizer), self.mesh)
-        tables = {"data": data, "task": self.task, "told": conditioning.make_constants(self.generator)}
-        tables = dist.replicate(tables, self.mesh)
+        tables = dist.replicate({"data": data, "task": self.task}, self.mesh) | {"told": self._told}
         index = dist.shard(np.arange(config.batch_size, dtype=np.int32), self.mesh)
         total, warmup, start = self.steps, TIMED_STEPS, 0.0
         with tqdm(desc=name, unit="step", total=total or None) as progress:
@@ -170,8 +174,7 @@ class Learned(abc.ABC):
         made = dist.map_chunks(
             lambda r: self._drawn(params, key, *dist.shard(r, self.mesh)), rows, len(index), batch
         )
-        tokens = np.asarray(stats.denormalize(self.generator.stats, made), np.float32)
-        return tokens.reshape(len(tasks), count, *tokens.shape[1:])
+        return raw_by_task(self.generator, made, len(tasks))
 
     @functools.cached_property
     def _drawn(self) -> Callable:
@@ -209,6 +212,14 @@ def init(generator: Generator, model: nn.Module, shape: tuple[int, ...]) -> PyTr
     condition = generator.condition([generator.family.tasks[0]], given=())
     key = rng.stream(generator.config.seed, "baselines/init")
     return jax.jit(model.init)(key, jnp.zeros((1, *shape)), jnp.zeros(1), condition)["params"]
+
+
+def raw_by_task(
+    generator: Generator, z: Float[np.ndarray, "samples tokens dim"], num_tasks: int
+) -> Float[np.ndarray, "tasks count tokens dim"]:
+    """Normalised tokens in task order as raw ones, as many for each task."""
+    tokens = np.asarray(stats.denormalize(generator.stats, z), np.float32)
+    return tokens.reshape(num_tasks, -1, *tokens.shape[1:])
 
 
 def normal(keys: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "batch ..."]:

@@ -16,5 +16,5 @@ class PDiff(LatentUNet):
 
     name = "p_diff"
     conditional = False
-    levels = ddpm.levels()
+    num_steps = ddpm.STEPS
     sampler = staticmethod(samplers.ancestral)

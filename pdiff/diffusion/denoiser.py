@@ -31,8 +31,8 @@ def precondition(network: Denoiser, spread: float = 1.0) -> Denoiser:
     """
 
     def denoise(z: Float[Array, "batch ..."], sigma: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
-        f = network(_like(1 / jnp.sqrt(sigma**2 + 1), z) * z, jnp.log(sigma) / 4)
-        return _like(_c_skip(sigma, spread), z) * z + _like(jnp.sqrt(_c_out_squared(sigma, spread)), z) * f
+        f = network(like(1 / jnp.sqrt(sigma**2 + 1), z) * z, jnp.log(sigma) / 4)
+        return like(_c_skip(sigma, spread), z) * z + like(jnp.sqrt(_c_out_squared(sigma, spread)), z) * f
 
     return denoise
 
@@ -46,7 +46,7 @@ def score(
     z: Float[Array, "batch ..."], sigma: Float[Array, " batch"], denoised: Float[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
     """Gradient of the log-density of z = x0 + sigma eps (Tweedie's formula)."""
-    return (denoised - z) / _like(sigma**2, z)
+    return (denoised - z) / like(sigma**2, z)
 
 
 def _c_skip(sigma: Float[Array, " batch"], spread: float) -> Float[Array, " batch"]:
@@ -58,5 +58,6 @@ def _c_out_squared(sigma: Float[Array, " batch"], spread: float) -> Float[Array,
     return kept * sigma**2 + (1 - kept) ** 2 * (1 - spread**2)
 
 
-def _like(factor: Float[Array, " batch"], z: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+def like(factor: Float[Array, " batch"], z: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """A factor for each example, with axes of size 1 so that it multiplies z."""
     return factor.reshape(-1, *([1] * (z.ndim - 1)))
