@@ -11,11 +11,11 @@ from scipy import ndimage
 from configs import camera_trap as scenario
 from configs import common
 from pdiff import generator
+from pdiff.conditioning import _drawn_shot
 from pdiff.errors import PdiffError
 from pdiff.tasks import camera_trap as ct
 from pdiff.tasks import get_family, images
 from pdiff.tasks.base import Images
-from pdiff.train import _drawn_shot
 
 MIDDLE = ct.Location(0.0, 100.0, 100.0, 0, (200.0, 150.0))
 
