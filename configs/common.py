@@ -131,10 +131,19 @@ def get_config() -> ConfigDict:
         )
     )
 
+    # How training is laid out over the devices. Nothing that is learned depends on it, beyond rounding.
+    c.mesh = ConfigDict(
+        dict(
+            model=1,  # devices that share one copy of each transformer block; the others split the batch
+            fsdp=False,  # devices that split the batch also split parameters, their average and the optimizer's state
+        )
+    )
+
     c.train = ConfigDict(
         dict(
             steps=1500,
             batch_size=64,
+            microbatches=1,  # parts that a batch is computed in, one after the other, to take less memory
             learning_rate=2e-3,
             warmup_steps=100,
             weight_decay=1e-2,

@@ -1,9 +1,11 @@
 """Checkpoints: Orbax writes them, a sha256 manifest beside each says that it is whole.
 
-The manifest is written last. A checkpoint without one was cut short and is not used.
+The manifest is written last. A checkpoint without one was cut short and is not used. Many processes save and restore
+together, each its part; how many there were when it was saved does not matter.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from pdiff import files
+from pdiff import dist, files, processes
 from pdiff.errors import PdiffError
 from pdiff.state import TrainState
 
@@ -26,14 +28,18 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int):
         self.directory = Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for step in self._found():
-            if not (self.directory / str(step) / files.MANIFEST).exists():
-                shutil.rmtree(self.directory / str(step))
+        processes.on_first(self._clean, "ready for checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
         )
+
+    def _clean(self) -> None:
+        """Makes the directory, and removes what was cut short in it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for step in self._found():
+            if not (self.directory / str(step) / files.MANIFEST).exists():
+                shutil.rmtree(self.directory / str(step))
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
@@ -49,7 +55,8 @@ class Checkpoints:
         if step in self.steps():
             return
         size = sum(x.nbytes for x in jax.tree.leaves(state))
-        files.require_space(self.directory, size, f"the checkpoint of step {step}")
+        what = f"the checkpoint of step {step}"
+        processes.on_first(partial(files.require_space, self.directory, size, what), "ready for a checkpoint")
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -63,7 +70,7 @@ class Checkpoints:
         if not saved:
             raise PdiffError(f"{self.directory}: the checkpoint of step {step} was not written")
         self._manager.wait_until_finished()
-        files.write_manifest(self.directory / str(step))
+        processes.on_first(partial(files.write_manifest, self.directory / str(step)), "done with a checkpoint")
 
     def restore(self, like: TrainState, data: dict) -> TrainState | None:
         """The newest state with the structure and sharding of `like`, or None when there is none.
@@ -81,7 +88,7 @@ class Checkpoints:
             raise PdiffError(
                 f"{self.directory / str(step)}: made with other data; there {saved}, here {data}; use another --workdir"
             )
-        number = jax.device_put(np.int32(step), like.step.sharding)
+        number = dist.place(np.int32(step), like.step.sharding)
         return TrainState(number, restored.params, restored.ema, restored.opt_state)
 
     def restore_ema(self, like: PyTree) -> tuple[int, PyTree]:
@@ -104,7 +111,8 @@ class Checkpoints:
 
     def _verify(self, step: int) -> None:
         folder = self.directory / str(step)
-        files.verify_manifest(folder, f"delete {folder} to go on from the checkpoint before it")
+        remedy = f"delete {folder} to go on from the checkpoint before it"
+        processes.on_first(partial(files.verify_manifest, folder, remedy), "ready to restore")
 
     def _restore(self, step: int, **trees: PyTree):
         abstract = {k: jax.tree.map(ocp.utils.to_shape_dtype_struct, t) for k, t in trees.items()}

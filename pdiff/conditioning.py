@@ -12,12 +12,13 @@ from pdiff.tasks.base import Task
 
 
 def make_constants(generator: Generator) -> dict:
-    """The arrays that every step reads: images, task variables and encoded descriptions.
+    """The arrays that every step reads: images, task variables, encoded descriptions, and the generator's own.
 
     They are an argument of the step, replicated once, and not baked into its program.
     """
     family, images = generator.family, generator.family.data["train"]
     constants = {"variables": family.variables, "x": images.x, "y": images.y, "factors": family.factors()}
+    constants["generator"] = generator.arrays()
     if "text" in generator.config.condition.use:
         wordings = len(family.tasks[0].descriptions)
         text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)

@@ -1,30 +1,46 @@
-"""The one place where steps are mapped over devices.
+"""The mesh of all devices, and the one place where arrays are laid out and steps are mapped over it.
 
-A step is written for one device, with an explicit `lax.pmean` over the axis `'data'`, and
-mapped here by `jax.jit(jax.shard_map(…))` over a mesh of all devices. `check_vma=False` makes
-that the same computation as `jax.pmap` of the step (a test holds it to the same numbers); with
-shard_map's default the gradient of a replicated parameter is already summed over the axis, and
-a `pmean` after it would leave it too large by the number of devices.
+The mesh has two axes. Batches are split over `data`; `model` splits the blocks of the transformer (`sharding`), and
+is of size 1 by default. There are two ways to use it:
+
+- Sampling, scoring and zoo building are written for one device and mapped over all of them by `data_parallel`, that is
+  `jax.jit(jax.shard_map(…))`; rows go over both axes. `check_vma=False` makes it the same computation as `jax.pmap` of
+  the step; with shard_map's default the gradient of a replicated parameter is already summed over the axis, and
+  a `pmean` after it would leave it too large by the number of devices.
+- The training step is written for the whole batch, and `jax.jit` splits it as its arguments are laid out
+  (`sharding.state_shardings`). So one program serves replicated, sharded and tensor-parallel training.
+
+With many processes each has the devices of one host. All run the same code on the same arguments in the same order,
+and place only what their own devices hold; what comes back is fetched by all (`fetch`).
 """
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from pdiff.errors import PdiffError
 
-DATA = "data"
-REPLICATED, SHARDED = P(), P(DATA)
+DATA, MODEL = "data", "model"
+ALL = (DATA, MODEL)
+REPLICATED, SHARDED, BATCH = P(), P(ALL), P(DATA)  # rows over all devices; rows of a training batch
 
 
-def make_mesh(devices: list | None = None) -> Mesh:
-    """A one-axis mesh over `devices`, by default all of them."""
+def make_mesh(devices: list | None = None, model: int = 1) -> Mesh:
+    """A (data, model) mesh over `devices`, by default all of all processes.
+
+    Raises:
+      PdiffError: `model` does not divide their number.
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+    if len(devices) % model:
+        raise PdiffError(f"mesh.model: got {model}; allowed: a divisor of the {len(devices)} devices")
+    shape = (len(devices) // model, model)
+    return jax.make_mesh(shape, ALL, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def data_parallel(step: Callable, mesh: Mesh, in_specs, out_specs, donate_argnums=()) -> Callable:
@@ -39,18 +55,67 @@ def data_parallel(step: Callable, mesh: Mesh, in_specs, out_specs, donate_argnum
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts the whole of `tree` on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return place(tree, NamedSharding(mesh, REPLICATED))
 
 
-def shard(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Splits the leading axis of every leaf, this process's part of the global batch, over the devices."""
-    sharding = NamedSharding(mesh, SHARDED)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+def shard(tree: PyTree, mesh: Mesh, spec: P = SHARDED) -> PyTree:
+    """Splits the leading axis of every leaf, which all processes hold whole, over the devices."""
+    return place(tree, NamedSharding(mesh, spec))
 
 
-def check_divides(size: int, mesh: Mesh, field: str) -> None:
-    """Raises PdiffError, naming the config's `field`, unless `size` divides evenly over the devices."""
-    count = mesh.devices.size
+def place(tree: PyTree, shardings: NamedSharding | PyTree[NamedSharding]) -> PyTree:
+    """`tree`, which all processes hold whole, laid out as `shardings`, one or a tree of them, say."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_place, tree, shardings)
+
+
+def _place(x, sharding: NamedSharding) -> jax.Array:
+    """Without `device_put`'s check that all processes hold the same, which moves all of it between them."""
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(x), sharding))
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def local_rows(size: int, mesh: Mesh, spec: P = BATCH) -> Int[np.ndarray, " rows"]:
+    """Which of `size` rows lie on devices of this process, ascending."""
+    slices = NamedSharding(mesh, spec).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[s] for s in slices]))
+
+
+def from_local(
+    tree: PyTree, rows: Int[np.ndarray, " rows"], size: int, mesh: Mesh, spec: P = BATCH
+) -> PyTree[jax.Array]:
+    """Global arrays of `size` rows from those, `rows`, that this process holds (`local_rows`)."""
+    sharding = NamedSharding(mesh, spec)
+
+    def assemble(x):
+        def held(index):
+            return x[np.searchsorted(rows, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, held)
+
+    return jax.tree.map(assemble, tree)
+
+
+def fetch(tree: PyTree) -> PyTree[np.ndarray]:
+    """NumPy arrays of the whole of `tree`, on every process."""
+
+    def one(x):
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
+
+
+def check_divides(size: int, count: int, field: str) -> None:
+    """Raises PdiffError, naming the config's `field`, unless `size` divides evenly over `count` devices."""
     if size % count:
         raise PdiffError(
             f"{field}: got {size}, which does not divide over {count} devices; allowed: multiples of {count}"
@@ -67,12 +132,12 @@ def map_chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> PyTree:
     """`fn` over the leading axis (of length `size`) of the NumPy arrays `args`, `chunk` rows at a time.
 
     The last chunk is padded by repeating its last row, so that `fn` compiles once, and the
-    padding is cut off again. The results are NumPy arrays.
+    padding is cut off again. The results are NumPy arrays, on every process.
     """
     results = []
     for start in range(0, size, chunk):
         rows = np.minimum(np.arange(start, start + chunk), size - 1)
-        out = fn(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], args))
+        out = fetch(fn(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], args)))
         kept = min(chunk, size - start)
-        results.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
+        results.append(jax.tree.map(lambda x, kept=kept: x[:kept], out))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *results)

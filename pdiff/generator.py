@@ -62,6 +62,14 @@ class Generator:
     sentences: SentenceEncoder | None = None
     deterministic: bool = False
 
+    def arrays(self) -> dict:
+        """The arrays among the parts, as steps take them: baked into a program, large ones would fill it."""
+        return {"stats": self.stats, "base": self.base}
+
+    def bind(self, arrays: dict) -> "Generator":
+        """The same generator with `arrays`, traced or laid out over devices, in place of its own."""
+        return dataclasses.replace(self, **arrays)
+
     def init(self, key: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the transformer."""
         condition = self.condition([self.family.tasks[0]], given=())  # shapes are all that counts

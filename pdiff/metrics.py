@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from pdiff import files
+from pdiff import files, processes
 
 
 def read(workdir: Path) -> list[dict]:
@@ -21,9 +21,15 @@ def read(workdir: Path) -> list[dict]:
 
 
 class MetricsWriter:
-    """Appends to the metrics of a run that goes on from `step`, forgetting what a crash left beyond it."""
+    """Appends to the metrics of a run that goes on from `step`, forgetting what a crash left beyond it.
+
+    Of many processes, only the first writes.
+    """
 
     def __init__(self, workdir: Path, step: int):
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         kept = [e for e in read(workdir) if e["step"] <= step]
         path = Path(workdir) / "metrics.jsonl"
         files.write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept).encode())
@@ -32,11 +38,15 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds one entry. `step` is the number of updates completed."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()

@@ -47,9 +47,9 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     target = get_target(config.target, family.image_shape, family.num_classes)
     generator.check(config, family, target)
     finetune.check(target, config.zoo)
-    mesh = dist.make_mesh()
-    for field in ("train.batch_size", "zoo.chunk_size"):
-        dist.check_divides(config_lib.flatten(config)[field], mesh, field)
+    mesh = dist.make_mesh(model=config.mesh.model)
+    dist.check_divides(config.train.batch_size, mesh.shape[dist.DATA] * config.train.microbatches, "train.batch_size")
+    dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
     _claim(config, workdir)
     if (workdir / "results.json").exists() and (workdir / "report.html").exists():
         log.info("%s is finished; see %s", workdir, workdir / "report.html")

@@ -1,17 +1,19 @@
 """Training the denoiser: one jitted step, and the loop around it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from pdiff import data as data_lib
-from pdiff import dist, rng
+from pdiff import dist, processes, rng, sharding
 from pdiff.checkpoint import Checkpoints
 from pdiff.conditioning import make_constants, training_condition
 from pdiff.diffusion import losses
@@ -29,8 +31,9 @@ from pdiff.zoo.store import Networks
 def loss_fn(
     params: PyTree, generator: Generator, batch: dict, constants: dict, keys: PRNGKeyArray
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean loss over the examples of one device, and its parts."""
+    """Mean loss over the examples of a batch, and its parts."""
     config = generator.config.diffusion
+    generator = generator.bind(constants["generator"])
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
     networks = batch["params"]
     if generator.config.weights.permute:  # another stream than those below, which stay what they are without it
@@ -58,14 +61,29 @@ def loss_fn(
     return loss, {"loss": loss, **parts}
 
 
-def per_device_step(generator: Generator, optimizer: optax.GradientTransformation):
-    """(state, batch, constants) -> (state, metrics) for one device of the axis 'data'."""
+def train_step(generator: Generator, optimizer: optax.GradientTransformation) -> Callable:
+    """(state, batch, constants) -> (state, metrics), of a whole batch, however it lies on devices."""
     config = generator.config
+    parts = config.train.microbatches
+
+    def mean_gradients(params: PyTree, batch: dict, constants: dict, keys: PRNGKeyArray):
+        def gradients(batch, keys):
+            return jax.grad(loss_fn, has_aux=True)(params, generator, batch, constants, keys)
+
+        if parts == 1:
+            return gradients(batch, keys)
+        # Row r goes to part r mod parts: each part then lies on all devices that the batch is split over.
+        split = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys)
+        )
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradients, batch, keys))
+        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, nothing, split)
+        return jax.tree.map(lambda x: x / parts, total)
 
     def step(state: TrainState, batch: dict, constants: dict):
         keys = rng.per_example(rng.stream(config.seed, "train/step", state.step), batch["index"])
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, generator, batch, constants, keys)
-        grads, metrics = jax.lax.pmean((grads, metrics), dist.DATA)
+        grads, metrics = mean_gradients(state.params, batch, constants, keys)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.train.ema_decay)
@@ -75,11 +93,42 @@ def per_device_step(generator: Generator, optimizer: optax.GradientTransformatio
     return step
 
 
-def make_step(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh):
-    """The jitted step over all devices; the state that is passed in is donated."""
-    in_specs = (dist.REPLICATED, dist.SHARDED, dist.REPLICATED)
-    out_specs = (dist.REPLICATED, dist.REPLICATED)
-    return dist.data_parallel(per_device_step(generator, optimizer), mesh, in_specs, out_specs, donate_argnums=0)
+def make_step(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
+    """The jitted step over all devices; the state that is passed in is donated.
+
+    The state is laid out by `sharding.state_shardings`, the batch by `dist.BATCH`, the constants are replicated.
+    """
+    laid_out = sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
+    whole = NamedSharding(mesh, dist.REPLICATED)
+    step = jax.jit(
+        train_step(generator, optimizer),
+        in_shardings=(laid_out, NamedSharding(mesh, dist.BATCH), whole),
+        out_shardings=(laid_out, whole),
+        donate_argnums=0,
+    )
+
+    def in_mesh(how: Callable) -> Callable:
+        def call(*args):
+            with jax.set_mesh(mesh):
+                return how(*args)
+
+        return call
+
+    call = in_mesh(step)
+    call.lower = in_mesh(step.lower)
+    return call
+
+
+def abstract_state(generator: Generator, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of a training state."""
+    return jax.eval_shape(lambda key: init_state(generator.init(key), optimizer), jax.random.key(0))
+
+
+def fresh_state(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first update, made where it will lie."""
+    laid_out = sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
+    make = jax.jit(lambda key: init_state(generator.init(key), optimizer), out_shardings=laid_out)
+    return make(dist.replicate(rng.stream(generator.config.seed, "train/init"), mesh))
 
 
 def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mesh: Mesh, stop: StopSignal) -> PyTree:
@@ -93,8 +142,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
     """
     config = generator.config.train
     optimizer = make_optimizer(config)
-    fresh = jax.jit(lambda key: init_state(generator.init(key), optimizer))
-    state = dist.replicate(fresh(rng.stream(generator.config.seed, "train/init")), mesh)
+    state = fresh_state(generator, optimizer, mesh)
     identity = data_lib.fingerprint(networks, zoo, generator.config.seed, config.batch_size)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", config.keep_checkpoints)
     state = checkpoints.restore(state, identity) or state
@@ -102,6 +150,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
 
     step_fn = make_step(generator, optimizer, mesh)
     constants = dist.replicate(make_constants(generator), mesh)
+    rows = dist.local_rows(config.batch_size, mesh)
     batches = data_lib.training_batches(
         networks,
         len(generator.family.tasks[0].descriptions),
@@ -109,6 +158,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         batch_size=config.batch_size,
         start=start,
         stop=config.steps,
+        rows=rows,
     )
     validate = Validation(generator, mesh)
     writer = MetricsWriter(workdir, start)
@@ -121,7 +171,8 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         nonlocal clock
         if not pending:
             return
-        means = {k: float(np.mean([m[k] for m in jax.device_get(pending)])) for k in pending[0]}
+        fetched = jax.device_get(pending)
+        means = {k: float(np.mean([m[k] for m in fetched])) for k in pending[0]}
         if not np.isfinite(list(means.values())).all():
             raise PdiffError(
                 f"training diverged between steps {step - len(pending)} and {step}: {_format(means)}; "
@@ -135,19 +186,20 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         pending.clear()
 
     try:
-        with tqdm(total=config.steps, initial=start, desc="train", unit="step") as progress:
+        quiet = not processes.is_first()
+        with tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=quiet) as progress:
             for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
-                state, metrics = step_fn(state, dist.shard(batch, mesh), constants)
+                state, metrics = step_fn(state, dist.from_local(batch, rows, config.batch_size, mesh), constants)
                 pending.append(metrics)
                 progress.update()
-                last = step == config.steps
+                last, stopping = step == config.steps, stop.requested()
                 if step % config.log_every == 0 or last:
                     flush(step)
                 if step % config.validate_every == 0 or last:
                     flush(step)
                     writer.write(step, validate(state.ema))
                     clock = time.perf_counter()
-                if step % config.checkpoint_every == 0 or last or stop.signum is not None:
+                if step % config.checkpoint_every == 0 or last or stopping:
                     flush(step)
                     checkpoints.save(state, identity)
                     stop.check(f"after {step} of {config.steps} training steps, all in a checkpoint")
@@ -155,7 +207,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
     finally:
         writer.close()
         checkpoints.close()
-    return jax.device_get(state.ema)
+    return dist.fetch(state.ema)
 
 
 class Validation:

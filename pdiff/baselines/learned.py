@@ -123,7 +123,7 @@ def _step(zoo: TrainingZoo, name: str, loss: Loss, optimizer: optax.GradientTran
             return conditioning.training_condition(generator, tables["told"], task, wording, sigma, told_by)
 
         value, grads = jax.value_and_grad(loss)(state.params, tables["data"][row], told, own)
-        value, grads = jax.lax.pmean((value, grads), dist.DATA)
+        value, grads = jax.lax.pmean((value, grads), dist.ALL)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.train.ema_decay)

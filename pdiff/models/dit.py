@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from pdiff.errors import PdiffError
 from pdiff.models.conditions import Conditions, Context, make_conditions
 from pdiff.models.layers import Attention, Mlp, noise_features
+from pdiff.sharding import by_example
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
 
@@ -26,12 +27,14 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens width"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch tokens width"]:
         width = x.shape[-1]
-        modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype)(nn.silu(vector))
+        modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(
+            nn.silu(vector)
+        )
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, -1)
         h = _layer_norm(self.dtype)(x) * (1 + scale1) + shift1
-        x = x + gate1 * Attention(self.num_heads, self.dtype)(h)
+        x = by_example(x + gate1 * Attention(self.num_heads, self.dtype, name="attention")(h))
         h = _layer_norm(self.dtype)(x) * (1 + scale2) + shift2
-        return x + gate2 * Mlp(int(self.mlp_ratio * width), width, self.dtype)(h)
+        return by_example(x + gate2 * Mlp(int(self.mlp_ratio * width), width, self.dtype, name="mlp")(h))
 
 
 class DiT(nn.Module):
@@ -69,7 +72,7 @@ class DiT(nn.Module):
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
         for name in ("leaf", "kind", "position"):
             h += _table(getattr(self, f"token_{name}"), self.width, name, self.dtype)
-        h = jnp.concatenate([h, context.tokens.astype(self.dtype)], 1)
+        h = by_example(jnp.concatenate([h, context.tokens.astype(self.dtype)], 1))
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
@@ -83,11 +86,11 @@ class DiT(nn.Module):
         )
         h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
         out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
-        out = out.astype(jnp.float32)
+        out = by_example(out.astype(jnp.float32))
         if self.mean_width:
             hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(context.pooled))
             mean = nn.Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
-            out += mean.reshape(out.shape)
+            out += by_example(mean.reshape(out.shape))
         return out
 
 

@@ -15,7 +15,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch width"]:
-        return nn.Dense(self.width, dtype=self.dtype)(nn.gelu(nn.Dense(self.hidden, dtype=self.dtype)(x)))
+        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="up")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="down")(h)
 
 
 class Attention(nn.Module):
@@ -29,10 +30,11 @@ class Attention(nn.Module):
         self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "..."] | None = None
     ) -> Float[Array, "batch tokens width"]:
         batch, tokens, width = x.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype)(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads), 2, 0)
+        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(x)
+        # Head by head, so that a split of the columns over devices is one of the heads.
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads), 3, 0)
         out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return nn.Dense(width, dtype=self.dtype)(out.reshape(batch, tokens, width))
+        return nn.Dense(width, dtype=self.dtype, name="out")(out.reshape(batch, tokens, width))
 
 
 def noise_features(c_noise: Float[Array, " batch"], features: int = 64) -> Float[Array, "batch features"]:

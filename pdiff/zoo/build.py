@@ -91,7 +91,7 @@ def _finetune_all(
     zoo = config.zoo
     jobs = _jobs(family, zoo)
     chunk = zoo.chunk_size
-    dist.check_divides(chunk, mesh, "zoo.chunk_size")
+    dist.check_divides(chunk, mesh.devices.size, "zoo.chunk_size")
     base = _kept(parts, "base", lambda: _base(family, target, config))
     base_params = jax.tree.map(lambda a: a[0], base.params)
     networks = {

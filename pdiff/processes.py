@@ -1,0 +1,188 @@
+"""Many processes, one run: how they find each other, wait for each other, and end together.
+
+`jax.distributed` connects them. On top of it each has a thread that says once a second that it is alive and listens for
+failures: a process that fails posts its message and all others leave with it; one that says nothing for
+`SILENCE` seconds has failed too. So no process is left waiting in a collective operation for one that is gone.
+
+Everything here does nothing in a run of one process.
+"""
+
+import ctypes
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax._src import distributed  # its key-value store has no public name
+from jax.experimental import multihost_utils
+
+from pdiff.errors import PdiffError
+
+SILENCE = 20.0  # seconds without a sign of life after which a process counts as gone
+PATIENCE = 1800.0  # seconds that a barrier waits: one process may build what all others wait for
+_FAILED, _ALIVE = "pdiff/failed", "pdiff/alive"
+_counter = itertools.count()
+_leaving = threading.Event()
+
+
+def initialize(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Connects the processes of a run, as said or, on TPU, Slurm and GKE, as found out. Before any use of a device.
+
+    Raises:
+      PdiffError: some of the three are given and some not, or the others could not be reached.
+    """
+    given = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
+    missing = [n for n, v in given.items() if v is None]
+    if 0 < len(missing) < 3:
+        raise PdiffError(f"{', '.join(missing)}: missing; give {', '.join(given)} together, or none of them")
+    if address is not None and not 0 <= index < count:
+        raise PdiffError(f"--process_id: got {index}; allowed: 0 to {count - 1}, as --num_processes is {count}")
+    if count == 1 or (address is None and not _on_a_cluster()):
+        return
+    try:
+        jax.distributed.initialize(address, count, index)
+    except (RuntimeError, ValueError) as e:
+        raise PdiffError(f"--coordinator_address: {address or 'the cluster'}: {e}") from e
+    if jax.process_count() > 1:
+        _leave_on_abort()
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+def _on_a_cluster() -> bool:
+    """Whether this is one of several tasks of Slurm, or on a TPU host, where JAX finds out the rest by itself."""
+    slurm = int(os.environ.get("SLURM_NTASKS", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0]
+    tpu = "TPU_WORKER_HOSTNAMES" in os.environ or any(Path("/dev").glob("accel[0-9]*")) or Path("/dev/vfio/0").exists()
+    return (slurm and "SLURM_PROCID" in os.environ) or (tpu and wanted in ("tpu", ""))
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes."""
+    return jax.process_index() == 0
+
+
+def barrier(what: str, seconds: float = PATIENCE) -> None:
+    """Waits until all processes are here. All must come to the same barriers in the same order.
+
+    Raises:
+      PdiffError: they were not within that time.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        distributed.global_state.client.wait_at_barrier(f"pdiff/{next(_counter)}", int(1000 * seconds))
+    except Exception as e:
+        raise PdiffError(f"processes: waited {seconds:g} s in vain for all to be {what}; {_first_line(e)}") from e
+
+
+def on_first(make: Callable[[], None], what: str) -> None:
+    """Process 0 runs `make`, such as the writing of a file, while the others wait for it to be done."""
+    if is_first():
+        make()
+    barrier(what)
+
+
+def all_hold(mine: bool) -> bool:
+    """Whether it holds on all processes."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(jax.numpy.asarray(mine)).all())
+
+
+def asked_to_stop() -> bool:
+    """Whether a SIGTERM has come to any process; all learn of it at the same one of their calls."""
+    return multihost_utils.reached_preemption_sync_point(next(_counter))
+
+
+def fail(message: str, code: int) -> None:
+    """Tells the other processes why this one ends, and ends it. Returns in a run of one process."""
+    if jax.process_count() == 1 or distributed.global_state.client is None:
+        return
+    _leaving.set()
+    client = distributed.global_state.client
+    try:
+        posted = f"process {jax.process_index()}: {message}"
+        client.key_value_set(_FAILED, posted)
+    except Exception:  # another was first, or nobody is there to be told
+        posted = _failure() or message
+    print(f"pdiff: error: {posted}", file=sys.stderr, flush=True)
+    if is_first():
+        time.sleep(5)  # the messages are here: the others shall have read theirs before it is gone
+    os._exit(code)
+
+
+def explained(error: Exception) -> str:
+    """What a failed operation between processes was about: the failure of another, if one is found out in time."""
+    deadline = time.monotonic() + 2 * SILENCE
+    while time.monotonic() < deadline:  # the watching thread ends the process as soon as it knows
+        time.sleep(0.5)
+    return _first_line(error)
+
+
+def _watch() -> None:
+    """Says that this process is alive, and leaves when another has failed. Process 0 looks out for silent ones."""
+    client, me = distributed.global_state.client, jax.process_index()
+    heard: dict[str, tuple[str, float]] = {}
+    for beat in itertools.count():
+        time.sleep(1)
+        try:
+            client.key_value_set(f"{_ALIVE}/{me}", str(beat), allow_overwrite=True)
+            message = _failure()
+            if message is None and me == 0:
+                message = _silent(dict(client.key_value_dir_get(_ALIVE)), heard)
+                if message:
+                    client.key_value_set(_FAILED, message)
+        except Exception:
+            continue  # process 0 is gone: JAX ends this process by itself, see `_leave_on_abort`
+        if message and not _leaving.is_set():
+            print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
+            if me == 0:
+                time.sleep(5)
+            os._exit(1)
+
+
+def _silent(beats: dict[str, str], heard: dict[str, tuple[str, float]]) -> str | None:
+    """The failure of a process that has shown no new beat for too long. `heard` is brought up to date."""
+    now = time.monotonic()
+    for name, beat in beats.items():
+        if heard.get(name, ("", 0))[0] != beat:
+            heard[name] = (beat, now)
+    for name, (_, when) in heard.items():
+        if now - when > SILENCE:
+            return (
+                f"process {name.rsplit('/', 1)[-1]} of {jax.process_count()} has not been heard of for {SILENCE:g} s: "
+                "killed, or its host is gone; run the same command again to go on"
+            )
+    return None
+
+
+def _failure() -> str | None:
+    try:
+        return distributed.global_state.client.key_value_try_get(_FAILED)
+    except Exception:
+        return None
+
+
+def _leave_on_abort() -> None:
+    """When process 0 is gone, JAX aborts the others from a thread of its own: say so before that happens."""
+
+    def ended(_):
+        if not _leaving.is_set():
+            message = (
+                f"process 0 of {jax.process_count()}, which coordinates the others, is gone: killed, or its host is; "
+                "run the same command again to go on"
+            )
+            print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    _leave_on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)  # kept alive: C holds only its address
+    ctypes.CDLL(None).signal(signal.SIGABRT, _leave_on_abort.handler)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
