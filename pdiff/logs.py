@@ -4,15 +4,17 @@ import logging
 
 from absl import logging as absl_logging
 
+from pdiff import processes
+
 log = logging.getLogger("pdiff")
 
 
 def set_up() -> None:
-    """pdiff's own lines to stderr, and nothing from libraries below an error."""
+    """pdiff's own lines to stderr, of many processes those of the first, and nothing from libraries below an error."""
     if not log.handlers:
         absl_logging.set_verbosity(absl_logging.ERROR)
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.INFO if processes.is_first() else logging.WARNING)
         log.propagate = False

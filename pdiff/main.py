@@ -2,14 +2,16 @@
 
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from pdiff import config as config_lib
-from pdiff import run
+from pdiff import processes, run
 from pdiff.errors import PdiffError
+from pdiff.stopping import Interrupted
 
 MODES = ("run", "sample", "evaluate", "report", "check", "audit")
 
@@ -21,6 +23,9 @@ _TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the 
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "sample: how many networks.", lower_bound=1)
 _SAMPLER = flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
 _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed gives other networks.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
 
 
@@ -28,16 +33,24 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     try:
+        processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _dispatch(argv)
+    except Interrupted as e:  # by all processes together
+        _say(str(e))
+        sys.exit(e.exit_code)
     except PdiffError as e:
-        _leave(str(e), getattr(e, "exit_code", 1))
+        _leave(str(e), 1)
     except KeyboardInterrupt:
         _leave("stopped at once; what was finished before is kept", 130)
     except OSError as e:
         _leave(f"{e.filename or _WORKDIR.value}: {e.strerror or e}; what was finished is kept", 1)
     except Exception as e:
         if "No space left on device" not in str(e):  # what Orbax and array_record raise is no OSError
-            raise
+            processes.await_verdict(e)
+            if processes.count() == 1:
+                raise
+            traceback.print_exc()
+            _leave(f"{type(e).__name__}: {e}", 1)
         _leave("No space left on device; what was finished is kept; make room and run the same command again", 1)
 
 
@@ -69,8 +82,14 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"pdiff: error: {' '.join(message.split())}", file=sys.stderr)
+    """Ends this process and, with its message, all others of the run."""
+    processes.fail(" ".join(message.split()), code)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print(f"pdiff: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

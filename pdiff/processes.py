@@ -10,6 +10,7 @@ Everything here does nothing in a run of one process.
 import ctypes
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,25 +31,35 @@ _counter = itertools.count()
 _leaving = threading.Event()
 
 
-def initialize(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
+def count() -> int:
+    """How many processes the run has; it starts no device."""
+    return distributed.global_state.num_processes
+
+
+def index() -> int:
+    """Which of them this is."""
+    return distributed.global_state.process_id
+
+
+def initialize(address: str | None = None, number: int | None = None, mine: int | None = None) -> None:
     """Connects the processes of a run, as said or, on TPU, Slurm and GKE, as found out. Before any use of a device.
 
     Raises:
       PdiffError: some of the three are given and some not, or the others could not be reached.
     """
-    given = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
+    given = {"--coordinator_address": address, "--num_processes": number, "--process_id": mine}
     missing = [n for n, v in given.items() if v is None]
     if 0 < len(missing) < 3:
         raise PdiffError(f"{', '.join(missing)}: missing; give {', '.join(given)} together, or none of them")
-    if address is not None and not 0 <= index < count:
-        raise PdiffError(f"--process_id: got {index}; allowed: 0 to {count - 1}, as --num_processes is {count}")
-    if count == 1 or (address is None and not _on_a_cluster()):
+    if address is not None and not 0 <= mine < number:
+        raise PdiffError(f"--process_id: got {mine}; allowed: 0 to {number - 1}, as --num_processes is {number}")
+    if address is None and not _on_a_cluster():
         return
     try:
-        jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize(address, number, mine)
     except (RuntimeError, ValueError) as e:
         raise PdiffError(f"--coordinator_address: {address or 'the cluster'}: {e}") from e
-    if jax.process_count() > 1:
+    if count() > 1:
         _leave_on_abort()
         threading.Thread(target=_watch, daemon=True).start()
 
@@ -63,7 +74,7 @@ def _on_a_cluster() -> bool:
 
 def is_first() -> bool:
     """Whether this is process 0, which writes."""
-    return jax.process_index() == 0
+    return index() == 0
 
 
 def barrier(what: str, seconds: float = PATIENCE) -> None:
@@ -72,7 +83,7 @@ def barrier(what: str, seconds: float = PATIENCE) -> None:
     Raises:
       PdiffError: they were not within that time.
     """
-    if jax.process_count() == 1:
+    if count() == 1:
         return
     try:
         distributed.global_state.client.wait_at_barrier(f"pdiff/{next(_counter)}", int(1000 * seconds))
@@ -80,16 +91,16 @@ def barrier(what: str, seconds: float = PATIENCE) -> None:
         raise PdiffError(f"processes: waited {seconds:g} s in vain for all to be {what}; {_first_line(e)}") from e
 
 
-def on_first(make: Callable[[], None], what: str) -> None:
+def on_first(make: Callable[[], None], what: str, seconds: float = PATIENCE) -> None:
     """Process 0 runs `make`, such as the writing of a file, while the others wait for it to be done."""
     if is_first():
         make()
-    barrier(what)
+    barrier(what, seconds)
 
 
 def all_hold(mine: bool) -> bool:
     """Whether it holds on all processes."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return mine
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(mine)).all())
 
@@ -101,12 +112,12 @@ def asked_to_stop() -> bool:
 
 def fail(message: str, code: int) -> None:
     """Tells the other processes why this one ends, and ends it. Returns in a run of one process."""
-    if jax.process_count() == 1 or distributed.global_state.client is None:
+    if count() == 1:
         return
     _leaving.set()
     client = distributed.global_state.client
     try:
-        posted = f"process {jax.process_index()}: {message}"
+        posted = f"process {index()}: {message}"
         client.key_value_set(_FAILED, posted)
     except Exception:  # another was first, or nobody is there to be told
         posted = _failure() or message
@@ -116,17 +127,18 @@ def fail(message: str, code: int) -> None:
     os._exit(code)
 
 
-def explained(error: Exception) -> str:
-    """What a failed operation between processes was about: the failure of another, if one is found out in time."""
-    deadline = time.monotonic() + 2 * SILENCE
-    while time.monotonic() < deadline:  # the watching thread ends the process as soon as it knows
-        time.sleep(0.5)
-    return _first_line(error)
+def await_verdict(error: Exception) -> None:
+    """If `error` is of an operation with another process, gives that one's failure the time to be found out.
+
+    The watching thread then ends this process with the right message. Returns for other errors, and if nothing was.
+    """
+    if count() > 1 and re.search("gloo|coordination|connection|socket|unavailable|deadline", str(error), re.I):
+        time.sleep(1.5 * SILENCE)
 
 
 def _watch() -> None:
     """Says that this process is alive, and leaves when another has failed. Process 0 looks out for silent ones."""
-    client, me = distributed.global_state.client, jax.process_index()
+    client, me = distributed.global_state.client, index()
     heard: dict[str, tuple[str, float]] = {}
     for beat in itertools.count():
         time.sleep(1)
@@ -155,7 +167,7 @@ def _silent(beats: dict[str, str], heard: dict[str, tuple[str, float]]) -> str |
     for name, (_, when) in heard.items():
         if now - when > SILENCE:
             return (
-                f"process {name.rsplit('/', 1)[-1]} of {jax.process_count()} has not been heard of for {SILENCE:g} s: "
+                f"process {name.rsplit('/', 1)[-1]} of {count()} has not been heard of for {SILENCE:g} s: "
                 "killed, or its host is gone; run the same command again to go on"
             )
     return None
@@ -174,7 +186,7 @@ def _leave_on_abort() -> None:
     def ended(_):
         if not _leaving.is_set():
             message = (
-                f"process 0 of {jax.process_count()}, which coordinates the others, is gone: killed, or its host is; "
+                f"process 0 of {count()}, which coordinates the others, is gone: killed, or its host is; "
                 "run the same command again to go on"
             )
             print(f"pdiff: error: {message}", file=sys.stderr, flush=True)

@@ -7,14 +7,17 @@ nothing. Which there are is `eval.rivals`.
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from pdiff import api, files
+from pdiff import api, dist, files, processes
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.baselines.g_pt import GPt
@@ -33,6 +36,7 @@ from pdiff.zoo.store import Networks
 
 LEARNED: dict[str, type[Learned]] = {c.name: c for c in (LatentUNet, PDiff, GPt, PCAFlow, LatentKDE)}
 PARAMS, FACTS = "params.safetensors", "facts.json"
+HOURS = 12 * 3600.0  # that other processes wait for the rivals
 
 
 def fit_all(
@@ -46,27 +50,54 @@ def fit_all(
       PdiffError: what was kept of one is damaged.
       Interrupted: a signal came; finished rivals are kept.
     """
-    fitted, facts, training = {}, {}, None
-    for name in config_lib.rivals(generator.config.eval.rivals):
+    names = config_lib.rivals(generator.config.eval.rivals)
+    if "hypernetwork" in names:
+        _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop)
+    # The others train for a time, which no two processes agree on: the first does it alone.
+    alone = partial(_fit_learned, generator, networks, workdir, mesh, stop, seconds)
+    processes.on_first(alone, "done with the rivals", seconds=HOURS)
+    facts = {n: json.loads((workdir / "rivals" / n / FACTS).read_text()) for n in names}
+    return kept(generator, workdir, mesh), facts
+
+
+def _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop) -> None:
+    """As many updates as the generator, with checkpoints, on all devices of all processes."""
+    where = workdir / "rivals" / "hypernetwork"
+    start, finished = time.perf_counter(), (where / FACTS).exists()
+    processes.barrier("agreed on whether there is a hypernetwork")
+    if finished:
+        return
+    log.info("training hypernetwork on the same zoo")
+    where.mkdir(parents=True, exist_ok=True)
+    params = train_lib.train(hypernetwork_of(generator), networks, zoo, where, mesh, stop)
+    processes.on_first(partial(_save_facts, where, params, start), "done with the hypernetwork")
+
+
+def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
+    """All other rivals that are not there yet; of many processes, the first runs this alone, on its own devices."""
+    if processes.count() > 1:
+        mesh, stop = dist.make_mesh(jax.local_devices()), StopSignal()  # which no signal reaches
+    training = None
+    for name in (n for n in config_lib.rivals(generator.config.eval.rivals) if n in LEARNED):
         where = workdir / "rivals" / name
-        if not (where / FACTS).exists():
-            log.info("training %s on the same zoo", name)
+        if (where / files.MANIFEST).exists():
+            continue
+        log.info("training %s on the same zoo", name)
         start = time.perf_counter()
-        if name == "hypernetwork":  # as many updates as the generator, with its checkpoints
-            where.mkdir(parents=True, exist_ok=True)
-            made = hypernetwork_of(generator)
-            params = train_lib.train(made, networks, zoo, where, mesh, stop)
-            fitted[name] = Hypernetwork(made, mesh, params)
-        elif (where / files.MANIFEST).exists():
-            fitted[name] = _restore(name, generator, mesh, where)
-        else:
-            steps = generator.config.eval.rival_steps
-            training = training or TrainingZoo.of(generator, networks, mesh, stop, seconds, steps)
-            fitted[name] = LEARNED[name].fit(training)
-        if not (where / FACTS).exists():
-            _save(where, fitted[name], time.perf_counter() - start)
-        facts[name] = json.loads((where / FACTS).read_text())
-    return fitted, facts
+        steps = generator.config.eval.rival_steps
+        training = training or TrainingZoo.of(generator, networks, mesh, stop, seconds, steps)
+        params = LEARNED[name].fit(training).params
+        shutil.rmtree(where, ignore_errors=True)
+        where.mkdir(parents=True)
+        arrays = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+        files.write_atomic(where / PARAMS, safetensors.numpy.save(arrays))
+        _save_facts(where, params, start)
+        files.write_manifest(where)
+
+
+def _save_facts(where: Path, params: PyTree, start: float) -> None:
+    facts = {"seconds": time.perf_counter() - start, "num_params": count_parameters(params)}
+    files.write_atomic(where / FACTS, json.dumps(facts).encode())
 
 
 def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned | Hypernetwork]:
@@ -84,19 +115,6 @@ def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned |
         else:
             found[name] = _restore(name, generator, mesh, where)
     return found
-
-
-def _save(where: Path, rival: Learned | Hypernetwork, seconds: float) -> None:
-    facts = {"seconds": seconds, "num_params": count_parameters(rival.params)}
-    if isinstance(rival, Learned):
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir(parents=True)
-        flat = traverse_util.flatten_dict(rival.params, sep="/")
-        arrays = {k: np.ascontiguousarray(v) for k, v in flat.items()}
-        files.write_atomic(where / PARAMS, safetensors.numpy.save(arrays))
-    files.write_atomic(where / FACTS, json.dumps(facts).encode())
-    if isinstance(rival, Learned):
-        files.write_manifest(where)
 
 
 def _restore(name: str, generator: Generator, mesh: Mesh, where: Path) -> Learned:

@@ -11,11 +11,12 @@ import resource
 import subprocess
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, copies, dist, files, generator, logs, rivals
+from pdiff import api, copies, dist, files, generator, logs, processes, rivals
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -51,7 +52,9 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     dist.check_divides(config.train.batch_size, mesh.shape[dist.DATA] * config.train.microbatches, "train.batch_size")
     dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
     _claim(config, workdir)
-    if (workdir / "results.json").exists() and (workdir / "report.html").exists():
+    finished = (workdir / "results.json").exists() and (workdir / "report.html").exists()
+    processes.barrier("agreed on whether the run is finished")
+    if finished:
         log.info("%s is finished; see %s", workdir, workdir / "report.html")
         return results_lib.read(workdir / "results.json")
     with StopSignal() as stop:
@@ -59,7 +62,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         with _timed(workdir, "zoo_s"):
             networks = build.build(family, target, config, where, mesh, stop)
         made = generator.make_generator(config, family, target, networks)
-        generator.save(made, workdir)
+        processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
         log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
         with _timed(workdir, "train_s"):
             zoo = build.fingerprint(config)
@@ -85,7 +88,7 @@ def evaluate(workdir: Path) -> dict:
 def report(workdir: Path) -> None:
     """Writes report.html and plots/ from results.json and metrics.jsonl."""
     logs.set_up()
-    html.write_report(workdir)
+    processes.on_first(partial(html.write_report, workdir), "done with the report")
     log.info("report: %s", workdir / "report.html")
 
 
@@ -177,9 +180,13 @@ def check_same_config(config: ConfigDict, workdir: Path) -> None:
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or raises."""
-    check_same_config(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
+
+    def claim():
+        check_same_config(config, workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
+
+    processes.on_first(claim, "in one workdir")
 
 
 def _evaluate(
@@ -187,7 +194,7 @@ def _evaluate(
 ) -> dict:
     mesh = dist.make_mesh()
     with _timed(workdir, "rivals_s"):
-        zoo, seconds = build.fingerprint(made.config), _timing(workdir)["train_s"]
+        zoo, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
         fitted, facts = rivals.fit_all(made, networks["seen"], zoo, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
     measured = Evaluation(made, params, networks, mesh, fitted).run(stop)
@@ -217,7 +224,7 @@ def _evaluate(
         "timing": timing,
         **measured,
     }
-    results_lib.write(workdir / "results.json", results)
+    processes.on_first(partial(results_lib.write, workdir / "results.json", results), "done with the results")
     for split, entry in results["splits"].items():
         best = entry["generated"][results["selection"]["sampler"]]
         log.info(
@@ -236,7 +243,8 @@ def _timed(workdir: Path, name: str):
     finally:
         timing = _timing(workdir)
         timing[name] = timing.get(name, 0.0) + time.perf_counter() - start
-        files.write_atomic(workdir / "timing.json", json.dumps(timing).encode())
+        if processes.is_first():
+            files.write_atomic(workdir / "timing.json", json.dumps(timing).encode())
 
 
 def _timing(workdir: Path) -> dict[str, float]:

@@ -17,7 +17,9 @@ from pdiff.generator import Generator, null_condition
 
 
 def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Float[Array, "batch tokens dim"]]:
-    """(params, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
+    """(params, arrays, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
+
+    `arrays` are `Generator.arrays`.
 
     `index` numbers the samples: sample i is the same whatever batch or device it is drawn in.
     """
@@ -26,18 +28,19 @@ def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., F
     levels = samplers.noise_levels(generator.path, config.num_steps, config.rho, config.sigma_end)
     shape = (generator.spec.num_tokens, generator.spec.token_dim)
 
-    def draw(params, condition, key, index):
+    def draw(params, arrays, condition, key, index):
+        made = generator.bind(arrays)
         keys = rng.per_example(key, index)
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
         denoise = guided(
-            lambda z, s, c: generator.denoiser(params, c)(z, s),
-            generator.context(params, condition),
-            generator.context(params, null_condition(condition)),
+            lambda z, s, c: made.denoiser(params, c)(z, s),
+            made.context(params, condition),
+            made.context(params, null_condition(condition)),
             config.guidance,
         )
         return sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
 
-    in_specs = (dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
+    in_specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
     return dist.data_parallel(draw, mesh, in_specs, dist.SHARDED)
 
 
@@ -45,21 +48,24 @@ class Samplers:
     """The samplers of a generator, each compiled once for one batch size. Trained parameters come with each call."""
 
     def __init__(self, generator: Generator, mesh: Mesh):
-        self._mesh = mesh
+        self._generator, self._mesh = generator, mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
-        self._decode = jax.jit(generator.decode)
+        self._arrays = dist.replicate(generator.arrays(), mesh)
+        self._decode = jax.jit(lambda arrays, tokens: generator.bind(arrays).decode(tokens))
         config = generator.config.sample
         levels = samplers.noise_levels(generator.path, 2 * config.num_steps, config.rho)
 
-        def invert(params, condition, x0):
-            denoise = generator.denoiser(params, generator.context(params, condition))
+        def invert(params, arrays, condition, x0):
+            made = generator.bind(arrays)
+            denoise = made.denoiser(params, made.context(params, condition))
             return samplers.ddim_inversion(denoise, x0, levels)
 
-        def redraw(params, condition, noise):
-            denoise = generator.denoiser(params, generator.context(params, condition))
+        def redraw(params, arrays, condition, noise):
+            made = generator.bind(arrays)
+            denoise = made.denoiser(params, made.context(params, condition))
             return samplers.ddim(denoise, generator.path, noise, levels, None)
 
-        specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
+        specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.SHARDED)
         self._invert = dist.data_parallel(invert, mesh, specs, dist.SHARDED)
         self._redraw = dist.data_parallel(redraw, mesh, specs, dist.SHARDED)
         self._batch = dist.round_up(config.batch_size, mesh)
@@ -70,7 +76,8 @@ class Samplers:
         """One sample of normalised tokens for each row of `condition`, by the sampler `name`."""
         draw = self._make(name)
         index = np.arange(len(jax.tree.leaves(condition)[0]), dtype=np.int32)
-        return self._in_chunks(lambda p, c, i: draw(p, c, key, i), params, condition, index)
+        key = dist.replicate(key, self._mesh)
+        return self._in_chunks(lambda p, a, c, i: draw(p, a, c, key, i), params, condition, index)
 
     def inverted(self, params: PyTree, condition: Any, x0: Float[np.ndarray, "samples tokens dim"]):
         """The noise from which DDIM under `condition` would come back to the normalised tokens `x0`."""
@@ -83,13 +90,12 @@ class Samplers:
     def _in_chunks(self, step: Callable, params: PyTree, condition: Any, rows: Any):
         """step(params, condition, rows) over all rows, a batch at a time."""
         params = dist.replicate(params, self._mesh)
-        return dist.map_chunks(
-            lambda args: step(params, *dist.shard(args, self._mesh)), (condition, rows), len(rows), self._batch
-        )
+        draw = lambda args: step(params, self._arrays, *dist.shard(args, self._mesh))  # noqa: E731
+        return dist.map_chunks(draw, (condition, rows), len(rows), self._batch)
 
     def decode(self, tokens: Float[np.ndarray, "samples tokens dim"]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Normalised tokens as parameter trees of the target."""
-        return jax.tree.map(np.asarray, self._decode(jnp.asarray(tokens)))
+        return jax.tree.map(np.asarray, self._decode(self._generator.arrays(), jnp.asarray(tokens)))
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray

@@ -2,8 +2,6 @@
 
 import signal
 
-import jax
-
 from pdiff import processes
 from pdiff.errors import PdiffError
 
@@ -29,7 +27,7 @@ class StopSignal:
         self._together = False  # until it is entered
 
     def __enter__(self) -> "StopSignal":
-        self._together = jax.process_count() > 1
+        self._together = processes.count() > 1
         for signum in (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._note)
         return self

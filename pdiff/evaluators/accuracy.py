@@ -49,13 +49,15 @@ class Scorer:
         family, images = generator.family, generator.family.data[part]
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
-        constants = dist.replicate({"variables": family.variables, "x": images.x, "y": images.y}, mesh)
+        shared = {"variables": family.variables, "x": images.x, "y": images.y, "generator": generator.arrays()}
+        constants = dist.replicate(shared, mesh)
 
         def right(constants, networks, task):
             variables = jax.tree.map(lambda v: v[task], constants["variables"])
+            apply = generator.bind(constants["generator"]).apply
 
             def one(network, own):
-                return score.right(generator.apply, family, network, own, constants["x"], constants["y"])
+                return score.right(apply, family, network, own, constants["x"], constants["y"])
 
             return jax.vmap(one)(networks, variables)
 
@@ -64,10 +66,11 @@ class Scorer:
         def answers(constants, networks, task):
             variables = jax.tree.map(lambda v: v[task], constants["variables"])
             x, y = constants["x"], constants["y"]
+            apply = generator.bind(constants["generator"]).apply
 
             def one(network, own):
-                predicted, labels = score.answers(generator.apply, family, network, own, x, y)
-                logits = generator.apply(network, family.render(own, x[some]))
+                predicted, labels = score.answers(apply, family, network, own, x, y)
+                logits = apply(network, family.render(own, x[some]))
                 return {"predicted": predicted, "right": predicted == labels, "probabilities": jax.nn.softmax(logits)}
 
             return jax.vmap(one)(networks, variables)
