@@ -91,9 +91,9 @@ class _Positive(flags.ArgumentParser):
         return int(argument)
 
 
-def positive(values: flags.FlagValues, name: str, default: int | None, help: str, required: bool = False) -> None:
+def positive(values: flags.FlagValues, name: str, default: int | None, help: str) -> None:
     """Declares a flag of a whole number of 1 or more. (absl's own does not say what is allowed.)"""
-    flags.DEFINE(_Positive(), name, default, help, flags.ArgumentSerializer(), flag_values=values, required=required)
+    flags.DEFINE(_Positive(), name, default, help, values, flags.ArgumentSerializer())
 
 
 def pdiff_main(passed: Sequence[str], python: str = "python") -> list[str]:

@@ -169,7 +169,7 @@ def _say(message: str) -> None:
 def script(planned: Sequence[tuple[dict[str, str], list[str]]]) -> str:
     """The commands as a shell would start them."""
     lines = [f"{' '.join(f'{n}={v}' for n, v in own.items())} {common.quoted(command)} &" for own, command in planned]
-    return "\n".join(["#!/bin/sh", *lines, "wait", ""])
+    return "\n".join(["#!/bin/sh", "# shellcheck disable=SC2016  what was passed stays as it is", *lines, "wait", ""])
 
 
 def main(argv: list[str], program: Sequence[str] = (sys.executable, "-m", "pdiff.main")) -> int:
