@@ -169,7 +169,8 @@ def _say(message: str) -> None:
 def script(planned: Sequence[tuple[dict[str, str], list[str]]]) -> str:
     """The commands as a shell would start them."""
     lines = [f"{' '.join(f'{n}={v}' for n, v in own.items())} {common.quoted(command)} &" for own, command in planned]
-    return "\n".join(["#!/bin/sh", "# shellcheck disable=SC2016  what was passed stays as it is", *lines, "wait", ""])
+    head = ["#!/bin/sh", "# What was passed stays as it was typed.", "# shellcheck disable=SC2016"]
+    return "\n".join([*head, *lines, "wait", ""])
 
 
 def main(argv: list[str], program: Sequence[str] = (sys.executable, "-m", "pdiff.main")) -> int:
