@@ -83,6 +83,11 @@ where=(--project=@project@ --zone=@zone@)
 setup=@setup@
 run=@run@
 stop=@stop@
+say() { echo "launch.tpu_vm: $*" >&2; }
+if ! command -v gcloud >/dev/null; then
+  say "gcloud: not found on PATH; install the Google Cloud CLI"
+  exit @usage@
+fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 @pack@
@@ -100,7 +105,6 @@ halt() {
 trap 'halt 130' INT
 trap 'halt 143' TERM
 
-say() { echo "launch.tpu_vm: $*" >&2; }
 tpus() { gcloud compute tpus "$@" "${where[@]}" --quiet </dev/null; }
 rest() {
   resting=true

@@ -166,6 +166,11 @@ def test_a_failed_installation_is_never_taken_for_a_usage_error(cloud):
     assert ended == 255 and calls == ["scp", "ssh"] * 2 + ["delete"]
 
 
+def test_without_gcloud_it_ends_at_once(stubs):
+    ended = stubs.bash(script("--repository=https://a.b/c.git"))
+    assert ended.returncode == 2 and b"gcloud: not found on PATH" in ended.stderr
+
+
 def test_it_gives_up_where_there_is_no_capacity(cloud):
     ended, calls = run(cloud, script(cloud.own), capacity=False)
     assert ended == 1 and calls == ["create"] * 10 + ["delete"]
