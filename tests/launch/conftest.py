@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,17 +47,24 @@ sys.exit(int((left or ["0"])[0]))
 """
 
 
+# All that scripts may find besides stand-ins: never the gcloud, kubectl or sbatch of the machine that runs the tests.
+TOOLS = ("bash", "sh", "cat", "cp", "grep", "mkdir", "mktemp", "rm", "sed", "tail", "tar", "gzip", "timeout", "true")
+
+
 class Stubs:
-    """A folder of programs that comes first on PATH, and what they were called with."""
+    """A folder of programs that is all of PATH, and what they were called with."""
 
     def __init__(self, folder: Path):
         self.folder, self.bin = folder, folder / "bin"
         self.bin.mkdir()
-        self.env = os.environ | {"STUB": str(folder), "PATH": f"{self.bin}:/usr/bin:/bin"}
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.env = os.environ | {"STUB": str(folder), "PATH": str(self.bin), "HOME": str(folder / "home")}
 
     def add(self, name: str, text: str = NOTE, codes: str = "", where: Path | None = None) -> None:
         path = (where or self.bin) / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # a link to a tool is replaced, not written through
         path.write_text(text)
         path.chmod(0o755)
         (self.folder / f"{name}.codes").write_text(codes)
@@ -69,7 +77,7 @@ class Stubs:
         return [call["argv"] for call in self.calls(name)]
 
     def bash(self, text: str, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(["bash", "-c", text], env=self.env, capture_output=True, timeout=30, **options)
+        return subprocess.run([self.bin / "bash", "-c", text], env=self.env, capture_output=True, timeout=30, **options)
 
 
 @pytest.fixture
