@@ -82,7 +82,7 @@ class Checkpoints:
             return None
         step = self.steps()[-1]
         self._verify(step)
-        restored = self._restore(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
+        restored = self.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
         saved = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
         if saved != data:
             raise PdiffError(
@@ -101,7 +101,7 @@ class Checkpoints:
             raise PdiffError(f"{self.directory}: no checkpoint; allowed: a --workdir with a trained generator")
         step = self.steps()[-1]
         self._verify(step)
-        return step, self._restore(step, ema=like).ema
+        return step, self.read(step, ema=like).ema
 
     def close(self) -> None:
         self._manager.close()
@@ -114,7 +114,8 @@ class Checkpoints:
         remedy = f"delete {folder} to go on from the checkpoint before it"
         processes.on_first(partial(files.verify_manifest, folder, remedy), "ready to restore")
 
-    def _restore(self, step: int, **trees: PyTree):
+    def read(self, step: int, **trees: PyTree):
+        """Those parts of a checkpoint, as `trees` are laid out."""
         abstract = {k: jax.tree.map(ocp.utils.to_shape_dtype_struct, t) for k, t in trees.items()}
         args = {k: ocp.args.StandardRestore(t) for k, t in abstract.items()}
         return self._manager.restore(step, args=ocp.args.Composite(**args))

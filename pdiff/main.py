@@ -2,16 +2,14 @@
 
 import shlex
 import sys
-import traceback
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from pdiff import config as config_lib
-from pdiff import processes, run
+from pdiff import exits, processes, run
 from pdiff.errors import PdiffError
-from pdiff.stopping import Interrupted
 
 MODES = ("run", "sample", "evaluate", "report", "check", "audit")
 
@@ -32,26 +30,9 @@ _OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write."
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    try:
+    with exits.said():
         processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _dispatch(argv)
-    except Interrupted as e:  # by all processes together
-        _say(str(e))
-        sys.exit(e.exit_code)
-    except PdiffError as e:
-        _leave(str(e), 1)
-    except KeyboardInterrupt:
-        _leave("stopped at once; what was finished before is kept", 130)
-    except OSError as e:
-        _leave(f"{e.filename or _WORKDIR.value}: {e.strerror or e}; what was finished is kept", 1)
-    except Exception as e:
-        if "No space left on device" not in str(e):  # what Orbax and array_record raise is no OSError
-            processes.await_verdict(e)
-            if processes.count() == 1:
-                raise
-            traceback.print_exc()
-            _leave(f"{type(e).__name__}: {e}", 1)
-        _leave("No space left on device; what was finished is kept; make room and run the same command again", 1)
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -79,17 +60,6 @@ def _dispatch(argv: list[str]) -> None:
     else:
         modes = {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}
         modes[mode](Path(workdir))
-
-
-def _leave(message: str, code: int) -> None:
-    """Ends this process and, with its message, all others of the run."""
-    processes.fail(" ".join(message.split()), code)
-    _say(message)
-    sys.exit(code)
-
-
-def _say(message: str) -> None:
-    print(f"pdiff: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -100,23 +100,18 @@ def make_step(generator: Generator, optimizer: optax.GradientTransformation, mes
     """
     laid_out = sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
     whole = NamedSharding(mesh, dist.REPLICATED)
-    step = jax.jit(
-        train_step(generator, optimizer),
+    update = train_step(generator, optimizer)
+
+    def step(state: TrainState, batch: dict, constants: dict):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the hints of `sharding.by_example`
+            return update(state, batch, constants)
+
+    return jax.jit(
+        step,
         in_shardings=(laid_out, NamedSharding(mesh, dist.BATCH), whole),
         out_shardings=(laid_out, whole),
         donate_argnums=0,
     )
-
-    def in_mesh(how: Callable) -> Callable:
-        def call(*args):
-            with jax.set_mesh(mesh):
-                return how(*args)
-
-        return call
-
-    call = in_mesh(step)
-    call.lower = in_mesh(step.lower)
-    return call
 
 
 def abstract_state(generator: Generator, optimizer: optax.GradientTransformation) -> TrainState:

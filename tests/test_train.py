@@ -49,7 +49,7 @@ def run_steps(generator, zoo, mesh, count):
     step = train_lib.make_step(generator, optimizer, mesh)
     constants = dist.replicate(make_constants(generator), mesh)
     for batch in batches(generator, zoo, 0, count):
-        state, values = step(state, dist.shard(batch, mesh), constants)
+        state, values = step(state, dist.shard(batch, mesh, dist.BATCH), constants)
     return jax.device_get((state, values)), step
 
 
@@ -74,20 +74,31 @@ def test_four_devices_equal_one(tiny, tiny_zoo, mesh, mesh4):
     )
 
 
-def test_the_mapped_step_is_pmap_of_the_step(tiny, tiny_zoo, mesh4):
+def test_the_gradients_are_the_mean_of_the_devices_own(tiny, tiny_zoo, mesh4):
     state, optimizer = fresh_state(tiny)
-    state = jax.device_get(state)  # the mapped step donates what it is given
+    state = jax.device_get(state)  # the step donates what it is given
     batch = next(batches(tiny, tiny_zoo))
     constants = make_constants(tiny)
-    mapped = train_lib.make_step(tiny, optimizer, mesh4)
-    ours, values = mapped(dist.replicate(state, mesh4), dist.shard(batch, mesh4), dist.replicate(constants, mesh4))
-    split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
-    step = train_lib.per_device_step(tiny, optimizer)
-    theirs, their_values = jax.pmap(step, axis_name=dist.DATA, in_axes=(None, 0, None), devices=jax.devices()[:4])(
-        state, split, constants
+    step = train_lib.make_step(tiny, optimizer, mesh4)
+    ours, values = step(
+        dist.replicate(state, mesh4), dist.shard(batch, mesh4, dist.BATCH), dist.replicate(constants, mesh4)
     )
-    first = jax.tree.map(lambda a: np.asarray(a)[0], (theirs, their_values))
-    assert_close(jax.device_get((ours, values)), first, rtol=1e-6, atol=1e-7)
+
+    def of_one_device(params, part, constants):
+        keys = rng.per_example(rng.stream(tiny.config.seed, "train/step"), part["index"])
+        grads, metrics = jax.grad(train_lib.loss_fn, has_aux=True)(params, tiny, part, constants, keys)
+        return jax.lax.pmean((grads, metrics), "data")
+
+    split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
+    mapped = jax.pmap(of_one_device, axis_name="data", in_axes=(None, 0, None), devices=jax.devices()[:4])
+    grads, metrics = jax.tree.map(lambda a: np.asarray(a)[0], mapped(state.params, split, constants))
+    clipped = tiny.config.train.grad_clip / max(float(optax.global_norm(grads)), tiny.config.train.grad_clip)
+    moments = ours.opt_state[1][0].mu  # 0.1 of the clipped gradient after one step of Adam
+    for mu, g in zip(jax.tree.leaves(moments), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(mu, 0.1 * clipped * g, rtol=1e-4, atol=1e-7)
+    assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
+        {k: float(values[k]) for k in metrics}, rel=1e-5
+    )
 
 
 def test_one_compilation(tiny, tiny_zoo, mesh):
@@ -105,7 +116,7 @@ def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
     step = train_lib.make_step(generator, optimizer, mesh)
     constants = dist.replicate(make_constants(generator), mesh)
     batch = next(batches(generator, tiny_zoo))
-    sharded = dist.shard(batch, mesh)
+    sharded = dist.shard(batch, mesh, dist.BATCH)
     state, losses = dist.replicate(state, mesh), []
     for _ in range(600):
         state, values = step(state, sharded, constants)

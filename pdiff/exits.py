@@ -1,0 +1,43 @@
+"""How a command ends when it cannot go on: one line on stderr, and an exit code."""
+
+import sys
+import traceback
+from contextlib import contextmanager
+
+from pdiff import processes
+from pdiff.errors import PdiffError
+from pdiff.stopping import Interrupted
+
+
+@contextmanager
+def said():
+    """Turns what the commands raise into a line and an exit: 1, or 128 + n after signal n.
+
+    Of many processes, one that fails ends all others, with its message. An interrupted run ends on all by itself.
+    """
+    try:
+        yield
+    except Interrupted as e:
+        _leave(str(e), e.exit_code, alone=True)
+    except PdiffError as e:
+        _leave(str(e), 1)
+    except KeyboardInterrupt:
+        _leave("stopped at once; what was finished before is kept", 130)
+    except OSError as e:
+        _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept", 1)
+    except Exception as e:
+        if "No space left on device" in str(e):  # what Orbax and array_record raise is no OSError
+            _leave("No space left on device; what was finished is kept; make room and run the same command again", 1)
+        processes.await_verdict(e)
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        _leave(f"{type(e).__name__}: {e}", 1)
+
+
+def _leave(message: str, code: int, alone: bool = False) -> None:
+    message = " ".join(message.split())
+    if not alone:
+        processes.fail(message, code)
+    print(f"pdiff: error: {message}", file=sys.stderr)
+    sys.exit(code)
