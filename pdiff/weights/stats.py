@@ -5,7 +5,6 @@ constant. It is measured here, once for each zoo, and stored beside the codec, n
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import flax.struct
@@ -147,7 +146,7 @@ def spread_within(
     on = np.asarray(varying(stats))
     own_orbit = np.arange(on.sum()) if orbits is None else orbits[on]
     means = len(np.unique(own_orbit))
-    left, open_tasks = Counter(np.asarray(task).tolist()), {}
+    left, open_tasks = dict(zip(*(a.tolist() for a in np.unique(task, return_counts=True)), strict=True)), {}
     squares, freedom, start = 0.0, 0, 0
     for block in _blocks(tokens):
         z = np.asarray(normalize(stats, block), np.float64)[:, on]
@@ -161,6 +160,7 @@ def spread_within(
                 squares += whole.squares.sum() + whole.count * off
                 freedom += whole.count * len(own_orbit) - means
         start += len(block)
+        del block, z, added  # before the next are made
     return float(np.clip(np.sqrt(squares / freedom), least, 1.0)) if freedom else 1.0
 
 
@@ -191,7 +191,9 @@ def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:
     """At most BLOCK_ELEMENTS elements at a time, whatever the blocks that are given."""
     for given in (tokens,) if hasattr(tokens, "ndim") else tokens:
         rows = max(1, BLOCK_ELEMENTS // max(1, given[:1].size))
-        yield from (given[start : start + rows] for start in range(0, len(given), rows))
+        for start in range(0, len(given), rows):
+            yield given[start : start + rows]
+        del given  # before the next is made
 
 
 def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, np.ndarray]:
@@ -211,6 +213,7 @@ def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, 
             seen = merged(seen, moments(block))
             np.minimum(low, least, out=low)
             np.maximum(high, most, out=high)
+        del block  # before the next is made
     if seen is None:
         raise PdiffError(f"the zoo has no networks, allowed are tokens (n, {shape[0]}, {shape[1]}) with n >= 1")
     return seen, low, high, first
