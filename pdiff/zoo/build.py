@@ -160,6 +160,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
 
     def step(job, constants):
         task, seed = job
+        base = constants["base"]  # an argument, as it may be too large to be baked into a program
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
@@ -194,7 +195,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
         )
 
     data = {part: (images.x, images.y) for part, images in family.data.items()}
-    constants = dist.replicate({"variables": family.variables, "data": data}, mesh)
+    constants = dist.replicate({"base": base, "variables": family.variables, "data": data}, mesh)
     mapped = dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
     return lambda job: mapped(job, constants)
 
@@ -215,7 +216,7 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     groups = min(TASKS_A_STEP, zoo.batch_size)
 
     @jax.jit
-    def fit(variables, x, y, seeds):
+    def fit(base, variables, x, y, seeds):
         shared = finetune.minibatches(x, y, -(-zoo.batch_size // groups) * groups)
 
         def draw(_, key):
@@ -226,7 +227,7 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
 
         return finetune.finetune(target, base, draw, seeds, seeds, zoo, config.seed)
 
-    params = fit(jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
+    params = fit(base, jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
     spec = make_spec(base, generate=target.generate)
     stacked = jax.tree.map(lambda p: p[:, -1], params)
     return _without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
