@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     c.zoo = ConfigDict(
         dict(
             dir="",  # '' is <workdir>/zoo; name a directory to share one zoo between runs
+            memory_mb=4096.0,  # seen networks that take more MB (10^6 bytes) are read from disk, batch by batch
             seeds_per_task=6,
             reference_seeds=3,  # networks for each interp, unseen and validation task
             pretrain_steps=2000,

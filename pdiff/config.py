@@ -97,6 +97,7 @@ FIELDS: dict[str, Field] = {
     "target.lora_alpha": _POSITIVE,
     "target.lora_modules": Field(str),
     "zoo.dir": Field(str),
+    "zoo.memory_mb": _POSITIVE,
     "zoo.seeds_per_task": _COUNT,
     "zoo.reference_seeds": _COUNT,
     "zoo.pretrain_steps": _COUNT,

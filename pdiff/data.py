@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 
 import grain
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from pdiff.zoo.store import Networks
+from pdiff.zoo.networks import Networks, StoredNetworks
 
 
 def training_batches(
-    networks: Networks,
+    networks: Networks | StoredNetworks,
     wordings: int,
     *,
     seed: int,
@@ -47,7 +46,7 @@ def training_batches(
     return iter(batches.slice(slice(start, stop)).to_iter_dataset(options))
 
 
-def fingerprint(networks: Networks, zoo: str, seed: int, batch_size: int) -> dict:
+def fingerprint(networks: Networks | StoredNetworks, zoo: str, seed: int, batch_size: int) -> dict:
     """What a resumed run's batches must agree on."""
-    size = sum(a.nbytes for a in jax.tree.leaves(networks.params))
+    size = networks.params_bytes
     return {"zoo": zoo, "networks": len(networks), "bytes": size, "seed": seed, "batch_size": batch_size}

@@ -34,7 +34,7 @@ from pdiff.tasks.base import Task
 from pdiff.tasks.support import Support
 from pdiff.weights import codec, permutations, stats
 from pdiff.weights.spec import Spec, make_spec
-from pdiff.zoo.store import Networks
+from pdiff.zoo.networks import Networks, StoredNetworks
 
 ARTIFACTS = "generator"
 PERMUTE = "weights.permute: got True"  # for messages
@@ -157,7 +157,9 @@ def null_condition(condition: dict | Mixture) -> dict:
     return {name: c | {"keep": jnp.zeros_like(c["keep"])} for name, c in condition.items()}
 
 
-def make_generator(config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks]) -> Generator:
+def make_generator(
+    config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks | StoredNetworks]
+) -> Generator:
     """A generator for a zoo: statistics from its seen networks, tokenizer from the training descriptions.
 
     Raises:
@@ -166,13 +168,17 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec = _spec(config, target)
     encode = jax.jit(jax.vmap(lambda p: codec.encode_part(spec, p)))
-    tokens = np.asarray(encode(networks["seen"].params))
+    seen, together = networks["seen"], max(1, stats.BLOCK_ELEMENTS // spec.num_params)
+
+    def blocks():  # never all tokens at once: there may be more of them than fit into memory
+        return (np.asarray(encode(block.params)) for block in seen.blocks(together))
+
     orbits = None
     if config.weights.permute:
         orbits = permutations.orbits(target.generated_permutations(PERMUTE), spec)
     fitted = stats.fit(
         spec,
-        tokens,
+        blocks(),
         center=config.weights.center,
         scale=config.weights.scale,
         base_tokens=np.asarray(codec.encode(spec, base)),
@@ -180,7 +186,7 @@ def make_generator(config: ConfigDict, family: Family, target: Target, networks:
     )
     spread = 1.0
     if config.diffusion.precondition == "conditional":
-        spread = stats.spread_within(fitted, tokens, networks["seen"].task, orbits=orbits)
+        spread = stats.spread_within(fitted, blocks(), seen.task, orbits=orbits)
     return _assemble(config, family, target, fitted, spread, base, make_tokenizer(config, family))
 
 

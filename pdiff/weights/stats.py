@@ -4,7 +4,8 @@ The preconditioning of EDM (Karras et al. 2022, table 1) takes the data's standa
 constant. It is measured here, once for each zoo, and stored beside the codec, never typed in.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 import flax.struct
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ CENTERS = ("mean", "base")
 SCALES = ("param", "leaf", "global")
 
 BLOCK_ELEMENTS = 1 << 22  # elements of the zoo in memory as float64 at a time: 32 MiB
+
+Zoo = Float[np.ndarray, "n tokens token_dim"] | Iterable[Float[np.ndarray, "some tokens token_dim"]]
 
 # A parameter whose values span no more than a few roundings of float32, or than what is next to
 # nothing, carries no information: dividing by such a scale would blow rounding up to unit variance.
@@ -35,14 +38,17 @@ class Stats:
 
 def fit(
     spec: Spec,
-    tokens: Float[np.ndarray, "n tokens token_dim"],
+    tokens: Zoo,
     *,
     center: str = "mean",
     scale: str = "leaf",
     base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
     orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
 ) -> Stats:
-    """The statistics of a zoo of n networks (`tokens` may be a memory map; it is read twice, in blocks).
+    """The statistics of a zoo of n networks.
+
+    `tokens` is an array, perhaps a memory map, or blocks of networks, one after the other. It is read once, in blocks,
+    and what is held in memory does not grow with the number of networks.
 
     The center is the zoo's mean, or `base_tokens`. The scale is the root mean square of the
     deviations from it: of every parameter (`param`), pooled over the varying parameters of a leaf
@@ -56,27 +62,26 @@ def fit(
     Raises PdiffError for unknown modes, wrong shapes, non-finite values, and a zoo that is constant.
     """
     shape = (spec.num_tokens, spec.token_dim)
-    tokens = np.asanyarray(tokens)
-    _check_arguments(shape, np.shape(tokens), center, scale, base_tokens)
+    _check_arguments(shape, center, scale, base_tokens)
     if orbits is not None and center != "mean":
         raise PdiffError(f"weights.center is {center!r}, allowed for a zoo under permutations is mean")
-    mean, low, high = _moments(spec, tokens)
+    seen, low, high, first = _summary(spec, tokens)
+    mean = seen.mean
     if orbits is not None:
         mean, low, high = over_orbits(orbits, mean), _least(orbits, low), -_least(orbits, -high)
-    exact = low == high
-    # `tokens[0]` rather than the mean, so that a constant keeps every bit, the sign of -0 included.
-    value = np.where(exact, tokens[0], mean)
+    # The first network rather than the mean, so that a constant keeps every bit, the sign of -0 included.
+    value = np.where(low == high, first, mean)
     constant = high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
     varies = spec.mask & ~constant
     if not varies.any():
         raise PdiffError(
-            f"all {spec.num_params} parameters are the same in all {len(tokens)} networks "
+            f"all {spec.num_params} parameters are the same in all {seen.count} networks "
             "of the zoo; there is no distribution to learn"
         )
     middle = value if center == "mean" else np.where(varies, base_tokens, value)
     middle = np.where(spec.mask, middle, 0).astype(np.float32)
-    # Around the rounded center, because that is the one that `normalize` subtracts.
-    square = sum(np.square(block - middle).sum(0) for block in _blocks(tokens)) / len(tokens)
+    # Around the rounded center, because that is the one that `normalize` subtracts: E (x - c)^2 = var x + (E x - c)^2.
+    square = seen.squares / seen.count + np.square(seen.mean - middle)
     square = square if orbits is None else over_orbits(orbits, square)
     width = np.where(varies, np.sqrt(_pooled(spec, square, varies, scale)), 0).astype(np.float32)
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
@@ -126,7 +131,7 @@ def log_volume(stats: Stats) -> float:
 
 def spread_within(
     stats: Stats,
-    tokens: Float[np.ndarray, "n tokens token_dim"],
+    tokens: Zoo,
     task: Int[np.ndarray, " n"],
     least: float = 0.02,
     orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
@@ -134,44 +139,97 @@ def spread_within(
     """Standard deviation of normalised weights around the mean of their own task, pooled; in [least, 1].
 
     It is 1, the spread of everything, when no task has two networks. With `orbits`, that of all permutations of them.
+
+    `tokens` is read once, in blocks. In memory are the means of those tasks of which some networks were read, and some
+    were not: one at a time where the networks of a task are consecutive.
     """
     on = np.asarray(varying(stats))
-    z = np.asarray(normalize(stats, tokens))[:, on]
     own_orbit = np.arange(on.sum()) if orbits is None else orbits[on]
     means = len(np.unique(own_orbit))
-    squares, freedom = 0.0, 0
-    for t in np.unique(task):
-        own = z[task == t].astype(np.float64)
-        squares += np.square(own - over_orbits(own_orbit, own.mean(0))).sum()
-        freedom += own.size - means
+    left, open_tasks = dict(zip(*(a.tolist() for a in np.unique(task, return_counts=True)), strict=True)), {}
+    squares, freedom, start = 0.0, 0, 0
+    for block in _blocks(tokens):
+        z = np.asarray(normalize(stats, block), np.float64)[:, on]
+        for t in np.unique(rows := task[start : start + len(block)]).tolist():
+            added = moments(z[rows == t])
+            open_tasks[t] = merged(open_tasks[t], added) if t in open_tasks else added
+            left[t] -= added.count
+            if not left[t]:
+                whole = open_tasks.pop(t)
+                off = np.square(whole.mean - over_orbits(own_orbit, whole.mean)).sum()
+                squares += whole.squares.sum() + whole.count * off
+                freedom += whole.count * len(own_orbit) - means
+        start += len(block)
+        del block, z, added  # before the next are made
     return float(np.clip(np.sqrt(squares / freedom), least, 1.0)) if freedom else 1.0
 
 
-def _blocks(tokens: np.ndarray) -> Iterator[np.ndarray]:
-    rows = max(1, BLOCK_ELEMENTS // tokens[0].size)
-    for start in range(0, len(tokens), rows):
-        yield np.asarray(tokens[start : start + rows], np.float64)
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Of some rows: how many, their mean, and the sum of squared deviations from it, by element, float64."""
+
+    count: int
+    mean: Float[np.ndarray, "..."]
+    squares: Float[np.ndarray, "..."]
 
 
-def _moments(spec: Spec, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, minimum and maximum of every element over the zoo, float64."""
-    total = np.zeros(tokens.shape[1:])
-    low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
-    seen = 0
+def moments(block: Float[np.ndarray, "rows ..."]) -> Moments:
+    """Of the rows of a block, in two passes over it."""
+    mean = block.mean(0, dtype=np.float64)
+    off = block - mean
+    return Moments(len(block), mean, np.square(off, out=off).sum(0))
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """Of the rows of both: the parallel update of Chan, Golub & LeVeque 1983 (equation 2.1), which does not cancel."""
+    count, delta = a.count + b.count, b.mean - a.mean
+    mean = a.mean + delta * (b.count / count)
+    return Moments(count, mean, a.squares + b.squares + np.square(delta) * (a.count * b.count / count))
+
+
+def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:
+    """At most BLOCK_ELEMENTS elements at a time, whatever the blocks that are given."""
+    for given in (tokens,) if hasattr(tokens, "ndim") else tokens:
+        rows = max(1, BLOCK_ELEMENTS // max(1, given[:1].size))
+        for start in range(0, len(given), rows):
+            yield given[start : start + rows]
+        del given  # before the next is made
+
+
+def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, np.ndarray]:
+    """Moments, minimum and maximum of every element over the zoo, and the first network."""
+    seen = low = high = first = None
+    shape = (spec.num_tokens, spec.token_dim)
     for block in _blocks(tokens):
-        if not np.isfinite(block).all():
-            network, token, element = np.argwhere(~np.isfinite(block))[0]
-            leaf = spec.element_leaf[token, element]
+        if block.shape[1:] != shape:
             raise PdiffError(
-                f"network {seen + network} of the zoo has {block[network, token, element]} in "
-                f"{repr(spec.leaves[leaf].path) if leaf >= 0 else 'padding'}; weights must be finite; "
-                "lower --config.zoo.learning_rate"
+                f"the zoo's tokens have shape {block.shape}, allowed is (n, {shape[0]}, {shape[1]}) with n >= 1"
             )
-        total += block.sum(0)
-        np.minimum(low, block.min(0), out=low)
-        np.maximum(high, block.max(0), out=high)
-        seen += len(block)
-    return total / seen, low, high
+        _check_finite(spec, block, seen.count if seen else 0)
+        least, most = block.min(0).astype(np.float64), block.max(0).astype(np.float64)
+        if seen is None:
+            seen, low, high, first = moments(block), least, most, np.array(block[0])
+        else:
+            seen = merged(seen, moments(block))
+            np.minimum(low, least, out=low)
+            np.maximum(high, most, out=high)
+        del block  # before the next is made
+    if seen is None:
+        raise PdiffError(f"the zoo has no networks, allowed are tokens (n, {shape[0]}, {shape[1]}) with n >= 1")
+    return seen, low, high, first
+
+
+def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
+    """`start` is the number of the block's first network."""
+    if np.isfinite(block).all():
+        return
+    network, token, element = np.argwhere(~np.isfinite(block))[0]
+    leaf = spec.element_leaf[token, element]
+    raise PdiffError(
+        f"network {start + network} of the zoo has {block[network, token, element]} in "
+        f"{repr(spec.leaves[leaf].path) if leaf >= 0 else 'padding'}; weights must be finite; "
+        "lower --config.zoo.learning_rate"
+    )
 
 
 def _least(orbits: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -198,7 +256,6 @@ def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> n
 
 def _check_arguments(
     shape: tuple[int, int],
-    found: tuple[int, ...],
     center: str,
     scale: str,
     base: np.ndarray | None,
@@ -207,10 +264,6 @@ def _check_arguments(
         raise PdiffError(f"weights.center is {center!r}, allowed are {', '.join(CENTERS)}")
     if scale not in SCALES:
         raise PdiffError(f"weights.scale is {scale!r}, allowed are {', '.join(SCALES)}")
-    if len(found) != 3 or found[1:] != shape or not found[0]:
-        raise PdiffError(
-            f"the zoo's tokens have shape {found}, allowed is (n, {shape[0]}, {shape[1]}) with n >= 1"
-        )
     if center == "base":
         if base is None or np.shape(base) != shape:
             raise PdiffError(

@@ -1,11 +1,11 @@
 """Builds a family's zoo: pretrain a base, fine-tune every (task, seed), chunk by chunk, and align them if asked to.
 
-Each finished chunk is kept as one file until the whole zoo is written, so an interrupted build
-goes on where it stopped.
+All processes train each chunk together, each on its own devices, and each keeps the networks that these made in a file
+(`parts`) until the whole zoo is written. So networks never move between processes, no process ever holds the zoo, and
+an interrupted build goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from pdiff import config as config_lib
-from pdiff import dist, files
+from pdiff import dist, processes
 from pdiff.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
@@ -28,15 +28,18 @@ from pdiff.weights import codec, matching
 from pdiff.weights.permutations import PermutationSpec
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune, score, store
-from pdiff.zoo.store import Networks
+from pdiff.zoo import parts as parts_lib
+from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
+from pdiff.zoo.parts import Parts
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
+NOT_THE_ZOO = ("dir", "memory_mb")  # fields of `zoo` that say where it lies and how it is read
 RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Hash of everything in a run's config that shapes its zoo."""
-    zoo = {k: v for k, v in config.zoo.items() if k != "dir"}
+    zoo = {k: v for k, v in config.zoo.items() if k not in NOT_THE_ZOO}
     return config_lib.fingerprint(config.tasks.to_dict(), config.target.to_dict(), zoo, config.seed)
 
 
@@ -47,21 +50,22 @@ def directory(config: ConfigDict, workdir: Path) -> Path:
 
 def build(
     family: Family, target: Target, config: ConfigDict, where: Path, mesh: Mesh, stop: StopSignal
-) -> dict[str, Networks]:
-    """The zoo of `config`, read if it is finished, else built or continued.
+) -> dict[str, Networks | StoredNetworks]:
+    """The zoo of `config`, read if it is finished, else built or continued. All processes call it together.
 
     Raises:
-      PdiffError: a finished zoo is damaged.
+      PdiffError: a finished zoo is damaged, or `zoo.memory_mb` is too small for it.
       Interrupted: a signal came; finished chunks are kept.
     """
     name = fingerprint(config)
-    if not store.exists(where, name):
+    network_bytes = tree_bytes(codec.take(make_spec(target.abstract(), generate=target.generate), target.abstract()))
+    store.check_memory(config.zoo.memory_mb, len(family.split("seen")), network_bytes)
+    if not processes.all_hold(store.exists(where, name)):
         parts = Path(where) / f"{name}.parts"
         parts.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(store.location(where, name), ignore_errors=True)  # written without its manifest
         store.write(where, name, _finetune_all(family, target, config, parts, mesh, stop))
-        shutil.rmtree(parts)
-    return store.read(where, name)
+        processes.on_first(lambda: shutil.rmtree(parts), "done with the parts of the zoo")
+    return store.read(where, name, config.zoo.memory_mb)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,37 +90,60 @@ def _jobs(family: Family, config: ConfigDict) -> _Jobs:
 
 def _finetune_all(
     family: Family, target: Target, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal
-) -> dict[str, Networks]:
-    """Networks of every split, each chunk from its file if it is there."""
-    zoo = config.zoo
-    jobs = _jobs(family, zoo)
-    chunk = zoo.chunk_size
-    dist.check_divides(chunk, mesh.devices.size, "zoo.chunk_size")
-    base = _kept(parts, "base", lambda: _base(family, target, config))
+) -> dict[str, store.Slices]:
+    """Networks of every split: those of tasks are all in `parts`, and read from there as they are needed."""
+    jobs, keep = _jobs(family, config.zoo), config.zoo.keep_last
+    dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
+    base = _of_first(parts, "base", lambda: _base(family, target, config))
     base_params = jax.tree.map(lambda a: a[0], base.params)
-    networks = {
-        "base": base,
-        "task_blind": _kept(parts, "task_blind", lambda: _task_blind(family, target, config, base_params)),
-    }
-    step = _chunk_step(family, target, config, base_params, mesh)
-    starts = range(0, len(jobs.task), chunk)
-    chunks = []
-    for start in tqdm(starts, desc="zoo", unit="chunk", unit_scale=False):
-        stop.check(f"with {start} of {len(jobs.task)} networks of the zoo kept")
-        rows = np.minimum(np.arange(start, start + chunk), len(jobs.task) - 1)
-        keep = min(chunk, len(jobs.task) - start) * zoo.keep_last
+    blind = _of_first(parts, "task_blind", lambda: _task_blind(family, target, config, base_params))
+    _finetune_jobs(jobs, _chunk_step(family, target, config, base_params, mesh), config.zoo, parts, mesh, stop)
+    processes.barrier("done with the networks of the zoo")
+    everything, by_split = Parts(parts), {}
+    for split in SPLITS:
+        own = keep * np.flatnonzero(jobs.split == split)  # consecutive, as `_jobs` has them
+        if len(own):
+            by_split[split] = parts_lib.Rows(everything, int(own[0]), int(own[-1]) + keep)
+    if config.zoo.align != "none":
+        held = {split: rows[:] for split, rows in by_split.items()}  # matching needs all at once
+        by_split = _aligned(held, target.generated_permutations("zoo.align"))
+    return {"base": base, "task_blind": blind} | by_split
 
-        def make(rows=rows, keep=keep) -> Networks:
-            made = step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh))
-            return jax.tree.map(lambda a: np.asarray(a)[:keep], made)
 
-        chunks.append(_kept(parts, f"chunk_{start:07d}", make))
-    everything = Networks.concatenate(chunks)
-    split = np.repeat(jobs.split, zoo.keep_last)
-    by_split = {s: everything[split == s] for s in SPLITS if (split == s).any()}
-    if zoo.align != "none":
-        by_split = _aligned(by_split, target.generated_permutations("zoo.align"))
-    return networks | by_split
+def _finetune_jobs(jobs: _Jobs, step: Callable, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal) -> None:
+    """Fine-tunes all jobs, chunk by chunk, into `parts`. A chunk is finished when every process has its own rows."""
+    count, chunk, keep = len(jobs.task), config.chunk_size, config.keep_last
+    own, found = _runs(dist.local_rows(chunk, mesh, dist.SHARDED)), Parts(parts)
+    quiet = not processes.is_first()
+    for start in tqdm(range(0, count, chunk), desc="zoo", unit="chunk", unit_scale=False, disable=quiet):
+        stop.check(f"with {start} of {count} networks of the zoo kept")
+        mine = [(start + a, min(start + b, count)) for a, b in own if start + a < count]
+        if processes.all_hold(all(found.hold(a * keep, b * keep) for a, b in mine)):
+            continue
+        rows = np.minimum(np.arange(start, start + chunk), count - 1)
+        made = jax.tree.map(_own_rows, step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh)))
+        first = 0
+        for (a, b), (low, high) in zip(mine, own, strict=False):
+            parts_lib.keep_rows(parts, a * keep, made[first * keep : (first + b - a) * keep])
+            first += high - low
+
+
+def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges, (first, last + 1)."""
+    pieces = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return [(int(p[0]), int(p[-1]) + 1) for p in pieces]
+
+
+def _own_rows(x: jax.Array) -> np.ndarray:
+    """Those rows of an array, split over devices by them, that this process has, in their order."""
+    shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _of_first(parts: Path, name: str, make: Callable[[], Networks]) -> Networks:
+    """What process 0 makes and keeps while the others wait; they read it."""
+    processes.on_first(lambda: parts_lib.kept(parts, name, make), f"given the networks '{name}'")
+    return parts_lib.kept(parts, name, make)
 
 
 def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
@@ -133,6 +160,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
 
     def step(job, constants):
         task, seed = job
+        base = constants["base"]  # an argument, as it may be too large to be baked into a program
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
@@ -167,7 +195,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
         )
 
     data = {part: (images.x, images.y) for part, images in family.data.items()}
-    constants = dist.replicate({"variables": family.variables, "data": data}, mesh)
+    constants = dist.replicate({"base": base, "variables": family.variables, "data": data}, mesh)
     mapped = dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
     return lambda job: mapped(job, constants)
 
@@ -188,7 +216,7 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     groups = min(TASKS_A_STEP, zoo.batch_size)
 
     @jax.jit
-    def fit(variables, x, y, seeds):
+    def fit(base, variables, x, y, seeds):
         shared = finetune.minibatches(x, y, -(-zoo.batch_size // groups) * groups)
 
         def draw(_, key):
@@ -199,7 +227,7 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
 
         return finetune.finetune(target, base, draw, seeds, seeds, zoo, config.seed)
 
-    params = fit(jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
+    params = fit(base, jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
     spec = make_spec(base, generate=target.generate)
     stacked = jax.tree.map(lambda p: p[:, -1], params)
     return _without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
@@ -229,16 +257,3 @@ def _without_task(
         validation_accuracy=np.asarray(accuracy(params, family.pretraining_images("validation"))),
         test_accuracy=np.asarray(accuracy(params, family.pretraining_images("test"))),
     )
-
-
-def _kept(parts: Path, name: str, make) -> Networks:
-    """Reads the part `name`, or makes and keeps it. Its digest is in its file's name; a damaged one is made again."""
-    for path in parts.glob(f"{name}-*.safetensors"):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
-            return store.from_bytes(data)
-        path.unlink()
-    made = jax.tree.map(np.asarray, make())
-    data = store.to_bytes(made)
-    files.write_atomic(parts / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
-    return made

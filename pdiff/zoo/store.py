@@ -1,142 +1,90 @@
 """The zoo on disk: a TFDS dataset of networks, one example each, in array_record files.
 
-Any TFDS reader can use it: `ZooBuilder(data_dir=…, config=…).as_data_source('seen')`. Its builder
-config is named after the fingerprint of everything that shaped the networks, so one directory can
-hold many zoos, and a run finds exactly its own or none. Records hold what is generated of a network; the base,
-a whole tree, is kept once beside them, in `base.safetensors`.
+Any TFDS reader can use it: `tfds.builder_from_directory(location(…)).as_data_source('seen')`. Its folder is named after
+the fingerprint of everything that shaped the networks, so one directory can hold many zoos, and a run finds exactly
+its own or none. Records hold what is generated of a network; the base, a whole tree, is kept once beside them, in
+`base.safetensors`.
+
+A zoo may be larger than memory. It is written shard by shard, and of its seen networks, by far the most, only the
+tasks, seeds and accuracies are read where their parameters are too large (`read`).
 """
 
-import contextlib
 import dataclasses
-import io
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-import grain
 import jax
 import numpy as np
-import safetensors.numpy
 import tensorflow_datasets as tfds
-from flax import traverse_util
-from jaxtyping import Float, Int, PyTree
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Int
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from pdiff import files
+from pdiff import files, processes
 from pdiff.errors import PdiffError
+from pdiff.logs import log
+from pdiff.zoo import parts
+from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 
 NETWORK_SPLITS = ("task_blind", "seen", "validation", "interp", "unseen")
 BASE = "base.safetensors"
+NAME, VERSION, FORMAT = "pdiff_zoo", "1.0.0", "array_record"
+SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # most of a shard
+
+
+class Slices(Protocol):
+    """Networks of which slices can be brought into memory, such as `Networks` or `parts.Rows`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Networks: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
-    """Fine-tuned networks of one split, stacked.
-
-    Attributes:
-      params: the generated part of the tree, or (the base's) the whole of it, with a leading axis.
-      task: task ids; -1 for the base and for task-blind networks.
-      seed: fine-tuning seed.
-      step: updates done when the network was kept.
-      validation_accuracy, test_accuracy: on the task's own images.
-    """
-
-    params: PyTree[Float[np.ndarray, "nets ..."]]
-    task: Int[np.ndarray, " nets"]
-    seed: Int[np.ndarray, " nets"]
-    step: Int[np.ndarray, " nets"]
-    validation_accuracy: Float[np.ndarray, " nets"]
-    test_accuracy: Float[np.ndarray, " nets"]
-
-    def __len__(self) -> int:
-        return len(self.task)
-
-    def __getitem__(self, rows) -> "Networks":
-        return jax.tree.map(lambda a: a[rows], self)
-
-    @staticmethod
-    def concatenate(parts: list["Networks"]) -> "Networks":
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+class _Shard:
+    path: Path
+    split: str
+    rows: slice
 
 
-jax.tree_util.register_dataclass(Networks)
+def write(directory: Path, fingerprint: str, networks: Mapping[str, Slices]) -> None:
+    """Writes a zoo, by all processes together; its manifest comes last, so that its presence means finished.
 
-
-class ZooBuilder(tfds.core.GeneratorBasedBuilder):
-    """Writes and reads networks. `networks` is needed only to write."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Networks with task, seed, step and accuracies."}
-    name = "pdiff_zoo"
-    pkg_dir_path = Path(__file__).parent
-
-    def __init__(self, *, directory: Path, fingerprint: str, networks: Mapping[str, Networks] | None = None):
-        self._networks = networks
-        super().__init__(
-            data_dir=str(directory),
-            config=tfds.core.BuilderConfig(name=fingerprint, version=self.VERSION),
-            file_format="array_record",
-        )
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        if self._networks is None:  # read back from features.json
-            return tfds.core.DatasetInfo(builder=self)
-        example = next(iter(self._networks.values())).params
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Fine-tuned networks of a pdiff family.",
-            disable_shuffling=True,
-            features=tfds.features.FeaturesDict(
-                {
-                    "params": jax.tree.map(
-                        lambda a: tfds.features.Tensor(shape=a.shape[1:], dtype=a.dtype.type), example
-                    ),
-                    "task": np.int32,
-                    "seed": np.int32,
-                    "step": np.int32,
-                    "validation_accuracy": np.float32,
-                    "test_accuracy": np.float32,
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(nets) for split, nets in self._networks.items() if len(nets)}
-
-    def _generate_examples(self, networks: Networks):
-        for i in range(len(networks)):
-            yield i, jax.tree.map(lambda a, i=i: a[i], dataclasses.asdict(networks))
-
-
-def write(directory: Path, fingerprint: str, networks: Mapping[str, Networks]) -> None:
-    """Writes a zoo; it appears under its final name only when it is whole.
+    At most one shard of each process is in memory. What a shard holds depends on the zoo alone.
 
     Raises:
       PdiffError: the disk has no room for it.
     """
-    size = sum(x.nbytes for x in jax.tree.leaves(networks))
-    files.require_space(directory, 2 * size, "the zoo")  # TFDS writes its shards twice
-    records = {split: n for split, n in networks.items() if split != "base"}
-    builder = ZooBuilder(directory=directory, fingerprint=fingerprint, networks=records)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what the progress bar already says
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
-    files.write_atomic(Path(builder.data_dir) / BASE, to_bytes(networks["base"]))
-    files.write_manifest(Path(builder.data_dir))
+    where = location(directory, fingerprint)
+    records = {split: networks[split] for split in NETWORK_SPLITS if split in networks and len(networks[split])}
+    features = _features(next(iter(records.values()))[:1])
+    size = sum(len(n) for n in records.values()) * _network_bytes(features)
 
+    def prepare():
+        shutil.rmtree(where, ignore_errors=True)  # one without its manifest
+        where.mkdir(parents=True)
+        files.require_space(where, size, "the zoo")
 
-def to_bytes(networks: Networks) -> bytes:
-    """Networks as safetensors, named by path."""
-    flat = traverse_util.flatten_dict(dataclasses.asdict(networks), sep="/")
-    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in flat.items()})
+    processes.on_first(prepare, "about to write the zoo")
+    shards = [shard for split, n in records.items() for shard in _plan(where, split, len(n), _network_bytes(features))]
+    for shard in shards[jax.process_index() :: jax.process_count()]:
+        _write_shard(shard, records[shard.split][shard.rows], features)
+    processes.barrier("done with the shards of the zoo")
 
+    def finish():
+        _write_metadata(where, fingerprint, features, shards)
+        files.write_atomic(where / BASE, parts.to_bytes(networks["base"][:]))
+        files.write_manifest(where)
 
-def from_bytes(data: bytes) -> Networks:
-    """What `to_bytes` wrote."""
-    return Networks(**traverse_util.unflatten_dict(safetensors.numpy.load(data), sep="/"))
+    processes.on_first(finish, "done with the zoo")
 
 
 def location(directory: Path, fingerprint: str) -> Path:
     """Where the files of a zoo lie."""
-    return Path(directory) / ZooBuilder.name / fingerprint / str(ZooBuilder.VERSION)
+    return Path(directory) / NAME / fingerprint / VERSION
 
 
 def exists(directory: Path, fingerprint: str) -> bool:
@@ -144,21 +92,142 @@ def exists(directory: Path, fingerprint: str) -> bool:
     return (location(directory, fingerprint) / files.MANIFEST).exists()
 
 
-def read(directory: Path, fingerprint: str) -> dict[str, Networks]:
-    """Reads a finished zoo into memory, after checking every file against the manifest.
+def read(directory: Path, fingerprint: str, memory_mb: float = float("inf")) -> dict[str, Networks | StoredNetworks]:
+    """A finished zoo, in memory, after process 0 has checked every file against the manifest.
+
+    The parameters of the seen networks stay on disk if they take more than `memory_mb` MB (of 10^6 bytes).
 
     Raises:
       PdiffError: a file is missing or damaged.
     """
     where = location(directory, fingerprint)
-    files.verify_manifest(where, f"delete {where} and run again to rebuild it")
+    remedy = f"delete {where} and run again to rebuild it"
+    processes.on_first(lambda: files.verify_manifest(where, remedy), "sure of the zoo")
     builder = tfds.builder_from_directory(str(where))
-    networks = {"base": from_bytes((where / BASE).read_bytes())}
-    for split in NETWORK_SPLITS:
-        if split in builder.info.splits:
-            source = grain.MapDataset.source(builder.as_data_source(split=split))
-            batches = source.batch(len(source))
-            networks[split] = Networks(**batches[0])
+    networks = {"base": parts.from_bytes((where / BASE).read_bytes())}
+    for split in (s for s in NETWORK_SPLITS if s in builder.info.splits):
+        stored = _stored(builder, split, memory_mb * 1e6)
+        networks[split] = stored if split == "seen" and stored.params_bytes > stored.memory else stored[:]
     if "seen" not in networks:
         raise PdiffError(f"{where}: the zoo has no networks of the split 'seen'; delete it and run again")
     return networks
+
+
+def in_memory(networks: Mapping[str, Networks | StoredNetworks]) -> dict[str, Networks]:
+    """The same zoo for what needs all networks at once: of a split on disk a sample, and the log says so.
+
+    It has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
+    """
+    return {split: n if isinstance(n, Networks) else _sampled(split, n) for split, n in networks.items()}
+
+
+def check_memory(memory_mb: float, tasks: int, network_bytes: int) -> None:
+    """Raises PdiffError unless one network of each of `tasks` seen tasks, which `in_memory` needs, fits."""
+    if tasks * network_bytes > memory_mb * 1e6:
+        raise PdiffError(
+            f"zoo.memory_mb: got {memory_mb:g}; allowed: at least {np.ceil(tasks * network_bytes / 1e6):.0f}, "
+            f"which one network of each of the {tasks} seen tasks takes"
+        )
+
+
+def _sampled(split: str, networks: StoredNetworks) -> Networks:
+    per_task = _per_task(networks)
+    rows = [r[np.linspace(0, len(r) - 1, min(per_task, len(r))).round().astype(int)] for r in _by_task(networks.task)]
+    chosen = np.sort(np.concatenate(rows))
+    log.info(
+        "zoo: %d of the %d %s networks, %d of each task, are in memory for what needs all at once (zoo.memory_mb = %g)",
+        len(chosen), len(networks), split, per_task, networks.memory / 1e6,
+    )  # fmt: skip
+    return networks[chosen]
+
+
+def _per_task(networks: StoredNetworks) -> int:
+    return max(1, int(networks.memory // tree_bytes(networks.shapes)) // len(np.unique(networks.task)))
+
+
+def _by_task(task: Int[np.ndarray, " nets"]) -> list[Int[np.ndarray, " own"]]:
+    return [np.flatnonzero(task == t) for t in np.unique(task)]
+
+
+def _stored(builder: tfds.core.DatasetBuilder, split: str, memory: float) -> StoredNetworks:
+    shapes = jax.tree.map(lambda f: jax.ShapeDtypeStruct(f.shape, f.np_dtype), _plain(builder.info.features["params"]))
+    few = tfds.features.FeaturesDict({name: builder.info.features[name] for name in COLUMNS})
+    raw = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    rows = [few.deserialize_example_np(record) for record in raw]
+    columns = {name: np.stack([row[name] for row in rows]) for name in COLUMNS}
+    return StoredNetworks(builder.as_data_source(split=split), shapes, memory, **columns)
+
+
+def _plain(features) -> dict:
+    """Nested dicts of the features of single arrays."""
+    inner = isinstance(features, tfds.features.FeaturesDict)
+    return {k: _plain(v) for k, v in features.items()} if inner else features
+
+
+def _features(one: Networks) -> tfds.features.FeaturesDict:
+    described = jax.tree.map(lambda a: tfds.features.Tensor(shape=a.shape[1:], dtype=a.dtype.type), one.params)
+    scalars = {"task": np.int32, "seed": np.int32, "step": np.int32}
+    return tfds.features.FeaturesDict(
+        {"params": described, **scalars, "validation_accuracy": np.float32, "test_accuracy": np.float32}
+    )
+
+
+def _network_bytes(features: tfds.features.FeaturesDict) -> int:
+    leaves = jax.tree.leaves(_plain(features["params"]))
+    return sum(int(np.prod(f.shape)) * np.dtype(f.np_dtype).itemsize for f in leaves)
+
+
+def _template(where: Path, split: str) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(data_dir=where, dataset_name=NAME, split=split, filetype_suffix=FORMAT)
+
+
+def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[_Shard]:
+    """Networks in order, as many a shard as it takes; never by how many processes there are."""
+    size = max(1, min(SHARD_NETWORKS, SHARD_BYTES // network_bytes))
+    starts = range(0, count, size)
+    paths = _template(where, split).sharded_filepaths(len(starts))
+    return [
+        _Shard(Path(path), split, slice(start, min(start + size, count)))
+        for path, start in zip(paths, starts, strict=True)
+    ]
+
+
+def _write_shard(shard: _Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
+    serializer = ExampleSerializer(features.get_serialized_info())
+    fields = {f.name: getattr(networks, f.name) for f in dataclasses.fields(networks)}
+    writer = ArrayRecordWriter(str(shard.path), "group_size:1")  # a record can be read without its neighbours
+    for i in range(len(networks)):
+        example = features.encode_example(jax.tree.map(lambda a, i=i: a[i], fields))
+        # Protocol buffers are free to order fields otherwise in each process.
+        writer.write(serializer.get_tf_example(example).SerializeToString(deterministic=True))
+    writer.close()
+
+
+def _write_metadata(where: Path, fingerprint: str, features: tfds.features.FeaturesDict, shards: list[_Shard]) -> None:
+    identity = DatasetIdentity(
+        name=NAME,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(where),
+        module_name=__name__,
+        config_name=fingerprint,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Fine-tuned networks of a pdiff family.",
+        features=features,
+        disable_shuffling=True,
+    )
+    info.set_file_format(FORMAT)
+    splits = []
+    for split in dict.fromkeys(s.split for s in shards):
+        own = [s for s in shards if s.split == split]
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[s.rows.stop - s.rows.start for s in own],
+                num_bytes=sum(s.path.stat().st_size for s in own),
+                filename_template=_template(where, split),
+            )
+        )
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(where)

@@ -1,5 +1,9 @@
 """What normalisation promises: unit rms where something varies, and the exact value where nothing does."""
 
+import functools
+import tracemalloc
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -145,3 +149,66 @@ def test_non_finite_weights_are_named(monkeypatch):
     tokens[17, 3, 1] = np.inf
     with pytest.raises(PdiffError, match="network 17 of the zoo has inf in 'b/kernel'"):
         fit(SPEC, tokens)
+
+
+def test_one_pass_holds_one_block_at_a_time():
+    """Peak memory does not grow with the zoo: two hundred blocks take what two do, and one is gone before the next."""
+    alive, most = weakref.WeakSet(), []
+
+    class Block(np.ndarray):
+        """An array that can be referred to weakly, and hashed for that."""
+
+        __hash__ = object.__hash__
+
+    def blocks(count):
+        random = np.random.default_rng(0)
+        for _ in range(count):
+            made = random.normal(size=(200, *SHAPE)).astype(np.float32).view(Block)
+            alive.add(made)
+            most.append(len(alive))
+            yield made
+            del made
+
+    task = np.repeat(np.arange(100, dtype=np.int8), 400)  # their own memory is not what is measured
+    peaks = {}
+    stats_module.spread_within(fit(SPEC, blocks(2)), blocks(2), task[:400])  # compiles
+    for count in (2, 200):
+        tracemalloc.start()
+        fitted = fit(SPEC, blocks(count))
+        stats_module.spread_within(fitted, blocks(count), task[: 200 * count])
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    size = 200 * SPEC.num_tokens * SPEC.token_dim * 4
+    assert max(most) <= 2  # JAX may let go of an array a moment after it is done with it
+    assert peaks[200] < peaks[2] + 2 * size < 20 * size, peaks
+
+
+def test_welford_keeps_what_a_huge_mean_hides():
+    """Chan's update of float64 blocks against two passes in extended precision; E x^2 - (E x)^2 has no digit left."""
+    random = np.random.default_rng(0)
+    x = 1e9 + random.normal(size=(5000, 3))
+    parts = [stats_module.moments(b) for b in np.array_split(x, [1, 2, 100, 1100, 1103, 4000])]
+    whole = functools.reduce(stats_module.merged, parts)
+    wide = x.astype(np.longdouble)
+    exact = np.square(wide - wide.mean(0)).sum(0)
+    naive = np.square(x).sum(0) - len(x) * np.square(x.mean(0))
+    assert whole.count == len(x)
+    np.testing.assert_allclose(whole.mean, wide.mean(0).astype(float), rtol=4e-15)  # a few roundings
+    np.testing.assert_allclose(whole.squares, exact.astype(float), rtol=1e-7)  # the means are known to 1e-7
+    assert (np.abs(naive / exact.astype(float) - 1) > 1e-2).all()
+
+
+def test_blocks_or_an_array_in_any_order_of_tasks():
+    task = np.arange(40) % 4
+    tokens = zoo() + np.where(SPEC.mask, 50 * task[:, None, None], 0).astype(np.float32)
+    fitted = fit(SPEC, tokens)
+    pieces = np.split(tokens, [1, 9, 30])
+    streamed = fit(SPEC, iter(pieces))
+    np.testing.assert_allclose(streamed.center, fitted.center, rtol=1e-7)
+    np.testing.assert_allclose(streamed.scale, fitted.scale, rtol=1e-6)
+    z = np.asarray(normalize(fitted, tokens), np.float64)[:, SPEC.mask]
+    centered = np.concatenate([z[task == t] - z[task == t].mean(0) for t in range(4)])
+    expected = np.sqrt(np.square(centered).sum() / (36 * SPEC.num_params))
+    for order in (np.arange(40), np.argsort(task, kind="stable")):
+        spread = stats_module.spread_within(fitted, iter(np.split(tokens[order], [7, 8])), task[order])
+        assert spread == pytest.approx(expected, rel=1e-7)  # z is float32

@@ -70,7 +70,7 @@ def test_records_are_complete_and_say_who_they_are(tiny_zoo, tiny_config, parts)
 def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny_zoo, mesh, tmp_path):
     with pytest.raises(stopping.Interrupted, match="networks of the zoo kept"):
         make(parts, tiny_config, tmp_path, mesh, StopsAfter(2))
-    kept = sorted(p.name for p in tmp_path.rglob("chunk_*"))
+    kept = sorted(p.name for p in tmp_path.rglob("rows_*"))
     assert len(kept) == 2
     whole = make(parts, tiny_config, tmp_path, mesh)
     assert all(equal(whole[s], tiny_zoo[s]) for s in tiny_zoo)
@@ -80,7 +80,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(parts, tiny_config, tiny
 def test_a_damaged_part_is_made_again(parts, tiny_config, tiny_zoo, mesh, tmp_path):
     with pytest.raises(stopping.Interrupted):
         make(parts, tiny_config, tmp_path, mesh, StopsAfter(1))
-    (part,) = tmp_path.rglob("chunk_*")
+    (part,) = tmp_path.rglob("rows_*")
     data = bytearray(part.read_bytes())
     data[-9] ^= 1
     part.write_bytes(data)
