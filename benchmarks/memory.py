@@ -173,7 +173,8 @@ def plot(found: dict) -> str:
         points = [(r["num_params"], r[name] / 1e6) for r in rows if name in r]
         axes.plot(*zip(*points, strict=True), mark, color=colour, label=label, markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="generated parameters", ylabel="MB")
-    axes.set_title(f"Memory of a training step, batch {BATCH}: parameters to the {found['slopes']['total_bytes']:.2f}")
+    power = found["slopes"]["total_bytes"]
+    axes.set_title(f"Memory of a training step, batch {found['batch']}: it grows as parameters^{power:.2f}")
     axes.legend(loc="upper left")
     return style.svg(fig)
 

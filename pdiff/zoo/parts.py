@@ -4,6 +4,7 @@ Rows count all networks of a zoo, split after split. Every process keeps what it
 need, of whoever kept it. A build may so go on with another number of processes than it was begun with.
 """
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -70,7 +71,8 @@ class Parts:
 
     def __init__(self, where: Path):
         found = [_part(path) for path in Path(where).glob(f"rows_*.{SUFFIX}")]
-        self._parts = sorted(found, key=lambda p: (p.start, p.stop))
+        self._parts = sorted(found, key=lambda p: p.start)
+        self._longest = max((p.stop - p.start for p in found), default=0)
 
     def hold(self, start: int, stop: int) -> bool:
         """Whether there are intact parts with all of these rows. Damaged ones are deleted."""
@@ -100,10 +102,12 @@ class Parts:
         """Parts and the rows to take of each that are together the rows asked for, or None."""
         chosen = []
         while start < stop:
-            able = [p for p in self._parts if p.start <= start < p.stop]
-            if not able:
+            low, high = (
+                bisect.bisect_right(self._parts, s, key=lambda p: p.start) for s in (start - self._longest, start)
+            )
+            best = max(self._parts[low:high], key=lambda p: p.stop, default=None)
+            if best is None or best.stop <= start:
                 return None
-            best = max(able, key=lambda p: p.stop)
             end = min(best.stop, stop)
             chosen.append((best, start, end))
             start = end

@@ -1,5 +1,7 @@
 """A zoo whose parameters stay on disk is the same zoo."""
 
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -101,3 +103,41 @@ def test_a_damaged_part_holds_nothing_unless_another_has_the_same(tiny_zoo, tmp_
     parts.keep_rows(tmp_path, 2, held[2:4])
     again = parts.Parts(tmp_path)
     assert again.hold(0, 8) and equal(again.read(0, 8), held[:8])
+
+
+class Watched:
+    """Networks as `parts.Rows` has them: slices are brought into memory. It counts the networks that still are."""
+
+    def __init__(self, networks):
+        self._networks, self._now, self.most = networks, 0, 0
+
+    def __len__(self):
+        return len(self._networks)
+
+    def __getitem__(self, rows):
+        made = jax.tree.map(np.copy, self._networks[rows])
+        self._now += len(made)
+        self.most = max(self.most, self._now)
+        weakref.finalize(made, self._gone, len(made))
+        return made
+
+    def _gone(self, count):
+        self._now -= count
+
+
+def test_writing_holds_one_shard_at_a_time(tiny_zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_NETWORKS", 5)
+    watched = {s: Watched(n) for s, n in tiny_zoo.items()}
+    store.write(tmp_path, "abc", watched)
+    assert watched["seen"].most == 5 and max(w.most for w in watched.values()) == 5
+    again = store.read(tmp_path, "abc")
+    assert all(equal(again[s], tiny_zoo[s]) for s in tiny_zoo)
+
+
+@pytest.mark.parametrize(("network_bytes", "each"), [(4 * 10**6, 16), (10**4, 4096), (10**9, 1)])
+def test_shards_are_of_64_mb_or_4096_networks_and_cover_every_network_once(tmp_path, network_bytes, each):
+    shards = store._plan(tmp_path, "seen", 10_000, network_bytes)
+    rows = np.concatenate([np.arange(10_000)[s.rows] for s in shards])
+    np.testing.assert_array_equal(rows, np.arange(10_000))
+    assert {s.rows.stop - s.rows.start for s in shards[:-1]} == {each}
+    assert shards[-1].path.name == f"pdiff_zoo-seen.array_record-{len(shards) - 1:05d}-of-{len(shards):05d}"
