@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from pdiff.errors import PdiffError
 
 SILENCE = 20.0  # seconds without a sign of life after which a process counts as gone
-PATIENCE = 1800.0  # seconds that a barrier waits: one process may build what all others wait for
+PATIENCE = 6 * 3600.0  # seconds that a barrier waits: one process may train or check what all others wait for
 _FAILED, _ALIVE = "pdiff/failed", "pdiff/alive"
 _counter = itertools.count()
 _leaving = threading.Event()

@@ -36,7 +36,6 @@ from pdiff.zoo.store import Networks
 
 LEARNED: dict[str, type[Learned]] = {c.name: c for c in (LatentUNet, PDiff, GPt, PCAFlow, LatentKDE)}
 PARAMS, FACTS = "params.safetensors", "facts.json"
-HOURS = 12 * 3600.0  # that other processes wait for the rivals
 
 
 def fit_all(
@@ -55,7 +54,7 @@ def fit_all(
         _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop)
     # The others train for a time, which no two processes agree on: the first does it alone.
     alone = partial(_fit_learned, generator, networks, workdir, mesh, stop, seconds)
-    processes.on_first(alone, "done with the rivals", seconds=HOURS)
+    processes.on_first(alone, "done with the rivals")
     facts = {n: json.loads((workdir / "rivals" / n / FACTS).read_text()) for n in names}
     return kept(generator, workdir, mesh), facts
 

@@ -105,8 +105,7 @@ def check(workdir: Path) -> None:
         raise PdiffError(f"{workdir / 'results.json'}: incomplete: {'; '.join(faults)}")
     made = generator.load(workdir)
     api.restore_params(made, workdir)
-    where = build.directory(made.config, workdir)
-    build.store.read(where, build.fingerprint(made.config))
+    _read_zoo(made.config, workdir)
     if not (workdir / "report.html").exists():
         raise PdiffError(f"{workdir / 'report.html'}: missing; --mode=report writes it")
     log.info("%s: complete", workdir)
@@ -125,7 +124,7 @@ def audit(workdir: Path) -> dict:
         raise PdiffError(f"{workdir}: not finished, it has no results.json; --mode=audit works on a finished run")
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
     made = generator.load(workdir)
-    networks = build.store.read(build.directory(made.config, workdir), build.fingerprint(made.config))
+    networks = build.store.in_memory(_read_zoo(made.config, workdir))
     mesh = dist.make_mesh()
     bench = Bench(made, api.restore_params(made, workdir), mesh)
     seen = networks["seen"]
@@ -189,15 +188,20 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     processes.on_first(claim, "in one workdir")
 
 
+def _read_zoo(config: ConfigDict, workdir: Path) -> dict:
+    """The finished zoo of a run, after a check of its files."""
+    return build.store.read(build.directory(config, workdir), build.fingerprint(config), config.zoo.memory_mb)
+
+
 def _evaluate(
     made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal
 ) -> dict:
-    mesh = dist.make_mesh()
+    mesh, held = dist.make_mesh(), build.store.in_memory(networks)
     with _timed(workdir, "rivals_s"):
         zoo, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
-        fitted, facts = rivals.fit_all(made, networks["seen"], zoo, workdir, mesh, stop, seconds)
+        fitted, facts = rivals.fit_all(made, held["seen"], zoo, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    measured = Evaluation(made, params, networks, mesh, fitted).run(stop)
+    measured = Evaluation(made, params, held, mesh, fitted).run(stop)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))

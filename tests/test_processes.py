@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff import dist, generator, metrics, processes
+from pdiff import dist, generator, processes
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
@@ -21,7 +21,7 @@ from pdiff.report import results as results_lib
 from pdiff.state import make_optimizer
 
 ROOT = Path(__file__).parent.parent
-STEPS, EVERY = 240, 40
+STEPS, EVERY = 160, 40
 TINY = (
     "--config=configs/smoke.py", "--config.tasks.num_seen=8", "--config.tasks.num_interp=2",
     "--config.tasks.num_unseen=2", "--config.tasks.num_validation=2", "--config.zoo.pretrain_steps=10",
@@ -29,7 +29,7 @@ TINY = (
     "--config.condition.use=('factors',)", "--config.sample.condition=('factors',)",
     "--config.sample.samplers=('posterior_mean',)", "--config.diffusion.functional_weight=0.",
     f"--config.train.steps={STEPS}", f"--config.train.checkpoint_every={EVERY}",
-    f"--config.train.validate_every={STEPS}", "--config.train.log_every=10",
+    f"--config.train.validate_every={STEPS}",
     "--config.eval.rivals=", "--config.eval.test_time_samples=0", "--config.eval.curve_levels=()",
     "--config.eval.mixing_separations=()", "--config.eval.likelihood_networks=0", "--config.eval.score_levels=()",
     "--config.mesh.model=2", "--config.mesh.fsdp=True",
@@ -139,8 +139,6 @@ def test_stopped_killed_and_resumed_by_other_numbers_of_processes_it_ends_with_t
     for changing in ("timing", "created", "command", "commit"):
         del theirs[changing], ours[changing]
     assert ours == theirs
-    losses = [[e["loss"] for e in metrics.read(w) if "loss" in e] for w in (straight, workdir)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS // 10
     for a, b in zip(*(jax.tree.leaves(restored(w)) for w in (straight, workdir)), strict=True):
         np.testing.assert_array_equal(a, b)
     done = launched(os.environ | {"JAX_PLATFORMS": "cpu"}, 2, workdir)

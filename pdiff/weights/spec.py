@@ -69,7 +69,15 @@ class Spec:
     @cached_property
     def token_leaf(self) -> Int[np.ndarray, " tokens"]:
         """int32 index into `leaves` of each token's first element, which is never padding."""
-        return _frozen(self.element_leaf[:, 0].copy())
+        found = []
+        for block in self.blocks:
+            if block.num_outputs:
+                found.append(np.full(block.num_tokens, block.leaves[0]))
+            else:
+                ends = np.cumsum([self.leaves[i].size for i in block.leaves])
+                first = np.searchsorted(ends, self.token_dim * np.arange(block.num_tokens), side="right")
+                found.append(np.asarray(block.leaves)[first])
+        return _frozen(np.concatenate(found).astype(np.int32))
 
     @cached_property
     def token_position(self) -> Int[np.ndarray, " tokens"]:
