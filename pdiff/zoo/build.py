@@ -98,7 +98,8 @@ def _finetune_all(
         "base": base,
         "task_blind": _kept(parts, "task_blind", lambda: _task_blind(family, target, config, base_params)),
     }
-    step = _chunk_step(family, target, config, base_params, mesh)
+    step = chunk_step(family, target, config, mesh)
+    constants = dist.replicate(chunk_constants(family, base_params), mesh)
     starts = range(0, len(jobs.task), chunk)
     chunks = []
     for start in tqdm(starts, desc="zoo", unit="chunk", unit_scale=False):
@@ -107,7 +108,7 @@ def _finetune_all(
         keep = min(chunk, len(jobs.task) - start) * zoo.keep_last
 
         def make(rows=rows, keep=keep) -> Networks:
-            made = step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh))
+            made = step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh), constants)
             return jax.tree.map(lambda a: np.asarray(a)[:keep], made)
 
         chunks.append(_kept(parts, f"chunk_{start:07d}", make))
@@ -126,13 +127,22 @@ def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[s
     return {s: dataclasses.replace(n, params=aligned[s]) for s, n in networks.items()}
 
 
-def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree, mesh: Mesh):
-    """(task ids, seeds) -> Networks, sharded over devices; kept checkpoints of a network are consecutive rows."""
+def chunk_constants(family: Family, base: PyTree) -> dict:
+    """The arrays that every chunk's step reads, replicated once: images, task variables, and the base's whole tree."""
+    data = {part: (images.x, images.y) for part, images in family.data.items()}
+    return {"variables": family.variables, "data": data, "base": base}
+
+
+def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
+    """((task ids, seeds), constants) -> Networks, jitted and sharded over devices.
+
+    The kept checkpoints of a network are consecutive rows.
+    """
     zoo = config.zoo
-    spec = make_spec(base, generate=target.generate)
+    spec = make_spec(target.abstract(), generate=target.generate)
 
     def step(job, constants):
-        task, seed = job
+        (task, seed), base = job, constants["base"]
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
@@ -166,10 +176,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
             test_accuracy=accuracy("test"),
         )
 
-    data = {part: (images.x, images.y) for part, images in family.data.items()}
-    constants = dist.replicate({"variables": family.variables, "data": data}, mesh)
-    mapped = dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
-    return lambda job: mapped(job, constants)
+    return dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
 
 
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
