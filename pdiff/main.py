@@ -8,10 +8,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pdiff import config as config_lib
-from pdiff import run
+from pdiff import aot, run
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check", "audit")
+MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
@@ -21,6 +21,7 @@ _TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the 
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "sample: how many networks.", lower_bound=1)
 _SAMPLER = flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
 _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed gives other networks.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
 
 
@@ -52,6 +53,11 @@ def _dispatch(argv: list[str]) -> None:
             Path(workdir or f"runs/{name}"),
             command=shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]]),
         )
+        return
+    if mode == "compile":
+        if _CONFIG.value is None:
+            raise PdiffError("--config: missing; allowed: a scenario such as configs/pod.py")
+        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=Path(workdir) if workdir else None))
         return
     if workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")

@@ -17,27 +17,29 @@ from pdiff.generator import Generator, null_condition
 
 
 def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Float[Array, "batch tokens dim"]]:
-    """(params, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
+    """(params, arrays, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
 
-    `index` numbers the samples: sample i is the same whatever batch or device it is drawn in.
+    `arrays` are `generator.arrays()`, or only their `stats`. `index` numbers the samples: sample i is the same whatever
+    batch or device it is drawn in.
     """
     config = generator.config.sample
     sampler = samplers.get_sampler(name)
     levels = samplers.noise_levels(generator.path, config.num_steps, config.rho, config.sigma_end)
     shape = (generator.spec.num_tokens, generator.spec.token_dim)
 
-    def draw(params, condition, key, index):
+    def draw(params, arrays, condition, key, index):
+        bound = generator.bind(arrays)
         keys = rng.per_example(key, index)
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
         denoise = guided(
-            lambda z, s, c: generator.denoiser(params, c)(z, s),
+            lambda z, s, c: bound.denoiser(params, c)(z, s),
             generator.context(params, condition),
             generator.context(params, null_condition(condition)),
             config.guidance,
         )
         return sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
 
-    in_specs = (dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
+    in_specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
     return dist.data_parallel(draw, mesh, in_specs, dist.SHARDED)
 
 
@@ -47,19 +49,20 @@ class Samplers:
     def __init__(self, generator: Generator, mesh: Mesh):
         self._mesh = mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
-        self._decode = jax.jit(generator.decode)
+        self._arrays = dist.replicate({"stats": generator.stats}, mesh)
+        self._decode = jax.jit(lambda arrays, tokens: generator.bind(arrays).decode(tokens))
         config = generator.config.sample
         levels = samplers.noise_levels(generator.path, 2 * config.num_steps, config.rho)
 
-        def invert(params, condition, x0):
-            denoise = generator.denoiser(params, generator.context(params, condition))
+        def invert(params, arrays, condition, x0):
+            denoise = generator.bind(arrays).denoiser(params, generator.context(params, condition))
             return samplers.ddim_inversion(denoise, x0, levels)
 
-        def redraw(params, condition, noise):
-            denoise = generator.denoiser(params, generator.context(params, condition))
+        def redraw(params, arrays, condition, noise):
+            denoise = generator.bind(arrays).denoiser(params, generator.context(params, condition))
             return samplers.ddim(denoise, generator.path, noise, levels, None)
 
-        specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
+        specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.SHARDED)
         self._invert = dist.data_parallel(invert, mesh, specs, dist.SHARDED)
         self._redraw = dist.data_parallel(redraw, mesh, specs, dist.SHARDED)
         self._batch = dist.round_up(config.batch_size, mesh)
@@ -70,7 +73,7 @@ class Samplers:
         """One sample of normalised tokens for each row of `condition`, by the sampler `name`."""
         draw = self._make(name)
         index = np.arange(len(jax.tree.leaves(condition)[0]), dtype=np.int32)
-        return self._in_chunks(lambda p, c, i: draw(p, c, key, i), params, condition, index)
+        return self._in_chunks(lambda p, a, c, i: draw(p, a, c, key, i), params, condition, index)
 
     def inverted(self, params: PyTree, condition: Any, x0: Float[np.ndarray, "samples tokens dim"]):
         """The noise from which DDIM under `condition` would come back to the normalised tokens `x0`."""
@@ -81,15 +84,15 @@ class Samplers:
         return self._in_chunks(self._redraw, params, condition, np.asarray(noise))
 
     def _in_chunks(self, step: Callable, params: PyTree, condition: Any, rows: Any):
-        """step(params, condition, rows) over all rows, a batch at a time."""
+        """step(params, arrays, condition, rows) over all rows, a batch at a time."""
         params = dist.replicate(params, self._mesh)
         return dist.map_chunks(
-            lambda args: step(params, *dist.shard(args, self._mesh)), (condition, rows), len(rows), self._batch
+            lambda args: step(params, self._arrays, *dist.shard(args, self._mesh)), (condition, rows), len(rows), self._batch
         )
 
     def decode(self, tokens: Float[np.ndarray, "samples tokens dim"]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Normalised tokens as parameter trees of the target."""
-        return jax.tree.map(np.asarray, self._decode(jnp.asarray(tokens)))
+        return jax.tree.map(np.asarray, self._decode(self._arrays, jnp.asarray(tokens)))
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
