@@ -4,18 +4,26 @@ from ml_collections import ConfigDict
 
 from configs import class_subsets
 
+TARGETS = {
+    "resnet": dict(name="resnet", widths=(64, 128, 256, 512), blocks=2),  # ResNet-18
+    "vit": dict(name="vit", widths=(384,) * 18),  # ViT-S's width, and as many parameters in blocks of half its MLP
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(target: str = "resnet") -> ConfigDict:
     c = class_subsets.get_config()
     with c.unlocked():
         c.tasks.update(dict(data="tfds:cifar10", data_dir="data", eval_images=1000))
-        c.target.update(dict(name="resnet", widths=(64, 128, 256, 512), blocks=2))
-        c.zoo.update(dict(seeds_per_task=4, reference_seeds=1, pretrain_steps=20000, steps=500, chunk_size=256))
-        c.weights.token_dim = 8192
-        c.model.update(dict(width=1024, depth=24, num_heads=16, mean_width=0, dtype="bfloat16", remat=True))
+        c.target.update(TARGETS[target])
+        c.zoo.update(dict(seeds_per_task=4, reference_seeds=1, pretrain_steps=20000, steps=500, batch_size=64))
+        c.zoo.update(dict(pretrain_learning_rate=1e-3, learning_rate=1e-3, chunk_size=256))
+        c.weights.token_dim = 8192  # 1,365 tokens of a ResNet-18
+        c.model.update(dict(width=1024, depth=16, num_heads=16, mean_width=0, dtype="bfloat16", remat=True))
         c.condition.update(dict(text_width=256, text_depth=4))
-        c.diffusion.update(dict(functional_weight=1.0, functional_images=16))
+        c.diffusion.update(dict(functional_weight=0.0))
         c.mesh.update(dict(model=1, fsdp=True))
         c.train.update(dict(steps=50000, batch_size=256, microbatches=1, learning_rate=3e-4, warmup_steps=1000))
+        c.train.update(dict(ema_decay=0.9995, validate_every=5000, checkpoint_every=1000))
         c.sample.update(dict(batch_size=256))
+        c.eval.update(dict(chunk_size=256, rivals="", test_time_samples=0, curve_levels=()))
     return c.lock()

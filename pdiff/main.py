@@ -7,8 +7,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from pdiff import config as config_lib
 from pdiff import aot, run
+from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 
 MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile")

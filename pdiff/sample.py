@@ -86,9 +86,11 @@ class Samplers:
     def _in_chunks(self, step: Callable, params: PyTree, condition: Any, rows: Any):
         """step(params, arrays, condition, rows) over all rows, a batch at a time."""
         params = dist.replicate(params, self._mesh)
-        return dist.map_chunks(
-            lambda args: step(params, self._arrays, *dist.shard(args, self._mesh)), (condition, rows), len(rows), self._batch
-        )
+
+        def on_chunk(args):
+            return step(params, self._arrays, *dist.shard(args, self._mesh))
+
+        return dist.map_chunks(on_chunk, (condition, rows), len(rows), self._batch)
 
     def decode(self, tokens: Float[np.ndarray, "samples tokens dim"]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Normalised tokens as parameter trees of the target."""

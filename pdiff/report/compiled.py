@@ -13,8 +13,8 @@ def markdown(found: dict) -> str:
     lines = [
         f"Predicted, not measured: a model of {first['model_params']:,} parameters that generates "
         f"{first['generated_params']:,} of a {found['config']['target']['name']}; global batch "
-        f"{found['config']['train']['batch_size']}, {found['config']['zoo']['chunk_size']} networks of the zoo together. "
-        "FLOPs, memory and traffic are of one chip and one step, a time the largest of compute, HBM and ICI.",
+        f"{found['config']['train']['batch_size']}, {found['config']['zoo']['chunk_size']} networks of the zoo "
+        "together. FLOPs, memory and traffic are of one chip and one step, a time the largest of compute, HBM and ICI.",
         "",
         f"| {' | '.join(HEAD)} |",
         "| --- | --- | --- |" + " ---: |" * (len(HEAD) - 4) + " --- |",

@@ -151,16 +151,10 @@ def unpack(blocks: Sequence[Block], leaves: Sequence[LeafSpec], tokens: Any) -> 
     for block in blocks:
         n, start = block.num_outputs, 0
         rows = tokens[block.first_token : block.first_token + block.num_tokens]
+        flat = None if n else rows.reshape(-1)
         for i in block.leaves:
             length = leaves[i].size // n if n else leaves[i].size
-            part = rows[:, start : start + length].T if n else _run(rows, start, length)
+            part = rows[:, start : start + length].T if n else flat[start : start + length]
             arrays[i] = part.reshape(leaves[i].shape)
             start += length
     return arrays
-
-
-def _run(rows: Any, start: int, length: int) -> Any:
-    """`rows.reshape(-1)[start : start + length]`, of which XLA would keep a copy of all rows for every leaf on a TPU."""
-    width = rows.shape[1]
-    first, last = start // width, -(-(start + length) // width)
-    return rows[first:last].reshape(-1)[start - first * width : start - first * width + length]
