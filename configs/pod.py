@@ -17,7 +17,7 @@ def get_config(target: str = "resnet") -> ConfigDict:
         c.target.update(TARGETS[target])
         c.zoo.update(dict(seeds_per_task=4, reference_seeds=1, pretrain_steps=20000, steps=500, batch_size=64))
         c.zoo.update(dict(pretrain_learning_rate=1e-3, learning_rate=1e-3, chunk_size=256))
-        c.weights.token_dim = 8192  # 1,365 tokens of a ResNet-18
+        c.weights.token_dim = 32768  # 342 tokens of a ResNet-18
         c.model.update(dict(width=1024, depth=16, num_heads=16, mean_width=0, dtype="bfloat16", remat=True))
         c.condition.update(dict(text_width=256, text_depth=4))
         c.diffusion.update(dict(functional_weight=0.0))

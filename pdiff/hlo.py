@@ -122,7 +122,7 @@ def analyse(text: str) -> Work:
             moved = sum(_moved(i, table, computations) for i in instructions)
             hbm, hbm_once = hbm + times[name] * moved, hbm_once + moved
     partitions = int((re.search(r"num_partitions=(\d+)", text) or ("", 1))[1])
-    return Work(flops, once, hbm, hbm_once, tuple(_collectives(computations, times, partitions)))
+    return Work(flops, once, hbm, hbm_once, tuple(_collectives(computations, times, fused, partitions)))
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -194,17 +194,39 @@ def _times(computations: Mapping[str, list[Instruction]], entry: str) -> dict[st
 
 
 def _trip_count(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
-    """As XLA says it, else the constant that the condition compares a counter with, which starts at 0 in a scan."""
-    known = re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes)
+    """As XLA says it, else from the constant that the condition compares a counter with and what the body adds to it.
+
+    The counter of a scan starts at 0. It goes up by more than 1 where XLA has unrolled a loop.
+    """
+    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
     if known:
         return int(known[1])
-    pending, constants = loop.called("condition"), []
+    pending, limits = loop.called("condition"), []
     while pending:
         for i in computations[pending.pop()]:
             pending += i.called("calls", "to_apply")
-            if i.opcode == "constant" and i.shapes[0].dims == () and re.fullmatch(r"\d+", i.argument):
-                constants.append(int(i.argument))
-    return max(constants, default=1)
+            limits += [_number(i)] if _number(i) is not None else []
+    return -(-max(limits, default=1) // _increment(loop, computations))
+
+
+def _increment(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
+    """What the body adds to the counter that the condition compares; 1 if that is not plain to see."""
+    condition = {i.name: i for i in computations[loop.called("condition")[0]]}
+    body = {i.name: i for i in computations[loop.called("body")[0]]}
+    compared = next((i for i in condition.values() if i.opcode == "compare"), None)
+    counter = condition.get(compared.operands[0]) if compared else None
+    place = re.search(r"index=(\d+)", counter.attributes) if counter else None
+    made = list(body.values())[-1].operands
+    added = body.get(made[int(place[1])]) if place and int(place[1]) < len(made) else None
+    if added is None or added.opcode != "add":
+        return 1
+    return next((_number(body[o]) for o in added.operands if o in body and _number(body[o])), 1)
+
+
+def _number(i: Instruction) -> int | None:
+    """The value of a whole scalar constant."""
+    plain = i.opcode == "constant" and i.shapes[0].dims == () and re.fullmatch(r"\d+", i.argument)
+    return int(i.argument) if plain else None
 
 
 def _fused(computations: Mapping[str, list[Instruction]]) -> set[str]:
@@ -291,23 +313,22 @@ def _read(position: int, name: str, table: Mapping[str, Instruction], body: list
 
 
 def _collectives(
-    computations: Mapping[str, list[Instruction]], times: Mapping[str, int], partitions: int
+    computations: Mapping[str, list[Instruction]], times: Mapping[str, int], fused: set[str], partitions: int
 ) -> Iterator[Collective]:
-    met: set[tuple[str, int]] = set()
+    met: dict[str, tuple[int, str, str, Instruction]] = {}
     for name, instructions in computations.items():
-        table = {i.name: i for i in instructions}
         for i in instructions:
             kind = i.opcode.removesuffix("-start")
             if kind not in KINDS or not times[name]:
                 continue
-            if name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"
             channel = re.search(r"channel_id=(\d+)", i.attributes)
-            key = (channel[1], times[name]) if channel else (i.name, 0)
-            if key in met:
-                continue
-            met.add(key)
-            yield _collective(kind, i, table, times[name], partitions)
+            key = channel[1] if channel and name in fused else f"%{i.name}"
+            # Of one that goes on while a loop runs the loop's body shows a part, as often as it runs.
+            if key not in met or times[name] < met[key][0]:
+                met[key] = (times[name], name, kind, i)
+    for count, name, kind, i in met.values():
+        kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+        yield _collective(kind, i, {j.name: j for j in computations[name]}, count, partitions)
 
 
 def _collective(
