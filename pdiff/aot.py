@@ -54,15 +54,20 @@ class Program:
     arguments: tuple
 
 
-def compile_config(config: ConfigDict, names: str, steps: tuple[str, ...] = STEPS, workdir: Path | None = None) -> str:
+def compile_config(
+    config: ConfigDict | None, names: str, steps: tuple[str, ...] = STEPS, workdir: Path | str | None = None
+) -> str:
     """Compiles `steps` for each topology of `names`, separated by commas, and returns the table as Markdown.
 
     With `workdir` also writes compile.json and compile.md there.
 
     Raises:
-      PdiffError: libtpu is missing, it refuses a topology, or the config is not valid or does not fit its devices.
+      PdiffError: there is no config, or it is not valid or does not fit the devices; libtpu is missing, or refuses a
+        topology.
     """
     logs.set_up()
+    if config is None:
+        raise PdiffError("--config: missing; allowed: a scenario such as configs/pod.py")
     config_lib.validate(config)
     without_devices()
     meshes = {name: dist.make_mesh(topology_devices(name), config.mesh.model) for name in names.split(",")}
@@ -79,6 +84,7 @@ def compile_config(config: ConfigDict, names: str, steps: tuple[str, ...] = STEP
     found = {"config": json.loads(config_lib.to_json(config)), "rows": rows}
     table = compiled.markdown(found)
     if workdir is not None:
+        workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomic(workdir / "compile.json", json.dumps(found, indent=1).encode())
         files.write_atomic(workdir / "compile.md", table.encode())

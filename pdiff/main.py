@@ -55,9 +55,7 @@ def _dispatch(argv: list[str]) -> None:
         )
         return
     if mode == "compile":
-        if _CONFIG.value is None:
-            raise PdiffError("--config: missing; allowed: a scenario such as configs/pod.py")
-        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=Path(workdir) if workdir else None))
+        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
         return
     if workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")

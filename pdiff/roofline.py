@@ -7,13 +7,14 @@ A device computes, moves data to and from its memory, and sends data to others, 
 
 and this is what is predicted. A real step takes longer: matrices that do not fill the units, work that cannot overlap,
 latencies, the host.
+
+Products of float32 matrices count like those of bfloat16: by JAX's default precision on TPU their inputs are rounded to
+that. With `jax_default_matmul_precision` = 'highest' each takes six passes.
 """
 
 import dataclasses
 
 from pdiff.errors import PdiffError
-
-RESERVED = 0.03  # share of the memory that the runtime keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,6 @@ CHIPS = {
         Chip("v6e", 918e12, 32 * 2**30, 1600e9, 800e9, 2, 12.5e9, "", f"{DOCS}v6e"),
     )
 }
-# A float32 product on bfloat16 units is 1 pass by JAX's default precision, which rounds the inputs to bfloat16, and
-# 6 where `jax_default_matmul_precision` is 'highest'.
-PASSES = {"default": 1, "high": 3, "highest": 6}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What compiled steps would take of a TPU, as Markdown tables; see `pdiff/aot.py` for where the numbers are from."""
 
+from pdiff import roofline
+
 HEAD = (
     "topology", "step", "mesh", "TFLOP a chip", "to DiT's own", "arguments", "temporaries", "needs", "of HBM",
     "HBM traffic", "sent over ICI", "compute ms", "HBM ms", "ICI ms", "**predicted ms**", "bound by",
@@ -10,6 +12,7 @@ def markdown(found: dict) -> str:
     """The table of compile.json, and below it the collectives of each step. Memory in GiB, traffic in GB."""
     rows = found["rows"]
     first = rows[0]
+    chips = dict.fromkeys(roofline.chip_of(r["topology"]) for r in rows)
     lines = [
         f"Predicted, not measured: a model of {first['model_params']:,} parameters that generates "
         f"{first['generated_params']:,} of a {found['config']['target']['name']}; global batch "
@@ -23,6 +26,12 @@ def markdown(found: dict) -> str:
         "| topology | step | collectives: how many in a step, and what a chip sends for them, MB |",
         "| --- | --- | --- |",
         *(f"| {r['topology']} | {r['step']} | {_collectives(r)} |" for r in rows if "collectives" in r),
+        "",
+        *(
+            f"- {c.name}: {c.bf16 / 1e12:.0f} TFLOP/s in bfloat16, {c.memory / 2**30:.0f} GiB at "
+            f"{c.bandwidth / 1e9:,.0f} GB/s, ICI {c.link / 1e9:,.0f} GB/s both ways on a {c.axes}-D torus ({c.source})"
+            for c in chips
+        ),
     ]
     return "\n".join(lines) + "\n"
 
