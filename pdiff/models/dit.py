@@ -30,7 +30,7 @@ class Block(nn.Module):
         modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(
             nn.silu(vector)
         )
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(by_example(modulation)[:, None], 6, -1)
         h = _layer_norm(self.dtype)(x) * (1 + scale1) + shift1
         x = by_example(x + gate1 * Attention(self.num_heads, self.dtype, name="attention")(h))
         h = _layer_norm(self.dtype)(x) * (1 + scale2) + shift2
@@ -67,28 +67,26 @@ class DiT(nn.Module):
     ) -> Float[Array, "batch tokens token_dim"]:
         tokens, token_dim = x.shape[1:]
         vector = Mlp(self.width, self.width, name="noise")(noise_features(c_noise))
-        vector = (vector + nn.Dense(self.width, name="pooled")(context.pooled)).astype(self.dtype)
+        pooled = by_example(context.pooled)
+        vector = by_example(vector + nn.Dense(self.width, name="pooled")(pooled)).astype(self.dtype)
 
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
         for name in ("leaf", "kind", "position"):
             h += _table(getattr(self, f"token_{name}"), self.width, name, self.dtype)
-        h = by_example(jnp.concatenate([h, context.tokens.astype(self.dtype)], 1))
+        h = by_example(jnp.concatenate([by_example(h), by_example(context.tokens.astype(self.dtype))], 1))
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
-        h = h[:, :tokens]
-        shift, scale = jnp.split(
-            nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
-                nn.silu(vector)
-            )[:, None],
-            2,
-            -1,
+        h = by_example(h[:, :tokens])
+        final = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
+            nn.silu(vector)
         )
+        shift, scale = jnp.split(by_example(final)[:, None], 2, -1)
         h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
         out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
         out = by_example(out.astype(jnp.float32))
         if self.mean_width:
-            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(context.pooled))
+            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(pooled))
             mean = nn.Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
             out += by_example(mean.reshape(out.shape))
         return out

@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """3x3 convolution -> one block for each stage, halving from the second on -> BatchNorm, ReLU, mean, Dense.
+    """3x3 convolution -> the blocks of each stage, halving from the second on -> BatchNorm, ReLU, mean, Dense.
 
     With `train`, BatchNorm (Ioffe & Szegedy 2015) normalises by the batch and updates the running statistics, which
     is what `mutable=['batch_stats']` then returns; without, it normalises by the running statistics.
@@ -50,15 +50,20 @@ class ResNet(nn.Module):
     channels: tuple[int, ...]
     num_classes: int
     image_shape: tuple[int, ...]
+    blocks: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "n features"], train: bool = False) -> Float[Array, "n classes"]:
         x = x.reshape(len(x), *self.image_shape[:2], -1)
         x = Conv(self.channels[0], use_bias=False, name="stem")(x)
-        for i, channels in enumerate(self.channels):
-            x = Block(channels, 2 if i else 1, name=f"block_{i}")(x, train)
+        for i, (channels, halves) in enumerate(self.plan()):
+            x = Block(channels, 2 if halves else 1, name=f"block_{i}")(x, train)
         x = nn.relu(_norm(train)(x))
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
+
+    def plan(self) -> list[tuple[int, bool]]:
+        """Of each block its channels, and whether it halves the image, which begins a stage and a residual stream."""
+        return [(c, bool(i) and not k) for i, c in enumerate(self.channels) for k in range(self.blocks)]
 
 
 def _norm(train: bool) -> nn.Module:
@@ -67,7 +72,8 @@ def _norm(train: bool) -> nn.Module:
 
 
 def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The module for the `target` part of a run's config; `target.widths` are the channels of the stages.
+    """The module for the `target` part of a run's config: `target.widths` are the channels of its stages, of
+    `target.blocks` blocks each.
 
     Raises:
       PdiffError: no stage, or more stages than the image can be halved.
@@ -77,7 +83,7 @@ def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: i
         raise PdiffError(f"target.widths: got {widths}; allowed for a resnet: the channels of at least one stage")
     if len(image_shape) not in (2, 3) or min(image_shape[:2]) >> (len(widths) - 1) < 1:
         raise PdiffError(f"target.widths: got {widths}; images of shape {image_shape} cannot be halved so often")
-    return ResNet(widths, num_classes, image_shape)
+    return ResNet(widths, num_classes, image_shape, config.blocks)
 
 
 def permutation_spec(module: ResNet) -> PermutationSpec:
@@ -87,9 +93,9 @@ def permutation_spec(module: ResNet) -> PermutationSpec:
     """
     units = {"stream_0": Units(module.channels[0])}
     axes, stream = conv("params/stem", None, "stream_0", use_bias=False), "stream_0"
-    for i, channels in enumerate(module.channels):
+    for i, (channels, halves) in enumerate(module.plan()):
         block, hidden, inputs = f"block_{i}", f"hidden_{i}", stream
-        if i:
+        if halves:
             stream = f"stream_{i}"
             axes |= conv(f"params/{block}/shortcut", inputs, stream, use_bias=False)
         units |= {hidden: Units(channels), stream: Units(channels)}

@@ -10,12 +10,15 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Family
+from pdiff.tasks.images import DataSet
 
 _NOT_FAMILIES = {"base", "fashion_mnist", "images", "prepared", "regions", "support"}
 
 
-def get_family(config: ConfigDict) -> Family:
+def get_family(config: ConfigDict, data: DataSet | None = None) -> Family:
     """Builds the family `config.family` (the `tasks` part of a run's config) and checks its splits.
+
+    `data` stands in for the images that `config.data` names, where the family has such.
 
     Raises:
       PdiffError: there is no such family, or its tasks or data are not sound.
@@ -23,6 +26,7 @@ def get_family(config: ConfigDict) -> Family:
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_FAMILIES)
     if config.family not in names:
         raise PdiffError(f"tasks.family: got {config.family!r}; allowed: {', '.join(names)}")
-    family = importlib.import_module(f"{__name__}.{config.family}").make_family(config)
+    make = importlib.import_module(f"{__name__}.{config.family}").make_family
+    family = make(config) if data is None else make(config, data)
     family.check()
     return family

@@ -77,8 +77,8 @@ def describe(
     return trained, held_out
 
 
-def make_family(config: ConfigDict) -> Family:
-    """The family of `config` (the `tasks` part of a run's config).
+def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
+    """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
 
     Raises:
       PdiffError: `tasks.unseen` is set, the images have too few or too many classes, or the splits have no room.
@@ -88,7 +88,7 @@ def make_family(config: ConfigDict) -> Family:
             f"tasks.unseen: got {config.unseen!r}, arcs of an angle; allowed for class_subsets: '', since its unseen "
             "tasks are subsets, as many as tasks.num_unseen says"
         )
-    data = images.load(config)
+    data = data or images.load(config)
     names = data.class_names
     if not FEWEST_CLASSES <= len(names) <= MOST_CLASSES:
         raise PdiffError(

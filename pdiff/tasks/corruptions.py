@@ -173,8 +173,8 @@ def describe(
     return tuple(w.format(**words) for w in WORDINGS), tuple(w.format(**words) for w in HELD_OUT_WORDINGS)
 
 
-def make_family(config: ConfigDict) -> Family:
-    """The family of `config` (the `tasks` part of a run's config).
+def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
+    """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
 
     Raises:
       PdiffError: the bands are malformed, or leave no room for the seen tasks; or images are not grey.
@@ -182,7 +182,7 @@ def make_family(config: ConfigDict) -> Family:
     kinds, bands = config.corruptions, PERCENT.divide(config)
     regions = {"seen": PERCENT.complement([b for held in bands.values() for b in held]), **bands}
     counts = {split: config[f"num_{split}"] for split in ("seen", "validation", "interp", "unseen")}
-    data = images.load(config)
+    data = data or images.load(config)
     if len(data.image_shape) != 2:
         raise PdiffError(
             f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for corruptions: grey images"

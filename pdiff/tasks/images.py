@@ -5,6 +5,7 @@ prepared in `tasks.data_dir` (see `prepared`). Nothing is ever downloaded.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -75,6 +76,36 @@ def fashion_mnist(config: ConfigDict) -> DataSet:
 
 
 LOADERS = {"digits": digits, "fashion_mnist": fashion_mnist}
+
+
+# Height and width (and channels), numbers of images and class names of data sets that are not in a package.
+SHAPES = {
+    "fashion_mnist": (
+        (28, 28), (55000, 5000, 10000),
+        "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot",
+    ),
+    "tfds:cifar10": (
+        (32, 32, 3), (45000, 5000, 10000),
+        "airplane automobile bird cat deer dog frog horse ship truck",
+    ),
+}  # fmt: skip
+
+
+def shapes_of(config: ConfigDict) -> DataSet | None:
+    """The data set `config.data` with black images that take no memory, for programs that are compiled and not run.
+
+    None where its shapes are not known without it, and where it is in a package and can as well be read.
+    """
+    if config.data not in SHAPES:
+        return None
+    shape, counts, names = SHAPES[config.data]
+    parts, start = {}, 0
+    for part, count in zip(("train", "validation", "test"), counts, strict=True):
+        black = np.broadcast_to(np.float32(0), (count, math.prod(shape)))
+        labels = np.arange(count, dtype=np.int32) % len(names.split())
+        parts[part] = _at_most(part, Images(black, labels, np.arange(start, start + count)), config.eval_images)
+        start += count
+    return DataSet(parts, shape, tuple(n.replace("_", " ") for n in names.split()))
 
 
 def _prepared(config: ConfigDict, name: str) -> DataSet:

@@ -53,8 +53,8 @@ def describe(factors: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[str, ..
     return tuple(w.format(number) for w in WORDINGS), tuple(w.format(number) for w in HELD_OUT_WORDINGS)
 
 
-def make_family(config: ConfigDict) -> Family:
-    """The family of `config` (the `tasks` part of a run's config).
+def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
+    """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
 
     Raises:
       PdiffError: the arcs are malformed, or leave no room for the seen tasks.
@@ -66,7 +66,7 @@ def make_family(config: ConfigDict) -> Family:
         "interp": spread(arcs["interp"], config.num_interp),
         "unseen": spread(arcs["unseen"], config.num_unseen),
     }
-    data = images.load(config)
+    data = data or images.load(config)
     if data.image_shape != (8, 8):
         raise PdiffError(f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for rotation: digits")
     tasks = []

@@ -97,7 +97,9 @@ def _finetune_all(
     base = _of_first(parts, "base", lambda: _base(family, target, config))
     base_params = jax.tree.map(lambda a: a[0], base.params)
     blind = _of_first(parts, "task_blind", lambda: _task_blind(family, target, config, base_params))
-    _finetune_jobs(jobs, _chunk_step(family, target, config, base_params, mesh), config.zoo, parts, mesh, stop)
+    step = chunk_step(family, target, config, mesh)
+    constants = dist.replicate(chunk_constants(family, base_params), mesh)
+    _finetune_jobs(jobs, lambda job: step(job, constants), config.zoo, parts, mesh, stop)
     processes.barrier("done with the networks of the zoo")
     everything, by_split = Parts(parts), {}
     for split in SPLITS:
@@ -153,14 +155,22 @@ def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[s
     return {s: dataclasses.replace(n, params=aligned[s]) for s, n in networks.items()}
 
 
-def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree, mesh: Mesh):
-    """(task ids, seeds) -> Networks, sharded over devices; kept checkpoints of a network are consecutive rows."""
+def chunk_constants(family: Family, base: PyTree) -> dict:
+    """The arrays that every chunk's step reads, replicated once: images, task variables, and the base's whole tree."""
+    data = {part: (images.x, images.y) for part, images in family.data.items()}
+    return {"variables": family.variables, "data": data, "base": base}
+
+
+def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
+    """((task ids, seeds), constants) -> Networks, jitted and sharded over devices.
+
+    The kept checkpoints of a network are consecutive rows.
+    """
     zoo = config.zoo
-    spec = make_spec(base, generate=target.generate)
+    spec = make_spec(target.abstract(), generate=target.generate)
 
     def step(job, constants):
-        task, seed = job
-        base = constants["base"]  # an argument, as it may be too large to be baked into a program
+        (task, seed), base = job, constants["base"]
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
@@ -194,10 +204,7 @@ def _chunk_step(family: Family, target: Target, config: ConfigDict, base: PyTree
             test_accuracy=accuracy("test"),
         )
 
-    data = {part: (images.x, images.y) for part, images in family.data.items()}
-    constants = dist.replicate({"base": base, "variables": family.variables, "data": data}, mesh)
-    mapped = dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
-    return lambda job: mapped(job, constants)
+    return dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
 
 
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:

@@ -11,7 +11,7 @@ from scipy.signal import correlate2d
 
 from pdiff.errors import PdiffError
 from pdiff.tasks import get_family
-from pdiff.weights import codec
+from pdiff.weights import codec, permutations
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune
 from tests.targets.make import fit, make_target
@@ -107,6 +107,22 @@ def test_stages_halve_and_colours_are_channels():
     assert shapes["batch_stats"]["block_3"]["BatchNorm_1"] == {"mean": (12,), "var": (12,)}
     assert shapes["params"]["head"]["kernel"] == (12, 7)
     assert target.apply(target.init(jax.random.key(0)), np.zeros((5, 192), np.float32)).shape == (5, 7)
+
+
+def test_a_resnet_18_has_its_known_number_of_parameters_and_blocks_share_their_stage_s_stream():
+    tree = make_target("resnet", (32, 32, 3), 10, widths=(64, 128, 256, 512), blocks=2).abstract()
+    stem_norm_head = 27 * 64 + 2 * 512 + 512 * 10 + 10
+    stages = [(64, 64), (64, 128), (128, 256), (256, 512)]
+    first = sum(9 * i * o + 9 * o * o + (i * o if i != o else 0) + 2 * i + 2 * o for i, o in stages)
+    second = sum(18 * o * o + 4 * o for _, o in stages)
+    assert sum(p.size for p in jax.tree.leaves(tree["params"])) == stem_norm_head + first + second == 11_172_170
+
+    target = make_target("resnet", widths=(4, 6), blocks=2)
+    network, x = random_tree(target), np.random.default_rng(1).random((3, 64), np.float32)
+    moved = permutations.random_permutations(target.permutations, jax.random.key(5))
+    permuted = permutations.apply_permutation(target.permutations, moved, network)
+    assert set(target.permutations.units) == {"stream_0", "stream_1", *(f"hidden_{i}" for i in range(4))}
+    np.testing.assert_allclose(target.apply(permuted, x), target.apply(network, x), rtol=1e-4, atol=1e-4)
 
 
 def test_after_each_training_step_the_running_statistics_are_the_momentum_update(target, digits):
