@@ -20,9 +20,13 @@ from pdiff.zoo import build  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compiles each program once for all tests of a process, although each test jits it anew."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Compiles each program once for all tests, although each jits it anew, and for all processes that they start."""
+    where = tmp_path_factory.getbasetemp()
+    where = where.parent if "PYTEST_XDIST_WORKER" in os.environ else where  # which all workers share
+    for name, value in (("compilation_cache_dir", str(where / "compiled")),
+                        ("persistent_cache_min_compile_time_secs", 0.2)):  # fmt: skip
+        jax.config.update(f"jax_{name}", value)
+        os.environ[f"JAX_{name}".upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

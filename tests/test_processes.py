@@ -38,10 +38,8 @@ DEVICES = 4
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Processes compile each program once for all runs."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
-    return os.environ | cache | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def environment():
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def start(environment, number, *command):
@@ -132,7 +130,9 @@ def test_when_one_is_killed_the_other_ends_within_a_minute_and_says_why(eventful
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_resumed_by_other_numbers_of_processes_it_ends_with_the_same_bits(straight, eventful):
+def test_stopped_killed_and_resumed_by_other_numbers_of_processes_it_ends_with_the_same_bits(
+    straight, eventful, environment
+):
     workdir, _, _, finished = eventful
     assert finished.returncode == 0, finished.stderr
     theirs, ours = (results_lib.read(w / "results.json") for w in (straight, workdir))
@@ -141,7 +141,7 @@ def test_stopped_killed_and_resumed_by_other_numbers_of_processes_it_ends_with_t
     assert ours == theirs
     for a, b in zip(*(jax.tree.leaves(restored(w)) for w in (straight, workdir)), strict=True):
         np.testing.assert_array_equal(a, b)
-    done = launched(os.environ | {"JAX_PLATFORMS": "cpu"}, 2, workdir)
+    done = launched(environment, 2, workdir)
     assert done.returncode == 0 and "is finished" in done.stderr
 
 
