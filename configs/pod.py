@@ -9,7 +9,12 @@ TPU nor the images. The generator has 380 M parameters and reads 342 tokens of 3
 networks, 11.4 GB of them. Predicted for a training step, not measured (docs/scaling.md has the assumptions, and why
 the functional loss is off):
 
-@TABLE@
+    topology   chips  examples a chip  step, ms  bound by  HBM a chip, GiB
+    v4:2x2x2       8               32       183  HBM        9.9 of 32
+    v5e:4x4       16               16       181  HBM        6.8 of 16
+    v5e:16x16    256                1        50  ICI        1.6 of 16
+    v5p:2x2x2      8               32        80  HBM       10.7 of 95
+    v6e:4x4       16               16        93  HBM        6.8 of 32
 
 On 16 chips or fewer take `--config.zoo.chunk_size=64`. The zoo, 1,000 networks or so, is 45 GB.
 """

@@ -97,7 +97,8 @@ def test_every_scenario_runs_shrunken(name, tmp_path):
     fields = SHRUNKEN | STUDIES[i % len(STUDIES)] | {"eval.rivals": config_lib.RIVALS[i % len(config_lib.RIVALS)]}
     fields |= {"tasks.data": "digits", "tasks.data_dir": ""}
     if name == "pod":  # eleven million numbers a network are for a pod
-        fields |= {"target.widths": (4, 8), "weights.token_dim": 256}
+        fields |= {"target.widths": (2, 4), "target.blocks": 1, "weights.token_dim": 256}
+        fields |= {"zoo.batch_size": 8, "condition.text_depth": 1}
     for field, value in fields.items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
