@@ -19,21 +19,25 @@ SHRUNKEN = {
     "tasks.num_interp": 3,
     "tasks.num_unseen": 4,
     "tasks.num_validation": 3,
+    "tasks.eval_images": 50,
     "zoo.seeds_per_task": 2,
     "zoo.reference_seeds": 2,
     "zoo.pretrain_steps": 20,
     "zoo.steps": 10,
+    "zoo.batch_size": 8,
     "zoo.chunk_size": 16,
     "model.width": 32,
     "model.depth": 1,
     "model.mean_width": 16,
     "condition.text_width": 16,
+    "condition.text_depth": 1,
     "condition.support_images": 2,
     "diffusion.functional_images": 8,
     "condition.text_vocab_size": 300,
     "train.steps": 4,
     "train.warmup_steps": 1,
     "train.batch_size": 8,
+    "weights.token_dim": 256,
     "sample.samplers": ("posterior_mean", "ddim"),  # each takes seconds to compile; test_main runs all of them
     "sample.num_steps": 4,
     "sample.batch_size": 16,
@@ -95,10 +99,8 @@ def test_every_scenario_runs_shrunken(name, tmp_path):
     """Takes 20 s each, on four simulated devices, with one rival. Images in a folder are replaced by the digits."""
     config, i = scenario(name), SCENARIOS.index(name)
     fields = SHRUNKEN | STUDIES[i % len(STUDIES)] | {"eval.rivals": config_lib.RIVALS[i % len(config_lib.RIVALS)]}
-    fields |= {"tasks.data": "digits", "tasks.data_dir": ""}
-    if name == "pod":  # eleven million numbers a network are for a pod
-        fields |= {"target.widths": (2, 4), "target.blocks": 1, "weights.token_dim": 256}
-        fields |= {"zoo.batch_size": 8, "condition.text_depth": 1}
+    fields |= {"tasks.data": "digits", "tasks.data_dir": "", "target.blocks": 1}
+    fields |= {"target.widths": tuple(min(w, 8) for w in config.target.widths[:2])}
     for field, value in fields.items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")

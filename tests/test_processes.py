@@ -152,7 +152,8 @@ def restored(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", 2)
     step = checkpoints.steps()[-1]
     assert step == STEPS
-    return dist.fetch(checkpoints.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state))
+    read = checkpoints.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
+    return dist.fetch([read.params, read.ema, read.opt_state])
 
 
 PROGRAM = """

@@ -13,7 +13,7 @@ from pdiff.conditioning import make_constants
 from pdiff.errors import PdiffError
 from pdiff.state import make_optimizer
 
-LAYOUTS = [(1, False), (2, False), (1, True), (2, True), (4, False)]  # (mesh.model, mesh.fsdp) on 4 devices
+LAYOUTS = [(2, False), (1, True), (2, True)]  # (mesh.model, mesh.fsdp) on 4 devices
 
 
 def laid_out(generator, model, fsdp, microbatches=1):
@@ -25,7 +25,7 @@ def laid_out(generator, model, fsdp, microbatches=1):
 
 
 def trained(generator, zoo, mesh, steps=3):
-    """(metrics of each step, state on devices, step function, its last arguments)."""
+    """(metrics of each step, state on devices)."""
     optimizer, size = make_optimizer(generator.config.train), generator.config.train.batch_size
     state = train_lib.fresh_state(generator, optimizer, mesh)
     step, constants = train_lib.make_step(generator, optimizer, mesh), dist.replicate(make_constants(generator), mesh)
@@ -34,7 +34,7 @@ def trained(generator, zoo, mesh, steps=3):
     for batch in data.training_batches(zoo["seen"], wordings, seed=0, batch_size=size, start=0, stop=steps):
         batch = dist.from_local(batch, rows, size, mesh)
         state, values = step(state, batch, constants)
-        metrics.append(jax.device_get(values))
+        metrics.append({name: float(v) for name, v in values.items()})
     return metrics, state
 
 
@@ -69,7 +69,7 @@ def test_rows_are_read_as_megatron_and_zero_have_it():
     assert of("count", (), True) == P()
 
 
-@pytest.mark.parametrize("model, fsdp", LAYOUTS[1:])
+@pytest.mark.parametrize("model, fsdp", LAYOUTS)
 def test_any_layout_trains_as_the_replicated_one(model, fsdp, tiny, tiny_zoo, replicated):
     """Losses and gradient norms of each step, and the state after them, to 1e-5.
 

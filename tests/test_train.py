@@ -44,8 +44,8 @@ def batches(generator, zoo, start=0, stop=8):
 
 
 def run_steps(generator, zoo, mesh, count):
-    state, optimizer = fresh_state(generator)
-    state = dist.replicate(state, mesh)
+    optimizer = make_optimizer(generator.config.train)
+    state = train_lib.fresh_state(generator, optimizer, mesh)
     step = train_lib.make_step(generator, optimizer, mesh)
     constants = dist.replicate(make_constants(generator), mesh)
     for batch in batches(generator, zoo, 0, count):
