@@ -104,6 +104,7 @@ def without_devices() -> None:
     os.environ.update(QUIET)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_exec_time_optimization_effort", EFFORT)
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
 
 
 def topology_devices(name: str) -> list:

@@ -19,6 +19,8 @@ from pdiff import aot, dist, hlo, roofline
 from pdiff.errors import PdiffError
 from pdiff.sharding import partition
 
+# The tests' cache of programs is in use by then, and cannot read those for a TPU without one.
+pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
@@ -124,9 +126,10 @@ def devices_of(kind):
 
 
 @pytest.fixture(autouse=True)
-def full_effort():
+def as_before():
     yield
     jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "tpu"])
