@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -65,11 +66,13 @@ def initialize(address: str | None = None, number: int | None = None, mine: int 
 
 
 def _on_a_cluster() -> bool:
-    """Whether this is one of several tasks of Slurm, or on a TPU host, where JAX finds out the rest by itself."""
-    slurm = int(os.environ.get("SLURM_NTASKS", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0]
-    tpu = "TPU_WORKER_HOSTNAMES" in os.environ or any(Path("/dev").glob("accel[0-9]*")) or Path("/dev/vfio/0").exists()
-    return (slurm and "SLURM_PROCID" in os.environ) or (tpu and wanted in ("tpu", ""))
+    """Whether this is one of several tasks of `srun`, or on a TPU host, where JAX finds out the rest by itself."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("tpu", "") or not find_spec("libtpu"):
+        return False
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) or "TPU_WORKER_HOSTNAMES" in os.environ  # GKE's name for the hosts of a slice
 
 
 def is_first() -> bool:

@@ -197,6 +197,25 @@ def test_half_an_address_is_refused(given, message):
         processes.initialize(*given)
 
 
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "8", "JAX_PLATFORMS": "cuda"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, False),  # in the batch script itself, outside of srun
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, False),
+    ],
+)
+def test_clusters_are_found_out(found, expected, monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "find_spec", lambda name: name)
+    assert processes._on_a_cluster() == expected
+
+
 def test_one_process_needs_nothing(tmp_path):
     made = []
     processes.initialize()
