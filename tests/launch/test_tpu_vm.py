@@ -189,10 +189,9 @@ def test_a_signal_stops_the_run_on_the_workers_and_ends(cloud, number, code):
     """Takes 1 s: `tail --pid` looks once a second."""
     cloud.add("python", codes="wait")
     (cloud.folder / "cloud.json").write_text(json.dumps(cloud.state | {"queue": "ACTIVE", "node": "READY"}))
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  tests in the background have it ignored
-    process = subprocess.Popen(
-        ["bash", "-c", script(cloud.own)], env=cloud.env, stderr=subprocess.DEVNULL, preexec_fn=heard
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and so by children
+    process = subprocess.Popen(["bash", "-c", script(cloud.own)], env=cloud.env, stderr=subprocess.DEVNULL)
+    signal.signal(signal.SIGINT, before)
     while not cloud.calls("python"):
         time.sleep(0.02)
     process.send_signal(number)

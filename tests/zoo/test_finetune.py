@@ -105,10 +105,10 @@ def test_rendering_ahead_or_in_each_step_is_the_same(tiny_config, mesh, monkeypa
     target = get_target(tiny_config.target, family.image_shape, family.num_classes)
     base = target.init(jax.random.key(0))
     job = (np.array([0, 5], np.int32), np.array([0, 1], np.int32))
-    made = []
+    constants, made = build.chunk_constants(family, base), []
     for room in (0, build.RENDER_BYTES):
         monkeypatch.setattr(build, "RENDER_BYTES", room)
-        made.append(build._chunk_step(family, target, tiny_config, base, mesh)(job))
+        made.append(build.chunk_step(family, target, tiny_config, mesh)(job, constants))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *made)
 
 
