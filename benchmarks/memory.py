@@ -18,22 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from configs import smoke
-from pdiff import conditioning, dist, files, train
-from pdiff import generator as generator_lib
-from pdiff.diffusion import sde
+from pdiff import aot, conditioning, dist, files, train
 from pdiff.generator import Generator
-from pdiff.models.dit import count_parameters, make_model
+from pdiff.models.dit import count_parameters
 from pdiff.report import style
 from pdiff.state import make_optimizer
-from pdiff.targets import get_target
-from pdiff.tasks import get_family
-from pdiff.weights import codec
-from pdiff.weights.spec import make_spec
-from pdiff.weights.stats import Stats
 
 # Generated parameters, about: hidden widths of the MLP, and the width of a token, so that tokens grow far more slowly.
 SIZES: dict[int, tuple[tuple[int, ...], int]] = {
@@ -65,49 +57,13 @@ def make_config(size: int) -> ConfigDict:
     return config
 
 
-def make_generator(config: ConfigDict) -> Generator:
-    """A generator whose statistics and base are abstract: sizes need no zoo."""
-    family = get_family(config.tasks)
-    target = get_target(config.target, family.image_shape, family.num_classes)
-    base = target.abstract()
-    spec = make_spec(base, generate=target.generate, layout="chunk", token_dim=config.weights.token_dim)
-    tokenizer = generator_lib.make_tokenizer(config, family)
-    of_tokens = jax.ShapeDtypeStruct((spec.num_tokens, spec.token_dim), np.float32)
-    return Generator(
-        config=config,
-        family=family,
-        target=target,
-        spec=spec,
-        stats=Stats(of_tokens, of_tokens),
-        spread=1.0,
-        base=base,
-        tokenizer=tokenizer,
-        model=make_model(config, spec, family, tokenizer.vocab_size),
-        path=sde.make_path(config.diffusion),
-    )
-
-
-def abstract_arguments(generator: Generator, optimizer) -> tuple[PyTree, PyTree, PyTree]:
-    """State, batch and constants of a step, as shapes and dtypes."""
-    one = codec.take(generator.spec, generator.base)
-    batch = {
-        "params": jax.tree.map(lambda s: jax.ShapeDtypeStruct((BATCH, *s.shape), s.dtype), one),
-        **{name: jax.ShapeDtypeStruct((BATCH,), np.int32) for name in ("task", "wording", "index")},
-    }
-    constants = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)),
-        conditioning.make_constants(generator),
-    )
-    return train.abstract_state(generator, optimizer), batch, constants
-
-
 def measure(size: int) -> dict:
     """Memory of one size, in bytes, in this process."""
-    generator, mesh = make_generator(make_config(size)), dist.make_mesh(jax.devices()[:1])
-    optimizer = make_optimizer(generator.config.train)
-    arguments = abstract_arguments(generator, optimizer)
+    generator, mesh = aot.shapes(make_config(size)), dist.make_mesh(jax.devices()[:1])
+    program = aot.program(generator, mesh, "train")
+    arguments = program.arguments
     resident, start = _resident(), time.perf_counter()
-    compiled = train.make_step(generator, optimizer, mesh).lower(*arguments).compile()
+    compiled = program.step.lower(*arguments).compile()
     analysis = compiled.memory_analysis()
     found = {
         "num_params": generator.spec.num_params,
@@ -121,15 +77,15 @@ def measure(size: int) -> dict:
     if size <= LARGEST_RUN:
         compiling, before = _peak(), _resident()
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        found["step_s"] = _run(compiled, arguments, generator, optimizer, mesh)
+        found["step_s"] = _run(compiled, arguments, generator, mesh)
         found["resident_bytes"] = max(compiling, _peak()) - resident
         found["running_bytes"] = _peak() - before
     return found
 
 
-def _run(compiled, arguments: tuple, generator: Generator, optimizer, mesh: Mesh) -> float:
+def _run(compiled, arguments: tuple, generator: Generator, mesh: Mesh) -> float:
     """Runs STEPS steps and returns the seconds of the last."""
-    state = train.fresh_state(generator, optimizer, mesh)
+    state = train.fresh_state(generator, make_optimizer(generator.config.train), mesh)
     batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), arguments[1])
     constants = jax.tree.map(
         lambda x: np.ones(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,

@@ -25,11 +25,12 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
-from pdiff import dist, files, hlo, logs, roofline, train
+from pdiff import dist, files, hlo, logs, roofline, sharding, train
 from pdiff.conditioning import make_constants
 from pdiff.errors import PdiffError
 from pdiff.generator import Generator, abstract
 from pdiff.logs import log
+from pdiff.models.dit import count_parameters
 from pdiff.report import compiled
 from pdiff.sample import make_sampler
 from pdiff.state import make_optimizer
@@ -72,9 +73,7 @@ def compile_config(
     without_devices()
     meshes = {name: dist.make_mesh(topology_devices(name), config.mesh.model) for name in names.split(",")}
     for mesh in meshes.values():
-        parts = mesh.shape[dist.DATA] * config.train.microbatches
-        dist.check_divides(config.train.batch_size, parts, "train.batch_size")
-        dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
+        sharding.check(config, mesh)
     made = shapes(config)
     rows = []
     for name, mesh in meshes.items():
@@ -186,8 +185,8 @@ def describe(made: Generator, topology: str, mesh: Mesh, step: str) -> dict:
     lowered = ready.step.lower(*ready.arguments)
     row = {
         "topology": topology, "chips": mesh.devices.size, "mesh": dict(mesh.shape), "step": step,
-        "model_params": _size(jax.eval_shape(made.init, jax.random.key(0))), "generated_params": made.spec.num_params,
-        "hbm": chip.memory,
+        "model_params": count_parameters(jax.eval_shape(made.init, jax.random.key(0))),
+        "generated_params": made.spec.num_params, "hbm": chip.memory,
     }  # fmt: skip
     try:
         executable = lowered.compile()
@@ -258,7 +257,3 @@ def analytic_flops(made: Generator, step: str) -> float:
         calls *= 1 if made.config.sample.guidance == 1 else 2
         return made.config.sample.batch_size * calls * (model.depth * block + 2 * ends + mean + vector)
     return 0.0
-
-
-def _size(tree: PyTree) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, copies, dist, files, generator, logs, processes, rivals
+from pdiff import api, copies, dist, files, generator, logs, processes, rivals, sharding
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -49,8 +49,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     generator.check(config, family, target)
     finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
-    dist.check_divides(config.train.batch_size, mesh.shape[dist.DATA] * config.train.microbatches, "train.batch_size")
-    dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
+    sharding.check(config, mesh)
     _claim(config, workdir)
     finished = (workdir / "results.json").exists() and (workdir / "report.html").exists()
     processes.barrier("agreed on whether the run is finished")

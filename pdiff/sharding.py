@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from pdiff.dist import DATA, MODEL
+from pdiff.dist import DATA, MODEL, check_divides
 from pdiff.errors import PdiffError
 
 # The end of a parameter's path -> a name, or None, for each of its axes. Each path must match one row.
@@ -39,6 +39,12 @@ AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"dit/embed_\w+/embedding", ()),
     (r"conditions/.*", ()),
 )
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises PdiffError unless a run's training batches and chunks of the zoo divide evenly over the mesh."""
+    check_divides(config.train.batch_size, mesh.shape[DATA] * config.train.microbatches, "train.batch_size")
+    check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
 
 
 def rules(fsdp: bool) -> dict[str, str | None]:

@@ -98,7 +98,7 @@ def make_step(generator: Generator, optimizer: optax.GradientTransformation, mes
 
     The state is laid out by `sharding.state_shardings`, the batch by `dist.BATCH`, the constants are replicated.
     """
-    laid_out = sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
+    laid_out = _layout(generator, optimizer, mesh)
     whole = NamedSharding(mesh, dist.REPLICATED)
     update = train_step(generator, optimizer)
 
@@ -119,9 +119,13 @@ def abstract_state(generator: Generator, optimizer: optax.GradientTransformation
     return jax.eval_shape(lambda key: init_state(generator.init(key), optimizer), jax.random.key(0))
 
 
+def _layout(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh) -> PyTree[NamedSharding]:
+    return sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
+
+
 def fresh_state(generator: Generator, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first update, made where it will lie."""
-    laid_out = sharding.state_shardings(abstract_state(generator, optimizer), mesh, generator.config.mesh)
+    laid_out = _layout(generator, optimizer, mesh)
     make = jax.jit(lambda key: init_state(generator.init(key), optimizer), out_shardings=laid_out)
     return make(dist.replicate(rng.stream(generator.config.seed, "train/init"), mesh))
 

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from benchmarks import memory
+from pdiff import aot
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo.networks import tree_bytes
@@ -22,10 +23,10 @@ def test_the_slope_is_the_exponent_where_memory_is_linear():
     assert memory.slope(rows, "bytes") == pytest.approx(0.8)
 
 
-def test_arguments_are_the_batch_the_state_and_what_the_step_reads_of_the_zoo():
+def test_arguments_are_the_batch_the_state_and_what_the_step_reads_of_the_zoo(mesh):
     """Of the smallest size: nothing that is as large as the target is baked into the step's program."""
-    generator = memory.make_generator(memory.make_config(10_000))
-    state, batch, constants = memory.abstract_arguments(generator, memory.make_optimizer(generator.config.train))
+    generator = aot.shapes(memory.make_config(10_000))
+    state, batch, constants = aot.program(generator, mesh, "train").arguments
     size = generator.spec.num_params
     padded = generator.spec.num_tokens * generator.spec.token_dim
     assert tree_bytes(batch) == memory.BATCH * (4 * size + 3 * 4)
