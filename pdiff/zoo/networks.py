@@ -12,18 +12,16 @@ READ_TOGETHER = 256  # records that are decoded before they are put where they b
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
-    """Fine-tuned networks of one split, stacked.
+class Columns:
+    """What is in memory of each network, wherever its parameters are; `[rows]` of a subclass has them too.
 
     Attributes:
-      params: the generated part of the tree, or (the base's) the whole of it, with a leading axis.
       task: task ids; -1 for the base and for task-blind networks.
       seed: fine-tuning seed.
       step: updates done when the network was kept.
       validation_accuracy, test_accuracy: on the task's own images.
     """
 
-    params: PyTree[Float[np.ndarray, "nets ..."]]
     task: Int[np.ndarray, " nets"]
     seed: Int[np.ndarray, " nets"]
     step: Int[np.ndarray, " nets"]
@@ -33,12 +31,26 @@ class Networks:
     def __len__(self) -> int:
         return len(self.task)
 
+    def blocks(self, rows: int) -> Iterator["Networks"]:
+        """All of them in order, with the parameters of at most `rows` at a time."""
+        return (self[start : start + rows] for start in range(0, len(self), rows))
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Columns))
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks(Columns):
+    """Fine-tuned networks of one split, stacked.
+
+    Attributes:
+      params: the generated part of the tree, or (the base's) the whole of it, with a leading axis.
+    """
+
+    params: PyTree[Float[np.ndarray, "nets ..."]]
+
     def __getitem__(self, rows) -> "Networks":
         return jax.tree.map(lambda a: a[rows], self)
-
-    def blocks(self, rows: int) -> Iterator["Networks"]:
-        """All of them in order, at most `rows` at a time."""
-        return (self[start : start + rows] for start in range(0, len(self), rows))
 
     @property
     def params_bytes(self) -> int:
@@ -54,7 +66,7 @@ jax.tree_util.register_dataclass(Networks)
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredNetworks:
+class StoredNetworks(Columns):
     """Networks as `Networks` has them, but for `params`, which stay on disk: `[rows]` reads those of some.
 
     Attributes:
@@ -66,14 +78,6 @@ class StoredNetworks:
     source: Sequence[dict]
     shapes: PyTree[jax.ShapeDtypeStruct]
     memory: float
-    task: Int[np.ndarray, " nets"]
-    seed: Int[np.ndarray, " nets"]
-    step: Int[np.ndarray, " nets"]
-    validation_accuracy: Float[np.ndarray, " nets"]
-    test_accuracy: Float[np.ndarray, " nets"]
-
-    def __len__(self) -> int:
-        return len(self.task)
 
     def __getitem__(self, rows: slice | Int[np.ndarray, " some"]) -> Networks:
         index = np.arange(len(self))[rows]
@@ -87,17 +91,10 @@ class StoredNetworks:
         others = {n: getattr(self, n)[index] for n in COLUMNS}
         return Networks(params=traverse_util.unflatten_dict(params, sep="/"), **others)
 
-    def blocks(self, rows: int) -> Iterator[Networks]:
-        """All of them in order, at most `rows` in memory at a time."""
-        return (self[start : start + rows] for start in range(0, len(self), rows))
-
     @property
     def params_bytes(self) -> int:
         """Size of all parameters, if they were in memory."""
         return len(self) * tree_bytes(self.shapes)
-
-
-COLUMNS = tuple(f.name for f in dataclasses.fields(Networks) if f.name != "params")
 
 
 def tree_bytes(shapes: PyTree[jax.ShapeDtypeStruct]) -> int:

@@ -70,7 +70,7 @@ def write(directory: Path, fingerprint: str, networks: Mapping[str, Slices]) -> 
 
     processes.on_first(prepare, "about to write the zoo")
     shards = [shard for split, n in records.items() for shard in _plan(where, split, len(n), _network_bytes(features))]
-    for shard in shards[jax.process_index() :: jax.process_count()]:
+    for shard in shards[processes.index() :: processes.count()]:
         _write_shard(shard, records[shard.split][shard.rows], features)
     processes.barrier("done with the shards of the zoo")
 
@@ -155,7 +155,7 @@ def _stored(builder: tfds.core.DatasetBuilder, split: str, memory: float) -> Sto
     raw = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     rows = [few.deserialize_example_np(record) for record in raw]
     columns = {name: np.stack([row[name] for row in rows]) for name in COLUMNS}
-    return StoredNetworks(builder.as_data_source(split=split), shapes, memory, **columns)
+    return StoredNetworks(source=builder.as_data_source(split=split), shapes=shapes, memory=memory, **columns)
 
 
 def _plain(features) -> dict:
