@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -131,7 +132,7 @@ def feed(command: Sequence[str], stdin: str) -> int:
         raise PdiffError(_ABSENT.format(command[0])) from e
 
 
-def replace_process(command: Sequence[str]) -> None:
+def replace_process(command: Sequence[str]) -> NoReturn:
     """Goes on as another program, which so gets the signals meant for the launcher.
 
     Raises:
@@ -142,6 +143,27 @@ def replace_process(command: Sequence[str]) -> None:
         os.execvp(command[0], list(command))
     except FileNotFoundError as e:
         raise PdiffError(_ABSENT.format(command[0])) from e
+
+
+def submit(
+    argv: Sequence[str],
+    define: Callable[[flags.FlagValues], None],
+    doc: str,
+    script: Callable[[flags.FlagValues, list[str]], str],
+    hand_over: Callable[[str], int],
+) -> int:
+    """A launcher of one script: prints what `script` makes of the flags, or hands it over; the exit code.
+
+    Raises:
+      PdiffError, flags.Error: as `parse` and `script` do.
+    """
+    if (parsed := parse(argv, define, doc)) is None:
+        return 0
+    made = script(*parsed)
+    if parsed[0].dry_run:
+        print(made, end="")
+        return 0
+    return hand_over(made)
 
 
 def start(main: Callable[[list[str]], int]) -> None:

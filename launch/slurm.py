@@ -80,13 +80,7 @@ def script(values: flags.FlagValues, passed: list[str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if (parsed := common.parse(argv, define, __doc__)) is None:
-        return 0
-    made = script(*parsed)
-    if parsed[0].dry_run:
-        print(made, end="")
-        return 0
-    return common.feed(["sbatch"], made)
+    return common.submit(argv, define, __doc__, script, lambda made: common.feed(["sbatch"], made))
 
 
 if __name__ == "__main__":

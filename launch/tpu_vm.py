@@ -24,6 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import common, scripts
+from pdiff.errors import PdiffError
 
 WORD = (r"[\w.:-]+", "letters, digits, _ . : -")
 NAME = (r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "at most 63 of a-z, 0-9, -; a letter first, no - last")
@@ -52,7 +53,7 @@ def _source(values: flags.FlagValues) -> dict[str, str]:
         return {"pack": "", "copy": "code=0", "unpack": clone}
     folder = Path(repository).resolve()
     if not (folder / "setup.py").is_file():
-        raise common.PdiffError(f"--repository: got {repository}; allowed: a git URL or a folder with pdiff's setup.py")
+        raise PdiffError(f"--repository: got {repository}; allowed: a git URL or a folder with pdiff's setup.py")
     return {
         "pack": 'tar -czf "$scratch/pdiff.tar.gz" --exclude=./.git --exclude=./runs --exclude=./.venv --exclude=./venv '
         f"-C {shlex.quote(str(folder))} . || exit",
@@ -89,13 +90,7 @@ def script(values: flags.FlagValues, passed: list[str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if (parsed := common.parse(argv, define, __doc__)) is None:
-        return 0
-    made = script(*parsed)
-    if parsed[0].dry_run:
-        print(made, end="")
-        return 0
-    common.replace_process(["bash", "-c", made])
+    return common.submit(argv, define, __doc__, script, lambda made: common.replace_process(["bash", "-c", made]))
 
 
 if __name__ == "__main__":
