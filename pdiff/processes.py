@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from jax._src import distributed  # its key-value store has no public name
@@ -96,11 +97,11 @@ def barrier(what: str, seconds: float = PATIENCE) -> None:
         raise PdiffError(f"processes: waited {seconds:g} s in vain for all to be {what}; {_first_line(e)}") from e
 
 
-def on_first(make: Callable[[], None], what: str, seconds: float = PATIENCE) -> None:
+def on_first(make: Callable[[], None], what: str) -> None:
     """Process 0 runs `make`, such as the writing of a file, while the others wait for it to be done."""
     if is_first():
         make()
-    barrier(what, seconds)
+    barrier(what)
 
 
 def all_hold(mine: bool) -> bool:
@@ -126,10 +127,7 @@ def fail(message: str, code: int) -> None:
         client.key_value_set(_FAILED, posted)
     except Exception:  # another was first, or nobody is there to be told
         posted = _failure() or message
-    print(f"pdiff: error: {posted}", file=sys.stderr, flush=True)
-    if is_first():
-        time.sleep(5)  # the messages are here: the others shall have read theirs before it is gone
-    os._exit(code)
+    _end(posted, code)
 
 
 def await_verdict(error: Exception) -> None:
@@ -157,10 +155,14 @@ def _watch() -> None:
         except Exception:
             continue  # process 0 is gone: JAX ends this process by itself, see `_leave_on_abort`
         if message and not _leaving.is_set():
-            print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
-            if me == 0:
-                time.sleep(5)
-            os._exit(1)
+            _end(message, 1)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
+    if is_first():
+        time.sleep(5)  # the messages are here: the others shall have read theirs before it is gone
+    os._exit(code)
 
 
 def _silent(beats: dict[str, str], heard: dict[str, tuple[str, float]]) -> str | None:
