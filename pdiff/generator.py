@@ -210,11 +210,12 @@ def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
         `condition.text_max_length` or has characters that these lack.
     """
     texts = [d for t in family.split("seen") for d in t.descriptions]
-    model = train_tokenizer(texts, config.condition.text_vocab_size)
-    tokenizer = Tokenizer(model, config.condition.text_max_length)
-    for text in (d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)):
-        tokenizer.encode(text)
-    return tokenizer
+    return _tokenizer(train_tokenizer(texts, config.condition.text_vocab_size), config, family)
+
+
+def _tokenizer(model: bytes, config: ConfigDict, family: Family) -> Tokenizer:
+    texts = {d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)}
+    return Tokenizer(model, config.condition.text_max_length, sorted(texts))
 
 
 def make_sentences(config: ConfigDict, family: Family) -> SentenceEncoder | None:
@@ -268,8 +269,8 @@ def load(workdir: Path) -> Generator:
     config = config_lib.from_json((where / "config.json").read_text())
     arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
     tree = traverse_util.unflatten_dict(arrays, sep="/")
-    tokenizer = Tokenizer((where / "tokenizer.model").read_bytes(), config.condition.text_max_length)
     family = get_family(config.tasks)
+    tokenizer = _tokenizer((where / "tokenizer.model").read_bytes(), config, family)
     target = get_target(config.target, family.image_shape, family.num_classes)
     return _assemble(
         config, family, target, stats.Stats(**tree["stats"]), tree["spread"].item(), tree["base"], tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from pdiff import aot, exits, processes, run
+from pdiff import aot, exits, machine, processes, run
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 
@@ -33,6 +33,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with exits.said():
         if _MODE.value != "compile":
+            if _CONFIG.value is not None:
+                config_lib.validate(_CONFIG.value)
+            if _NUM_PROCESSES.value is None:  # of many on one host, each has as many as its launcher says
+                machine.use_all_cores(_CONFIG.value)
+            machine.keep_compiled()
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _dispatch(argv)
 

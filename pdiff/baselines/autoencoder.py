@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pdiff import rng
 from pdiff.baselines.learned import TrainingZoo, normal
 from pdiff.generator import Generator
-from pdiff.models.layers import Conv1D, upsampled
+from pdiff.models.layers import Conv1D, Dense, upsampled
 from pdiff.weights import stats
 
 CHANNELS = (32, 64, 128)  # of the encoder's stages, each of which shortens the vector by STRIDE
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         h = x[..., None]
         for channels in CHANNELS:
             h = nn.gelu(nn.GroupNorm(GROUPS)(Conv1D(channels, KERNEL, STRIDE)(h)))
-        return tuple(jnp.split(nn.Dense(2 * self.latent)(h.reshape(len(h), -1)), 2, -1))
+        return tuple(jnp.split(Dense(2 * self.latent)(h.reshape(len(h), -1)), 2, -1))
 
 
 class Decoder(nn.Module):
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch length"]:
         short = self.length // STRIDE ** len(CHANNELS)
-        h = nn.Dense(short * CHANNELS[-1])(z).reshape(len(z), short, CHANNELS[-1])
+        h = Dense(short * CHANNELS[-1])(z).reshape(len(z), short, CHANNELS[-1])
         for channels in (*CHANNELS[-2::-1], 1):
             h = nn.gelu(nn.GroupNorm(GROUPS)(h))
             h = upsampled(Conv1D(STRIDE * channels, 3)(h), STRIDE)

@@ -16,7 +16,7 @@ from pdiff.baselines.autoencoder import Autoencoder
 from pdiff.baselines.learned import Conditioned, Learned, TrainingZoo, conditioned, init, normal
 from pdiff.diffusion import samplers
 from pdiff.generator import Generator, null_condition
-from pdiff.models.layers import Conv1D, Mlp, noise_features, upsampled
+from pdiff.models.layers import Conv1D, Dense, Mlp, noise_features, upsampled
 
 
 class ResBlock(nn.Module):
@@ -27,10 +27,10 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "batch length c"], vector: Float[Array, "batch width"]):
         x = Conv1D(self.channels, 3)(nn.silu(nn.GroupNorm(8)(h)))
-        shift, scale = jnp.split(nn.Dense(2 * self.channels)(nn.silu(vector))[:, None], 2, -1)
+        shift, scale = jnp.split(Dense(2 * self.channels)(nn.silu(vector))[:, None], 2, -1)
         x = nn.silu(nn.GroupNorm(8)(x) * (1 + scale) + shift)
         x = Conv1D(self.channels, 3, kernel_init=nn.initializers.zeros)(x)
-        return x + (h if h.shape[-1] == self.channels else nn.Dense(self.channels)(h))
+        return x + (h if h.shape[-1] == self.channels else Dense(self.channels)(h))
 
 
 class UNet1D(nn.Module):
@@ -42,7 +42,7 @@ class UNet1D(nn.Module):
     def __call__(
         self, z: Float[Array, "batch latent"], c_noise: Float[Array, " batch"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch latent"]:
-        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(nn.LayerNorm()(vector))
+        v = Mlp(self.width, self.width)(noise_features(c_noise)) + Dense(self.width)(nn.LayerNorm()(vector))
         wide, narrow = self.width // 2, self.width
         h = Conv1D(wide, 3)(z[..., None])
         h += self.param("position", nn.initializers.normal(0.02), h.shape[1:])  # a latent's places are not alike

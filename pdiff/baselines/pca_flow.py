@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from pdiff.baselines.learned import Conditioned, Learned, TrainingZoo, conditioned, init, normal
 from pdiff.generator import Generator
-from pdiff.models.layers import Mlp, noise_features
+from pdiff.models.layers import Dense, Mlp, noise_features
 
 EXPLAINED, MOST = 0.99, 256  # share of the variance that the components explain, and how many there may be
 STEPS = 100  # Euler steps from noise to data
@@ -27,11 +27,11 @@ class Velocity(nn.Module):
     def __call__(
         self, x: Float[Array, "batch k"], c_noise: Float[Array, " batch"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch k"]:
-        v = Mlp(self.width, self.width)(noise_features(c_noise)) + nn.Dense(self.width)(nn.LayerNorm()(vector))
-        h = nn.Dense(self.width)(x)
+        v = Mlp(self.width, self.width)(noise_features(c_noise)) + Dense(self.width)(nn.LayerNorm()(vector))
+        h = Dense(self.width)(x)
         for _ in range(self.depth):
             h += Mlp(self.width, self.width)(nn.LayerNorm()(h + v))
-        return nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros)(nn.silu(h))
+        return Dense(x.shape[-1], kernel_init=nn.initializers.zeros)(nn.silu(h))
 
 
 @dataclasses.dataclass(frozen=True)

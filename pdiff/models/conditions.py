@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
-from pdiff.models.layers import Attention, Mlp
+from pdiff.models.layers import Attention, Dense, Mlp
 from pdiff.tasks import Family
 
 INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
@@ -56,21 +56,23 @@ class TextCondition(nn.Module):
     text_width: int
     depth: int
     vocab_size: int
+    max_length: int
     num_harmonics: int
     number_period: float
 
     @nn.compact
     def __call__(self, text: dict[str, Array]) -> Float[Array, "batch 1 width"]:
+        """`text` holds what `models.text.Text` does, of any length up to `max_length`."""
         real = text["ids"] > 0
         length = text["ids"].shape[-1]
         values = fourier(text["values"], self.num_harmonics, self.number_period)
         x = nn.Embed(self.vocab_size, self.text_width)(text["ids"])
-        x += self.param("position", nn.initializers.normal(0.02), (length, self.text_width))
+        x += self.param("position", nn.initializers.normal(0.02), (self.max_length, self.text_width))[:length]
         x += jnp.where(text["is_number"][..., None], Mlp(self.text_width, self.text_width)(values), 0)
         for _ in range(self.depth):
             x += Attention(num_heads=4)(nn.LayerNorm()(x), real[:, None, None, :])
             x += Mlp(4 * self.text_width, self.text_width)(nn.LayerNorm()(x))
-        weights = nn.softmax(jnp.where(real, nn.Dense(1)(nn.LayerNorm()(x))[..., 0], -1e9), -1)
+        weights = nn.softmax(jnp.where(real, Dense(1)(nn.LayerNorm()(x))[..., 0], -1e9), -1)
         return Mlp(self.width, self.width)(jnp.einsum("bl,blw->bw", weights, x))[:, None]
 
 
@@ -91,7 +93,7 @@ class BackgroundCondition(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "batch features"]) -> Float[Array, "batch 1 width"]:
-        h = nn.gelu(nn.Dense(2 * self.width)(image))
+        h = nn.gelu(Dense(2 * self.width)(image))
         return Mlp(self.width, self.width)(h)[:, None]
 
 
@@ -161,7 +163,7 @@ def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Cond
             ),
         ),
         "text": lambda: TextCondition(
-            width, condition.text_width, condition.text_depth, vocab_size,
+            width, condition.text_width, condition.text_depth, vocab_size, condition.text_max_length,
             condition.num_harmonics, condition.number_period,
         ),
         "sentence": lambda: SentenceCondition(width),

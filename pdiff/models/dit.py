@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.models.conditions import Conditions, Context, make_conditions
-from pdiff.models.layers import Attention, Mlp, noise_features
+from pdiff.models.layers import Attention, Dense, Mlp, noise_features
 from pdiff.sharding import by_example
 from pdiff.tasks import Family
 from pdiff.weights.spec import Spec
@@ -27,7 +27,7 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens width"], vector: Float[Array, "batch width"]
     ) -> Float[Array, "batch tokens width"]:
         width = x.shape[-1]
-        modulation = nn.Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(
+        modulation = Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(
             nn.silu(vector)
         )
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(by_example(modulation)[:, None], 6, -1)
@@ -68,9 +68,9 @@ class DiT(nn.Module):
         tokens, token_dim = x.shape[1:]
         vector = Mlp(self.width, self.width, name="noise")(noise_features(c_noise))
         pooled = by_example(context.pooled)
-        vector = by_example(vector + nn.Dense(self.width, name="pooled")(pooled)).astype(self.dtype)
+        vector = by_example(vector + Dense(self.width, name="pooled")(pooled)).astype(self.dtype)
 
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+        h = Dense(self.width, dtype=self.dtype, name="in")(x)
         for name in ("leaf", "kind", "position"):
             h += _table(getattr(self, f"token_{name}"), self.width, name, self.dtype)
         h = by_example(jnp.concatenate([by_example(h), by_example(context.tokens.astype(self.dtype))], 1))
@@ -78,16 +78,16 @@ class DiT(nn.Module):
         for i in range(self.depth):
             h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
         h = by_example(h[:, :tokens])
-        final = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
+        final = Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
             nn.silu(vector)
         )
         shift, scale = jnp.split(by_example(final)[:, None], 2, -1)
         h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
-        out = nn.Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
+        out = Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(h)
         out = by_example(out.astype(jnp.float32))
         if self.mean_width:
-            hidden = nn.gelu(nn.Dense(self.mean_width, name="mean_in")(pooled))
-            mean = nn.Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
+            hidden = nn.gelu(Dense(self.mean_width, name="mean_in")(pooled))
+            mean = Dense(tokens * token_dim, kernel_init=nn.initializers.zeros, name="mean_out")(hidden)
             out += by_example(mean.reshape(out.shape))
         return out
 

@@ -19,6 +19,7 @@ from pdiff.errors import PdiffError
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
+LENGTH_STEP = 4  # padded lengths are multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +67,22 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
 
 
 class Tokenizer:
-    """A trained sentencepiece model and a fixed length. Stateless after construction."""
+    """A trained sentencepiece model, and to which lengths texts are padded. Stateless after construction.
 
-    def __init__(self, model: bytes, max_length: int):
+    Attention and all else that reads a text take time for its padding too. So texts are padded to the longest of
+    `descriptions`, the family's own, and to `max_length` only where one is longer: two lengths, so that at most two
+    programs are compiled. Without `descriptions` there is `max_length` alone.
+
+    Raises:
+      PdiffError: as `encode`, of any of `descriptions`.
+    """
+
+    def __init__(self, model: bytes, max_length: int, descriptions: Iterable[str] = ()):
         self.model = model
         self.max_length = max_length
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
+        longest = max((int((self.encode(d).ids != PAD).sum()) for d in descriptions), default=max_length)
+        self.usual_length = min(LENGTH_STEP * -(-longest // LENGTH_STEP), max_length)
 
     @property
     def vocab_size(self) -> int:
@@ -108,6 +119,9 @@ class Tokenizer:
         return Text(ids, values, is_number)
 
     def encode_all(self, texts: Iterable[str]) -> Text:
-        """`encode` stacked."""
+        """`encode` stacked, without the padding that all share beyond `usual_length`."""
         encoded = [self.encode(t) for t in texts]
-        return Text(*(np.stack([getattr(e, f.name) for e in encoded]) for f in dataclasses.fields(Text)))
+        stacked = {f.name: np.stack([getattr(e, f.name) for e in encoded]) for f in dataclasses.fields(Text)}
+        if (stacked["ids"][:, self.usual_length :] == PAD).all():
+            stacked = {name: values[:, : self.usual_length] for name, values in stacked.items()}
+        return Text(**stacked)

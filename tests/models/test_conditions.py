@@ -56,7 +56,7 @@ def test_each_of_all_conditions_has_its_own_token_and_its_own_null():
     encoders = {
         "id": IdCondition(8, 5),
         "factors": FactorsCondition(8, 2, (360.0,)),
-        "text": TextCondition(8, 8, 1, 20, 2, 360.0),
+        "text": TextCondition(8, 8, 1, 20, 16, 2, 360.0),
         "sentence": SentenceCondition(8),
         "background": BackgroundCondition(8),
         "support": SupportCondition(8, 3),
@@ -88,6 +88,17 @@ def test_each_of_all_conditions_has_its_own_token_and_its_own_null():
         assert jnp.abs(whole.tokens[0, i] - whole.tokens[1, i]).max() > 1e-3  # it tells two tasks apart
     nulls = [variables["params"][f"null_{name}"] for name in encoders]
     assert all(jnp.abs(a - b).max() > 1e-3 for a in nulls for b in nulls if a is not b)
+
+
+def test_the_padding_of_a_text_is_not_seen():
+    module = TextCondition(8, 8, 1, 20, 16, 2, 360.0)
+    ids = jnp.array([[3, 4, 2, 5], [5, 2, 0, 0]])
+    text = {"ids": ids, "values": jnp.where(ids == 2, 75.0, 0), "is_number": ids == 2}
+    padded = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 12))), text)
+    params = module.init(jax.random.key(0), text)
+    same = module.init(jax.random.key(0), padded)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    np.testing.assert_allclose(module.apply(params, padded), module.apply(params, text), atol=1e-6)
 
 
 def test_a_support_set_has_no_order_and_padding_is_not_seen(encode):

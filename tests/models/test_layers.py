@@ -1,10 +1,33 @@
 """Layers against direct computation."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from pdiff.models.layers import Conv1D, noise_features, upsampled
+from pdiff.models.layers import Conv1D, Dense, noise_features, upsampled
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dense_layer_is_flax_s_own_by_products_of_matrices(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3)).astype(dtype)
+    ours, theirs = Dense(4, dtype=jnp.dtype(dtype)), nn.Dense(4, dtype=jnp.dtype(dtype))
+    params = ours.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(1), x))
+
+    def loss(params, x, layer):
+        return jnp.sin(layer.apply(params, x).astype(jnp.float32)).sum()
+
+    gradient = jax.grad(loss, (0, 1))
+    accuracy = dict(rtol=1e-5, atol=1e-6) if dtype == "float32" else dict(rtol=2e-2, atol=2e-2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **accuracy),
+        gradient(params, x, ours), gradient(params, x, theirs),
+    )  # fmt: skip
+    traced = jax.make_jaxpr(lambda p, x: gradient(p, x, ours))(params, x)
+    products = [e for e in traced.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 3 and all(v.aval.ndim == 2 for e in products for v in e.invars)
 
 
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (7, 4), (4, 2)])

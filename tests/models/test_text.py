@@ -44,6 +44,20 @@ def test_any_number_can_be_read_whatever_digits_training_had():
     np.testing.assert_array_equal(text.values[text.is_number], np.float32([2345.6789] * 9))
 
 
+def test_texts_are_padded_to_the_family_s_longest_and_longer_ones_to_the_most(tokenizer):
+    fitted = Tokenizer(tokenizer.model, 64, DESCRIPTIONS)
+    longest = max((tokenizer.encode(d).ids > 0).sum() for d in DESCRIPTIONS)
+    assert longest <= fitted.usual_length < longest + 4 < 64
+    few = fitted.encode_all(DESCRIPTIONS[:3])
+    assert few.ids.shape == few.values.shape == few.is_number.shape == (3, fitted.usual_length)
+    whole = tokenizer.encode_all(DESCRIPTIONS[:3])
+    assert whole.ids.shape == (3, 64)
+    np.testing.assert_array_equal(whole.ids[:, : fitted.usual_length], few.ids)
+    longer = "rotate every digit " + "and every digit " * 4 + "by 5 degrees"
+    assert (tokenizer.encode(longer).ids > 0).sum() > fitted.usual_length
+    assert fitted.encode_all([*DESCRIPTIONS[:2], longer]).ids.shape == (3, 64)
+
+
 def test_capitals_do_not_matter(tokenizer):
     a, b = tokenizer.encode("Digits Rotated by 75 degrees"), tokenizer.encode("digits rotated by 75 degrees")
     np.testing.assert_array_equal(a.ids, b.ids)

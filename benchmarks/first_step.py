@@ -1,0 +1,85 @@
+"""How long the main job waits for its first training step: tracing, XLA's compilation, and the step itself.
+
+    python -m benchmarks.first_step            # this process alone, as JSON
+
+Each measurement is a process of its own, as what is compiled once stays compiled; the second kind finds what the first
+left in the persistent cache.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import context
+from benchmarks.timing import Row, Spread
+from pdiff import conditioning, data, dist, machine, train
+from pdiff.state import make_optimizer
+
+GOALS = {"cold": ("< 15 s without a cache", 15.0), "cached": ("< 4 s with the persistent compilation cache", 4.0)}
+
+
+def first_step() -> dict[str, float]:
+    """Seconds of the parts of a first training step in this process, the zoo and the state being there."""
+    job = context.make()
+    made, mesh, config = job.generator, job.mesh, job.config
+    optimizer = make_optimizer(config.train)
+    state = train.fresh_state(made, optimizer, mesh)
+    rows = dist.local_rows(config.train.batch_size, mesh)
+    batch = next(
+        data.training_batches(
+            job.networks["seen"], len(made.family.tasks[0].descriptions), seed=0,
+            batch_size=config.train.batch_size, start=0, stop=1, rows=rows,
+        )
+    )  # fmt: skip
+    constants = dist.replicate(conditioning.make_constants(made), mesh)
+    batch = dist.from_local(batch, rows, config.train.batch_size, mesh)
+    jax.block_until_ready((state, constants, batch))
+    times = [time.perf_counter()]
+    traced = train.make_step(made, optimizer, mesh).trace(state, batch, constants)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    step = lowered.compile()
+    times.append(time.perf_counter())
+    jax.block_until_ready(step(state, batch, constants))
+    times.append(time.perf_counter())
+    parts = dict(zip(("trace", "lower", "compile", "run"), np.diff(times).tolist(), strict=True))
+    return {"total": times[-1] - times[0]} | parts
+
+
+def measure(effort: float = 1.0) -> list[Row]:
+    """Cold and cached, alternating, each cache in a folder of its own."""
+    found: dict[str, list[dict]] = {kind: [] for kind in GOALS}
+    for _ in range(max(1, round(2 * effort))):
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in GOALS:
+                found[kind].append(_in_a_process(cache))
+    rows = []
+    for kind, (goal, most) in GOALS.items():
+        totals = Spread.of([f["total"] for f in found[kind]])
+        mean = {n: sum(f[n] for f in found[kind]) / len(found[kind]) for n in found[kind][0]}
+        notes = ", ".join(f"{n} {s:.2f} s" for n, s in mean.items() if n != "total")
+        rows.append(
+            Row("first training step", f"main job, {kind}", "one first step", totals,
+                goals={goal: totals.median < most}, peak_mb=mean.pop("peak_mb", None), notes=notes)
+        )  # fmt: skip
+    return rows
+
+
+def _in_a_process(cache: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.first_step"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    return json.loads(made.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    machine.use_all_cores()
+    machine.keep_compiled()
+    print(json.dumps(first_step()))

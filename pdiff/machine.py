@@ -1,0 +1,48 @@
+"""How JAX uses this machine. It has to be told before JAX starts its devices, so the command line does it first."""
+
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+MOST_DEVICES = 16  # each holds a copy of the transformer and of its optimizer's state
+CACHE_BYTES = 1 << 30
+CACHE_FROM = 0.5  # seconds of compilation from which a program is kept
+
+
+def use_all_cores(config: ConfigDict | None = None) -> None:
+    """Makes every core of a CPU a device, as far as the batches of `config`, a valid one, divide over them.
+
+    One XLA device uses one core for a small operation, and building a zoo consists of little else. If the environment
+    says how many devices there are, that holds. GPUs and TPUs are used as they are.
+    """
+    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not said and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", cpu_devices(len(os.sched_getaffinity(0)), config))
+
+
+def cpu_devices(cores: int, config: ConfigDict | None = None) -> int:
+    """The most devices, at most one a core, that a run of `config` can be laid out over; 1 if it says otherwise."""
+
+    def fits(count: int) -> bool:
+        if config is None:
+            return True
+        data, rest = divmod(count, config.mesh.model)
+        batches = data * config.train.microbatches
+        return not rest and not config.train.batch_size % batches and not config.zoo.chunk_size % count
+
+    return next((n for n in range(min(cores, MOST_DEVICES), 1, -1) if fits(n)), 1)
+
+
+def keep_compiled() -> None:
+    """Keeps what XLA compiles, and finds it again in the next run, in `~/.cache/pdiff/compiled`.
+
+    At most CACHE_BYTES: what was not used for longest goes first. Where JAX has been given a directory, that one is
+    used, as it is.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "pdiff" / "compiled"))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHE_FROM)
