@@ -1,6 +1,6 @@
 """Where the time of a whole run goes, and how much of it is none of zoo, training, sampling and scoring.
 
-    python -m benchmarks.main_job --steps=575           # this process alone, as JSON
+    python -m benchmarks.main_job --steps=375           # this process alone, as JSON
 
 The functions that do the work are wrapped from outside; what they call counts for the outermost of them. The whole is
 the life of the process, with imports, compilation, checkpoints and the report.
@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.timing import Row, Spread
 
 GOAL = 0.05
-STEPS = 575  # a quarter of the main job's; what is fixed then weighs more than in the whole
+STEPS = 375  # a quarter of the main job's: what is fixed weighs more than in the whole
 
 
 class Stopwatch:
