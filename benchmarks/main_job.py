@@ -8,7 +8,6 @@ the life of the process, with imports, compilation, checkpoints and the report.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -90,10 +89,11 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
 
 def measure(effort: float = 1.0) -> list[Row]:
     """One run: its whole time against the sum of its parts."""
+    steps = max(1, round(STEPS * effort))
     with tempfile.TemporaryDirectory() as where:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "benchmarks.main_job", f"--steps={round(STEPS * effort)}", f"--workdir={where}"]
-        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ).stdout
+        command = [sys.executable, "-m", "benchmarks.main_job", f"--steps={steps}", f"--workdir={where}"]
+        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         total = time.perf_counter() - start
         seconds = json.loads(made.splitlines()[-1])
         peak = json.loads((Path(where) / "results.json").read_text())["timing"]["peak_rss_mb"]
@@ -103,7 +103,7 @@ def measure(effort: float = 1.0) -> list[Row]:
     parts = ", ".join(f"{n} {s:.1f} s" for n, s in sorted(seconds.items(), key=lambda x: -x[1]))
     return [
         Row(
-            "whole main job", f"{round(STEPS * effort)} steps", "one run", Spread.of([total]),
+            "whole main job", f"{steps} steps", "one run", Spread.of([total]),
             limit="zoo, training, sampling and scoring alone", share=Spread.of([1 - outside]),
             goals={f"< {GOAL:.0%} outside them": outside < GOAL}, peak_mb=peak * 1.048576,
             bounded_by="zoo.memory_mb, zoo.chunk_size, sample.batch_size, eval.chunk_size, train.microbatches",

@@ -22,7 +22,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks import plots, timing
 from benchmarks.timing import Row, Spread
+from pdiff import files, machine
 
 PATHS = (
     "codec", "data_input", "first_step", "growth", "main_job", "many", "sampling", "scoring", "train_step", "zoo",
@@ -31,8 +33,6 @@ PATHS = (
 
 def measure(path: str, effort: float) -> list[Row]:
     """The rows of one path, in this process."""
-    from pdiff import machine
-
     machine.use_all_cores()
     machine.keep_compiled()
     return importlib.import_module(f"benchmarks.{path}").measure(effort)
@@ -68,9 +68,8 @@ def table(rows: list[Row]) -> str:
         goals = "; ".join(f"{g}: {'met' if met else '**missed**'}" for g, met in row.goals.items())
         memory = f"{row.peak_mb:,.0f} MB" if row.peak_mb else ""
         memory += f", bounded by {row.bounded_by}" if row.bounded_by else ""
-        lines.append(
-            f"| {row.path} | {row.what} | {_seconds(row.ours)} for {row.unit} | {rivals} | {share} | {goals} | {memory} |"
-        )
+        ours = f"{_seconds(row.ours)} for {row.unit}"
+        lines.append("| " + " | ".join((row.path, row.what, ours, rivals, share, goals, memory)) + " |")
     return "\n".join(lines)
 
 
@@ -122,27 +121,27 @@ def main() -> None:
     if args.effort <= 0:
         parser.error(f"--effort: got {args.effort}; allowed: a number above 0")
     start, rows, seconds = time.perf_counter(), [], {}
+    limits = {"peak_flops": timing.peak_flops(), "copy_bandwidth": timing.copy_bandwidth()}
     for path in chosen:
         began = time.perf_counter()
         rows += measure_apart(path, args.effort)
         seconds[path] = time.perf_counter() - began
         print(f"{path}: measured in {seconds[path]:.0f} s", file=sys.stderr, flush=True)
-    found = machine_facts() | {
+    found = machine_facts() | limits | {
         "total_s": time.perf_counter() - start, "seconds": seconds, "rows": [dataclasses.asdict(row) for row in rows],
     }  # fmt: skip
     print(table(rows))
     for row in rows:
         if row.notes:
             print(f"\n{row.path}, {row.what}: {row.notes}")
-    print(f"\n{found['cpu']}, {found['cores']} cores; {found['total_s']:.0f} s in all")
+    print(
+        f"\n{found['cpu']}, {found['cores']} cores, at most {limits['peak_flops'] / 1e9:.0f} GFLOP/s in float32 and "
+        f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s to and from memory; {found['total_s']:.0f} s in all"
+    )
     if args.out:
-        from pdiff import files
-
         files.write_atomic(args.out, json.dumps(found, indent=1).encode())
     if args.plots:
-        from benchmarks import plots
-
-        plots.write(args.plots, rows)
+        plots.write(args.plots, found, rows)
 
 
 if __name__ == "__main__":

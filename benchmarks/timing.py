@@ -83,6 +83,8 @@ class Row:
       peak_mb: the most memory (10^6 bytes) that the process had while it ran.
       bounded_by: the setting that bounds that memory; '' where nothing needs to.
       notes: one sentence where a figure needs it.
+      flops, moved: floating-point operations of one unit, and bytes to and from memory as XLA's program moves them, for
+        the roofline plot.
     """
 
     path: str
@@ -97,6 +99,8 @@ class Row:
     peak_mb: float | None = None
     bounded_by: str = ""
     notes: str = ""
+    flops: float | None = None
+    moved: float | None = None
 
 
 def peak_flops(turns: int = 12, size: int = 2048) -> float:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import smoke
-from pdiff import data, dist, metrics, rng, stopping
+from pdiff import aot, data, dist, metrics, rng, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
@@ -104,6 +104,50 @@ def test_the_gradients_are_the_mean_of_the_devices_own(tiny, tiny_zoo, mesh4):
 def test_one_compilation(tiny, tiny_zoo, mesh):
     _, step = run_steps(tiny, tiny_zoo, mesh, 4)
     assert step._cache_size() == 1
+
+
+def test_the_loop_compiles_once_and_fetches_for_the_log_alone(tiny, tiny_zoo, mesh, tmp_path, monkeypatch):
+    generator = changed(
+        tiny, train__steps=6, train__log_every=3, train__validate_every=6, train__checkpoint_every=6
+    )  # fmt: skip
+    make, get, made, fetched, calls = train_lib.make_step, jax.device_get, [], [], []
+
+    def make_guarded(*args):
+        made.append(make(*args))
+
+        def step(*args):
+            calls.append(len(fetched))
+            with jax.transfer_guard("disallow"):  # all arguments lie on the device, and nothing comes back by itself
+                return made[0](*args)
+
+        return step
+
+    def device_get(x):
+        fetched.extend(x if isinstance(x, list) else [])
+        return get(x)
+
+    monkeypatch.setattr(train_lib, "make_step", make_guarded)
+    monkeypatch.setattr(jax, "device_get", device_get)
+    train_lib.train(generator, tiny_zoo["seen"], "zoo", tmp_path, mesh, stopping.StopSignal())
+    assert made[0]._cache_size() == 1
+    assert calls == [0, 0, 0, 3, 3, 3]  # steps 1 to 3 were called before the metrics of any was fetched
+    assert len(fetched) == 6
+
+
+def test_flops_of_a_step_are_those_of_the_transformer(tiny, tiny_zoo, mesh):
+    """By XLA's own count, with the layers so wide that what else there is to do is little."""
+    config = tiny.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(dict(width=256, depth=2, num_heads=2, mean_width=64, remat=False))
+        config.condition.use, config.sample.condition = ("id",), ("id",)
+        config.diffusion.functional_weight = 0.0
+        config.train.update(dict(microbatches=1, batch_size=64))
+        config.sample.samplers = ("posterior_mean",)  # XLA counts a loop's body once
+    made = generator_lib.make_generator(config, tiny.family, tiny.target, tiny_zoo)
+    for name in ("train", "sample"):
+        ready = aot.program(made, mesh, name)
+        counted = ready.step.lower(*ready.arguments).compile().cost_analysis()["flops"]
+        assert 0.95 < counted / aot.analytic_flops(made, name) < 1.1
 
 
 def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
