@@ -22,15 +22,15 @@ def roofline(found: dict, rows: list[Row]) -> str:
     intensities = [r.flops / r.moved for r in placed] or [1.0]
     x = np.geomspace(min(*intensities, 0.1) / 2, max(*intensities, 100) * 2, 100)
     reachable = np.minimum(found["peak_flops"], found["copy_bandwidth"] * x)
-    axes.plot(x, reachable / 1e9, color=style.GREY, label="the machine: memory, then matrix products")
-    for i, row in enumerate(placed):
-        axes.plot(row.flops / row.moved, row.flops / row.ours.median / 1e9, "o", color=style.BLUE,
-                  label="pdiff" if not i else None)  # fmt: skip
-        axes.annotate(f"{row.path}: {row.what}", (row.flops / row.moved, row.flops / row.ours.median / 1e9),
-                      xytext=(5, -9), textcoords="offset points", fontsize=7)  # fmt: skip
-        for j, (name, ratio) in enumerate(row.ratios.items()):
-            axes.plot(row.flops / row.moved, row.flops / row.ours.median / ratio.median / 1e9, "x",
-                      color=style.VERMILLION, label="rivals, for the same work" if not i and not j else None)  # fmt: skip
+    axes.plot(x, reachable / 1e9, color="grey", label="the machine: memory, then matrix products")
+    for row in placed:
+        place, speed = row.flops / row.moved, row.flops / row.ours.median / 1e9
+        axes.plot(place, speed, "o", color=style.BLUE)
+        for ratio in row.ratios.values():
+            axes.plot(place, speed / ratio.median, "x", color=style.VERMILLION)
+        axes.annotate(f"{row.path}: {row.what}", (place, speed), (5, -9), textcoords="offset points", fontsize=7)
+    axes.plot([], [], "o", color=style.BLUE, label="pdiff")
+    axes.plot([], [], "x", color=style.VERMILLION, label="rivals, for the same work")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="GFLOP/s")
     axes.legend(loc="upper left")
     return style.svg(fig)
