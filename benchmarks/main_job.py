@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.timing import Row, Spread
 
 GOAL = 0.05
+COMPILING = "compilation"  # seconds of it lie within the other parts
 STEPS = 375  # a quarter of the main job's: what is fixed weighs more than in the whole
 
 
@@ -46,7 +47,9 @@ class Stopwatch:
 
 
 def run(steps: int, workdir: Path) -> dict[str, float]:
-    """Runs the main job with fewer training steps; returns seconds by part, and their whole as 'total'."""
+    """Runs the main job with fewer training steps; returns seconds by part, and of compilation within them."""
+    import jax
+
     from pdiff import machine
 
     machine.use_all_cores()
@@ -80,11 +83,15 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
         (run_lib, "report", "report"),
     ):
         watch.wrap(owner, name, part)
+    compiling: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiling.append(seconds) if name.startswith("/jax/core/compile/") else None
+    )
     config = interp.get_config()
     with config.unlocked():
         config.train.steps = steps
     run_lib.run(config, workdir)
-    return watch.seconds
+    return watch.seconds | {COMPILING: sum(compiling)}
 
 
 def measure(effort: float = 1.0) -> list[Row]:
@@ -99,6 +106,7 @@ def measure(effort: float = 1.0) -> list[Row]:
         peak = json.loads((Path(where) / "results.json").read_text())["timing"]["peak_rss_mb"]
     work = sum(seconds[part] for part in ("zoo", "training", "sampling", "scoring"))
     outside = 1 - work / total
+    compiling = seconds.pop(COMPILING)
     rest = total - sum(seconds.values())
     parts = ", ".join(f"{n} {s:.1f} s" for n, s in sorted(seconds.items(), key=lambda x: -x[1]))
     return [
@@ -107,7 +115,7 @@ def measure(effort: float = 1.0) -> list[Row]:
             limit="zoo, training, sampling and scoring alone", share=Spread.of([1 - outside]),
             goals={f"< {GOAL:.0%} outside them": outside < GOAL}, peak_mb=peak * 1.048576,
             bounded_by="zoo.memory_mb, zoo.chunk_size, sample.batch_size, eval.chunk_size, train.microbatches",
-            notes=f"{parts}, imports and all else {rest:.1f} s",
+            notes=f"{parts}, imports and all else {rest:.1f} s; {compiling:.1f} s of it compilation",
         )
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ def roofline(found: dict, rows: list[Row]) -> str:
     intensities = [r.flops / r.moved for r in placed] or [1.0]
     x = np.geomspace(min(*intensities, 0.1) / 2, max(*intensities, 100) * 2, 100)
     reachable = np.minimum(found["peak_flops"], found["copy_bandwidth"] * x)
-    axes.plot(x, reachable / 1e9, color="grey", label="the machine: memory, then matrix products")
+    axes.plot(x, reachable / 1e9, color=style.MUTED, label="the machine: memory, then matrix products")
     for row in placed:
         place, speed = row.flops / row.moved, row.flops / row.ours.median / 1e9
         axes.plot(place, speed, "o", color=style.BLUE)
