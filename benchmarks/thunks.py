@@ -108,7 +108,7 @@ def seconds(events: Iterable[Event]) -> dict[str, float]:
             running[thread] = name
         else:
             running.pop(thread, None)
-        if following:
+        if following and following[0] > now:
             for active in running.values() or (IDLE,):
                 total[active] += (following[0] - now) / max(1, len(running))
     return dict(total)

@@ -1,7 +1,8 @@
 """Sampling as p-diff does it (Wang et al. 2024), in PyTorch: a 1-D UNet over latent vectors, a thousand DDPM steps.
 
-Written for its time alone: a network of about the size that p-diff's own has for 2,410 weights (2.46 M parameters), with
-random parameters. The decoder from latents to weights is left out, in the rival's favour: it runs once, not a thousand times.
+Written for its time alone: a network of about the size that p-diff's own has for 2,410 weights (2.46 M parameters),
+with random parameters. The decoder from latents to weights is left out, in the rival's favour: it runs once, not a
+thousand times.
 """
 
 import math

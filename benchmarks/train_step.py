@@ -91,9 +91,7 @@ def seen(target: Target, config) -> Networks:
 def networks(target: Target, count: int, tasks: int = 1) -> Networks:
     """`count` random networks of `tasks` tasks, in order of tasks."""
     random, nothing = np.random.default_rng(0), np.zeros(count, np.float32)
-    params = jax.tree.map(
-        lambda s: 0.1 * random.standard_normal((count, *s.shape), np.float32), target.abstract()
-    )
+    params = jax.tree.map(lambda s: 0.1 * random.standard_normal((count, *s.shape), np.float32), target.abstract())
     task = (np.arange(count) * tasks // count).astype(np.int32)
     whole = nothing.astype(np.int32)
     return Networks(

@@ -61,9 +61,7 @@ def draws_of(generator, constants, batch, step):
     sigma = losses.training_noise_ratios(generator.path, streams[:, 1], config.sigma_max, config.at_sigma_max)
     shape = (generator.spec.num_tokens, generator.spec.token_dim)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape))(streams[:, 2])
-    told = conditioning.training_condition(
-        generator, constants, batch["task"], batch["wording"], sigma, streams[:, 0]
-    )
+    told = conditioning.training_condition(generator, constants, batch["task"], batch["wording"], sigma, streams[:, 0])
     draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
     arrays = jax.tree.map(torch_dit.to_torch, (sigma, noise, told, draw(streams[:, 3])))
     return torch_dit.Draws(*arrays)
