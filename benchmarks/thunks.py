@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -44,16 +45,19 @@ class Operation:
     Attributes:
       source: the `op_name` of the code that asked for it, such as 'jit(step)/jvp(…)/dit/in/dot_general'.
       is_matmul: it is a matrix product, or a fusion with one in it.
+      flops: of its matrix products; convolutions are not counted.
       only_moves: it computes nothing.
     """
 
     source: str
     is_matmul: bool
     only_moves: bool
+    flops: float = 0.0
 
 
-def trace(run: Callable[[], object], times: int) -> list[Event]:
-    """The operations of `times` calls of `run`, whose result is waited for each time."""
+def trace(run: Callable[[], object], times: int, text: str) -> list[Event]:
+    """The operations of the program with that text in `times` calls of `run`, whose result is waited for each time."""
+    module = re.match(r"HloModule ([\w.\-]+)", text)[1]
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as where:
@@ -65,7 +69,7 @@ def trace(run: Callable[[], object], times: int) -> list[Event]:
     return [
         Event(e["args"]["hlo_op"], e["tid"], e["ts"] / 1e6, (e["ts"] + e["dur"]) / 1e6)
         for e in events
-        if e.get("ph") == "X" and "hlo_op" in e.get("args", {})
+        if e.get("ph") == "X" and "hlo_op" in e.get("args", {}) and e["args"].get("hlo_module") == module
     ]
 
 
@@ -73,6 +77,7 @@ def operations(text: str) -> dict[str, Operation]:
     """Every operation of a program's text (`compiled.as_text()`) by name."""
     computations, _ = hlo.parse(text)
     inside: dict[str, set[str]] = {}
+    tables = {name: {i.name: i for i in instructions} for name, instructions in computations.items()}
 
     def opcodes(name: str) -> set[str]:
         """Of everything that is run by the computation `name`."""
@@ -86,13 +91,29 @@ def operations(text: str) -> dict[str, Operation]:
         called = i.called("calls", "to_apply", "body", "condition")
         return set().union(*(opcodes(c) for c in called)) if called else {i.opcode}
 
+    def flops(i: hlo.Instruction, table: dict[str, hlo.Instruction]) -> float:
+        if i.opcode == "dot":
+            return _dot_flops(i, table)
+        called = i.called("calls", "to_apply")
+        return sum(flops(j, tables[c]) for c in called if c in tables for j in computations[c])
+
     found = {}
-    for i in itertools.chain.from_iterable(computations.values()):
-        codes = of_instruction(i)
-        source = re.search(r'op_name="([^"]*)"', i.attributes)
-        is_matmul = i.opcode != "while" and not codes.isdisjoint(MATMULS)
-        found[i.name] = Operation(source[1] if source else "", is_matmul, codes <= MOVES)
+    for name, instructions in computations.items():
+        for i in instructions:
+            codes = of_instruction(i)
+            source = re.search(r'op_name="([^"]*)"', i.attributes)
+            is_matmul = i.opcode != "while" and not codes.isdisjoint(MATMULS)
+            found[i.name] = Operation(
+                source[1] if source else "", is_matmul, codes <= MOVES, flops(i, tables[name]) if is_matmul else 0.0
+            )
     return found
+
+
+def _dot_flops(i: hlo.Instruction, table: dict[str, hlo.Instruction]) -> float:
+    """2 for each multiplication and addition."""
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", i.attributes)
+    lhs = table[i.operands[0]].shapes[0].dims
+    return 2.0 * i.shapes[0].size * math.prod(lhs[int(d)] for d in (contracted[1].split(",") if contracted else ()))
 
 
 def seconds(events: Iterable[Event]) -> dict[str, float]:

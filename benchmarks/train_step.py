@@ -169,9 +169,10 @@ def measure(effort: float = 1.0) -> list[Row]:
 def _traced(step: Step, placed: dict) -> tuple[float, dict[str, float]]:
     """Seconds of a step that are the matmuls', and of each operation."""
     jax.block_until_ready(step(placed))
-    events = thunks.trace(lambda: step(placed), TRACED_STEPS)
+    text = step.compiled.as_text()
+    events = thunks.trace(lambda: step(placed), TRACED_STEPS, text)
     spent = {name: s / TRACED_STEPS for name, s in thunks.seconds(events).items()}
-    known = thunks.operations(step.compiled.as_text())
+    known = thunks.operations(text)
     return sum(s for name, s in spent.items() if name in known and known[name].is_matmul), spent
 
 
@@ -231,7 +232,7 @@ def _measure_input(step: Step, placed: dict, effort: float) -> Row:
         return metrics
 
     work = dict.fromkeys(("real", "synthetic"), INPUT_STEPS)
-    measured = timing.take_turns({"real": real, "synthetic": synthetic}, max(2, round(4 * effort)), work)
+    measured = timing.take_turns({"real": real, "synthetic": synthetic}, max(2, round(3 * effort)), work)
     cost = measured.ratio("real", "synthetic")
     prepare, place = _host_seconds(step, source)
     return Row(
@@ -262,11 +263,12 @@ def _host_seconds(step: Step, source: Iterator[dict], count: int = 100) -> tuple
 
 
 def profile() -> str:
-    """Where a step's time goes, as a Markdown table: by group, and how much of each is in matrix products."""
+    """Where a step's time goes, as two Markdown tables: by part of the step, and its matrix products one by one."""
     made = make_generator()
-    step = Step(made, random_parameters(made))
+    step, peak = Step(made, random_parameters(made)), timing.peak_flops()
     _, spent = _traced(step, step.placed(next(batches(made))))
-    return profile_table(spent, thunks.operations(step.compiled.as_text()))
+    known = thunks.operations(step.compiled.as_text())
+    return f"{profile_table(spent, known)}\n\n{matmul_table(spent, known, peak)}"
 
 
 def profile_table(spent: dict[str, float], known: dict[str, thunks.Operation]) -> str:
@@ -280,6 +282,18 @@ def profile_table(spent: dict[str, float], known: dict[str, thunks.Operation]) -
     for where, seconds in [*groups.most_common(), ("all", total)]:
         product = sum(matmuls.values()) if where == "all" else matmuls[where]
         lines.append(f"| {where} | {seconds * 1e3:.1f} | {seconds / total:.1%} | {product / total:.1%} |")
+    return "\n".join(lines)
+
+
+def matmul_table(spent: dict[str, float], known: dict[str, thunks.Operation], peak: float, most: int = 20) -> str:
+    """The matrix products that take the most time, and at which share of `peak` (FLOP/s) each runs."""
+    products = {name: s for name, s in spent.items() if name in known and known[name].is_matmul}
+    lines = ["| matmul | ms | MFLOP | share of peak |", "| --- | --- | --- | --- |"]
+    for name, seconds in sorted(products.items(), key=lambda item: -item[1])[:most]:
+        flops, source = known[name].flops, known[name].source.removeprefix("jit(step)/")
+        lines.append(f"| {source} | {seconds * 1e3:.2f} | {flops / 1e6:.0f} | {flops / seconds / peak:.0%} |")
+    total, flops = sum(products.values()), sum(known[name].flops for name in products)
+    lines.append(f"| all {len(products)} | {total * 1e3:.1f} | {flops / 1e6:.0f} | {flops / total / peak:.0%} |")
     return "\n".join(lines)
 
 

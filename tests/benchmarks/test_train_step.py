@@ -54,9 +54,8 @@ def compiled():
 
 
 def test_a_trace_joins_with_its_program(compiled):
-    known = thunks.operations(compiled.as_text())
-    x = jnp.ones((64, 64)) / 64
-    spent = thunks.seconds(thunks.trace(lambda: compiled(x, x), 2))
+    text, x = compiled.as_text(), jnp.ones((64, 64)) / 64
+    known, spent = thunks.operations(text), thunks.seconds(thunks.trace(lambda: compiled(x, x), 2, text))
     names = set(spent) - {thunks.IDLE}
     assert names and names <= set(known)
     assert any(known[n].is_matmul for n in names) and not all(known[n].is_matmul for n in names)
@@ -101,6 +100,20 @@ def test_the_table_adds_up():
     assert "| functional and denoising loss | 2.0 | 50.0% | 50.0% |" in table
     assert "| optimizer and EMA | 1.0 | 25.0% | 0.0% |" in table
     assert table.splitlines()[-1] == "| all | 4.0 | 100.0% | 50.0% |"
+
+
+def test_flops_of_products_are_those_of_the_whole_program(compiled):
+    """The product in the loop runs three times and is one operation."""
+    text, x = compiled.as_text(), jnp.ones((64, 64))
+    known, events = thunks.operations(text), thunks.trace(lambda: compiled(x, x), 1, text)
+    ran = {event.name for event in events}
+    assert sum(known[name].flops for name in ran) == pytest.approx(hlo.analyse(text).matmul_flops_once)
+
+
+def test_the_slowest_product_comes_first():
+    known = {"a": Operation("jit(step)/x", True, False, 2e6), "b": Operation("jit(step)/y", True, False, 1e6)}
+    table = train_step.matmul_table({"a": 1e-3, "b": 2e-3, thunks.IDLE: 1.0}, known, peak=4e9).splitlines()
+    assert table[2:] == ["| y | 2.00 | 1 | 12% |", "| x | 1.00 | 2 | 50% |", "| all 2 | 3.0 | 3 | 25% |"]
 
 
 def test_made_up_networks_have_the_shapes_and_tasks_of_a_zoo(tiny_config, tiny, tiny_zoo):
