@@ -209,7 +209,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"not done after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: one that is raised inside a callback of the garbage collector (JAX has one) is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 2.0)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """What the benchmark of a training step says of a trace and of a program, and that its own set-up is the main job's."""
 
 import itertools
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -138,3 +139,4 @@ def test_what_takes_too_long_is_stopped():
             pass
     with train_step._time_limit(60):
         pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
