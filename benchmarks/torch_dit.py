@@ -1,0 +1,427 @@
+"""The main job's whole training step in PyTorch, as one would write it there: a rival to hold pdiff's own against.
+
+The same model, losses, optimizer and averaging as `pdiff.train.train_step`, with parameters converted from Flax, so
+that for the same draws losses and gradients are the same numbers (`tests/benchmarks/test_torch_dit.py`). Names of
+modules are Flax's, which makes the conversion one rule. What a shape tells is taken from the shape.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flax import traverse_util
+from jaxtyping import Float, Int, PyTree
+from torch import Tensor, nn
+
+from pdiff.errors import PdiffError
+from pdiff.generator import Generator
+from pdiff.state import learning_rate_schedule
+
+SUPPORTED = ("id", "text")
+TEXT_HEADS = 4  # as in `pdiff.models.conditions.TextCondition`
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """All that is random in a step: noise levels, noise, what the model is told, and rows of the shared images."""
+
+    sigma: Float[Tensor, " batch"]
+    noise: Float[Tensor, "batch tokens dim"]
+    condition: dict[str, dict]
+    rows: Int[Tensor, "batch images"]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, features: int, hidden: int, width: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(features, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch width"]:
+        return self.down(_gelu(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the columns of `qkv` are head by head."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], mask=None) -> Float[Tensor, "batch tokens width"]:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, self.num_heads, 3, width // self.num_heads)
+        out = F.scaled_dot_product_attention(*qkv.permute(3, 0, 2, 1, 4).unbind(), attn_mask=mask)
+        return self.out(out.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-zero."""
+
+    def __init__(self, width: int, hidden: int, num_heads: int):
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention, self.mlp = Attention(width, num_heads), Mlp(width, hidden, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], active: Float[Tensor, "batch width"]):
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(active)[:, None].chunk(6, -1)
+        x = x + gate1 * self.attention(_modulated(x, shift1, scale1))
+        return x + gate2 * self.mlp(_modulated(x, shift2, scale2))
+
+
+class IdCondition(nn.Module):
+    """A learned token for each task."""
+
+    def __init__(self, width: int, num_tasks: int):
+        super().__init__()
+        self.Embed = nn.ModuleList([nn.Embedding(num_tasks, width)])
+
+    def forward(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 width"]:
+        return self.Embed[0](ids)[:, None]
+
+
+class TextCondition(nn.Module):
+    """A small transformer over pieces and number values, pooled to one token."""
+
+    def __init__(self, width: int, text_width: int, depth: int, vocab: int, positions: int, harmonics: int, period):
+        super().__init__()
+        self.period = period
+        self.register_buffer("harmonics", torch.arange(1, harmonics + 1, dtype=torch.float32))
+        self.position = nn.Parameter(torch.empty(positions, text_width))
+        self.Embed = nn.ModuleList([nn.Embedding(vocab, text_width)])
+        self.Attention = nn.ModuleList(Attention(text_width, TEXT_HEADS) for _ in range(depth))
+        self.LayerNorm = nn.ModuleList(nn.LayerNorm(text_width, eps=1e-6) for _ in range(2 * depth + 1))
+        self.Dense = nn.ModuleList([nn.Linear(text_width, 1)])
+        blocks = [Mlp(text_width, 4 * text_width, text_width) for _ in range(depth)]
+        values, out = Mlp(2 * harmonics, text_width, text_width), Mlp(text_width, width, width)
+        self.Mlp = nn.ModuleList([values, *blocks, out])
+
+    def forward(self, text: Mapping[str, Tensor]) -> Float[Tensor, "batch 1 width"]:
+        ids, real = text["ids"], text["ids"] > 0
+        angle = 2 * math.pi / self.period * text["values"][..., None] * self.harmonics
+        values = self.Mlp[0](torch.cat([angle.sin(), angle.cos()], -1))
+        x = self.Embed[0](ids) + self.position[: ids.shape[-1]]
+        x = x + torch.where(text["is_number"][..., None], values, 0.0)
+        for i, attention in enumerate(self.Attention):
+            x = x + attention(self.LayerNorm[2 * i](x), real[:, None, None, :])
+            x = x + self.Mlp[i + 1](self.LayerNorm[2 * i + 1](x))
+        logits = self.Dense[0](self.LayerNorm[-1](x))[..., 0].masked_fill(~real, -1e9)
+        return self.Mlp[-1](torch.bmm(logits.softmax(-1)[:, None], x))
+
+
+class Conditions(nn.Module):
+    """Condition tokens, a null token where one is dropped, and the mean of those that are given."""
+
+    def __init__(self, encoders: Mapping[str, nn.Module], width: int):
+        super().__init__()
+        self.names = tuple(encoders)
+        for name, encoder in encoders.items():
+            self.add_module(f"encoders_{name}", encoder)
+            self.register_parameter(f"null_{name}", nn.Parameter(torch.empty(1, width)))
+        self.null = nn.Parameter(torch.empty(width))
+
+    def forward(self, condition: dict[str, dict]) -> tuple[Float[Tensor, "batch tokens w"], Float[Tensor, "batch w"]]:
+        tokens = []
+        for name in self.names:
+            encoded = getattr(self, f"encoders_{name}")(condition[name]["inputs"])
+            keep = condition[name]["keep"][:, None, None]
+            tokens.append(torch.where(keep, encoded, getattr(self, f"null_{name}")))
+        tokens = torch.cat(tokens, 1)
+        keep = torch.stack([condition[name]["keep"] for name in self.names], 1)[..., None]
+        mean = torch.where(keep, tokens, 0.0).sum(1) / keep.sum(1).clamp(min=1)
+        return tokens, torch.where(keep.any(1), mean, self.null)
+
+
+class DiT(nn.Module):
+    """The diffusion transformer over weight tokens; `places` are each token's leaf, kind and position."""
+
+    def __init__(
+        self, width: int, depth: int, hidden: int, heads: int, mean: int, tokens: int, dim: int, places, noise: int
+    ):
+        super().__init__()
+        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(30.0), noise // 2))
+        self.register_buffer("frequencies", frequencies)
+        self.noise = Mlp(noise, width, width)
+        self.pooled = nn.Linear(width, width)
+        self.add_module("in", nn.Linear(dim, width))
+        for name, indices in places.items():
+            self.register_buffer(f"token_{name}", torch.as_tensor(np.array(indices, np.int64)))
+            self.add_module(f"embed_{name}", nn.Embedding(int(max(indices)) + 1, width))
+        self.block = nn.ModuleList(Block(width, hidden, heads) for _ in range(depth))
+        self.final, self.out = nn.Linear(width, 2 * width), nn.Linear(width, dim)
+        self.mean_in, self.mean_out = nn.Linear(width, mean), nn.Linear(mean, tokens * dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], c_noise: Float[Tensor, " batch"], context):
+        told, pooled = context
+        angle = c_noise[:, None] * self.frequencies
+        vector = self.noise(torch.cat([angle.sin(), angle.cos()], -1)) + self.pooled(pooled)
+        active = F.silu(vector)
+        h = getattr(self, "in")(x)
+        h = h + self.embed_leaf(self.token_leaf) + self.embed_kind(self.token_kind)
+        h = torch.cat([h + self.embed_position(self.token_position), told], 1)
+        for block in self.block:
+            h = block(h, active)
+        shift, scale = self.final(active)[:, None].chunk(2, -1)
+        out = self.out(_modulated(h[:, : x.shape[1]], shift, scale))
+        return out + self.mean_out(_gelu(self.mean_in(pooled))).view_as(out)
+
+
+class ConditionalDiT(nn.Module):
+    """The denoiser D(z, sigma) under a condition: preconditioning around the transformer."""
+
+    def __init__(self, conditions: Conditions, dit: DiT, spread: float):
+        super().__init__()
+        self.conditions, self.dit, self.spread = conditions, dit, spread
+
+    def forward(
+        self, z: Float[Tensor, "batch tokens dim"], sigma: Float[Tensor, " batch"], condition: dict[str, dict]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        s = sigma[:, None, None]
+        f = self.dit(z / torch.sqrt(s**2 + 1), torch.log(sigma) / 4, self.conditions(condition))
+        return _c_skip(s, self.spread) * z + torch.sqrt(_c_out_squared(s, self.spread)) * f
+
+
+class Loss(nn.Module):
+    """The loss of `pdiff.train.loss_fn` as a function of a batch and of everything that is random in it."""
+
+    def __init__(self, generator: Generator, constants: Mapping[str, Any], model: ConditionalDiT):
+        super().__init__()
+        self.model, self.config, spec = model, generator.config.diffusion.to_dict(), generator.spec
+        self.spread = float(generator.spread)
+        self.paths = [leaf.path for leaf in spec.leaves]
+        self.shapes = [leaf.shape for leaf in spec.leaves]
+        self.dim, self.num_params = spec.token_dim, spec.num_params
+        self.num_layers = len(spec.leaves) // 2
+        scale = np.asarray(generator.stats.scale)
+        arrays = {
+            "center": np.asarray(generator.stats.center),
+            "scale": scale,
+            "divisor": np.where(scale > 0, scale, 1),
+            "varying": scale > 0,
+            "base": np.concatenate([np.ravel(_flat(generator.base)[p]) for p in self.paths]),
+            **{name: constants[name] for name in ("x", "y", "variables")},
+        }
+        for name, value in arrays.items():
+            self.register_buffer(name, to_torch(value))
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over a batch of networks, {path: (batch, ...)} and their `task`, and its parts."""
+        task, sigma = batch["task"], draws.sigma
+        x0 = self.encode(batch["params"])
+        z = x0 + sigma[:, None, None] * draws.noise
+        denoised = torch.where(self.varying, self.model(z * self.varying, sigma, draws.condition), 0.0)
+
+        error = ((denoised - x0) ** 2).sum((1, 2)) / self.varying.sum()
+        denoising = (error / _c_out_squared(sigma, self.spread)).mean()
+
+        weights = (self.center + self.scale * denoised).flatten(1)[:, : self.num_params]
+        images = torch.bmm(self.x[draws.rows], self.variables[task])
+        logits = self.logits(weights, images)
+        functional = F.cross_entropy(logits.flatten(0, 1), self.y[draws.rows].flatten())
+        distance = ((weights - self.base) ** 2).sum(-1).mean()
+        penalised = functional + self.config["base_penalty"] * distance
+        loss = denoising + self.config["functional_weight"] * penalised
+        parts = {"denoising_loss": denoising, "functional_loss": functional, "base_distance": distance}
+        return loss, {"loss": loss, **parts}
+
+    def encode(self, networks: dict[str, Tensor]) -> Float[Tensor, "batch tokens dim"]:
+        """Networks to normalised tokens, by the `chunk` layout."""
+        flat = torch.cat([networks[p].flatten(1) for p in self.paths], 1)
+        tokens = F.pad(flat, (0, self.center.numel() - flat.shape[1])).view(-1, *self.center.shape)
+        return torch.where(self.varying, (tokens - self.center) / self.divisor, 0.0)
+
+    def logits(self, weights: Float[Tensor, "batch params"], x: Float[Tensor, "batch images features"]):
+        """Of every network on its own images; the leaves of the MLP are (bias, kernel) layer by layer."""
+        leaves = weights.split([math.prod(s) for s in self.shapes], 1)
+        for i in range(self.num_layers):
+            bias, kernel = leaves[2 * i], leaves[2 * i + 1].reshape(-1, *self.shapes[2 * i + 1])
+            x = torch.baddbmm(bias[:, None], F.relu(x) if i else x, kernel)
+        return x
+
+
+class Trainer:
+    """The step: draws, loss, gradients, clipping, AdamW, moving average."""
+
+    def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree, compiled: bool = False):
+        self.config = generator.config
+        self.loss = Loss(generator, constants, from_flax(generator, params))
+        self.text = {name: to_torch(table) for name, table in constants["text"].items()}
+        self.parameters = list(self.loss.model.parameters())
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.optimizer = _adamw(generator, self.parameters)
+        self.updates, self.schedule = 0, learning_rate_schedule(generator.config.train)
+        # The schedule is a table: to call JAX in a step would be no fair rival.
+        self.rates = np.asarray(jax.jit(self.schedule)(np.arange(generator.config.train.steps + 1))).tolist()
+        self.evaluate: Callable = torch.compile(self.loss, dynamic=False) if compiled else self.loss
+        self.random = torch.Generator().manual_seed(0)
+
+    def step(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
+        """One update from a batch of `torch_batch`, and its metrics."""
+        loss, metrics = self.evaluate(batch, draws or self.draw(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = self._clip()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[min(self.updates, len(self.rates) - 1)]
+        self.optimizer.step()
+        rate = min(self.config.train.ema_decay, (1 + self.updates) / (10 + self.updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, self.parameters, 1 - rate)
+        self.updates += 1
+        return {k: v.detach() for k, v in metrics.items()} | {"grad_norm": norm}
+
+    def draw(self, batch: dict) -> Draws:
+        """What `pdiff.train.loss_fn` and `pdiff.conditioning.training_condition` draw, from PyTorch's generator."""
+        task, wording, use = batch["task"], batch["wording"], self.config.condition
+        diffusion, size, random = self.config.diffusion, len(batch["task"]), {"generator": self.random}
+        sigma = torch.exp(diffusion.p_mean + diffusion.p_std * torch.randn(size, **random))
+        sigma = sigma.clamp(diffusion.sigma_min, diffusion.sigma_max)
+        top = torch.rand(size, **random) < diffusion.at_sigma_max
+        sigma = torch.where(top, diffusion.sigma_max, sigma)
+        moved = use.number_noise * sigma**2 / (1 + sigma**2) * torch.randn(size, **random)
+        text = {name: table[task, wording] for name, table in self.text.items()}
+        text["values"] = torch.where(text["is_number"], text["values"] + moved[:, None], 0.0)
+        uniform = torch.rand(size, len(use.use) + 1, **random)
+        given, inputs = uniform[:, -1] >= use.drop_all, {"id": task, "text": text}
+        condition = {
+            name: {"inputs": inputs[name], "keep": given & (uniform[:, i] >= use[f"drop_{name}"])}
+            for i, name in enumerate(use.use)
+        }
+        noise = torch.randn(size, *self.loss.center.shape, **random)
+        rows = torch.randint(len(self.loss.y), (size, diffusion.functional_images), **random)
+        return Draws(sigma, noise, condition, rows)
+
+    def _clip(self) -> Float[Tensor, ""]:
+        """Scales gradients to a global norm of at most `grad_clip`, as `optax.clip_by_global_norm`; returns the norm.
+
+        `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm.
+        """
+        grads = [p.grad for p in self.parameters]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, torch.clamp(self.config.train.grad_clip / norm, max=1.0))
+        return norm
+
+
+def from_flax(generator: Generator, params: PyTree) -> ConditionalDiT:
+    """The model of a generator with parameters `params` of its Flax model. Sizes are those of the arrays.
+
+    Raises:
+      PdiffError: it is not a model that is written here, or an array is missing, left over or of another shape.
+    """
+    _check(generator)
+    flat, config, spec = _flat(params), generator.config, generator.spec
+    shape = {path: array.shape for path, array in flat.items()}
+    width = shape["conditions/null"][0]
+    text = "conditions/encoders_text"
+    encoders = {
+        "id": lambda: IdCondition(width, shape["conditions/encoders_id/Embed_0/embedding"][0]),
+        "text": lambda: TextCondition(
+            width, shape[f"{text}/position"][1], _count(shape, text, "Attention"),
+            shape[f"{text}/Embed_0/embedding"][0], shape[f"{text}/position"][0],
+            shape[f"{text}/Mlp_0/up/kernel"][0] // 2, config.condition.number_period,
+        ),
+    }  # fmt: skip
+    places = {"leaf": spec.token_leaf, "kind": spec.token_kind, "position": spec.token_position}
+    dit = DiT(
+        width, _count(shape, "dit", "block"), shape["dit/block_0/mlp/up/kernel"][1], config.model.num_heads,
+        shape["dit/mean_in/kernel"][1], spec.num_tokens, spec.token_dim, places, shape["dit/noise/up/kernel"][0],
+    )  # fmt: skip
+    conditions = Conditions({name: encoders[name]() for name in config.condition.use}, width)
+    model = ConditionalDiT(conditions, dit, float(generator.spread))
+    try:
+        buffers = dict(model.named_buffers())
+        model.load_state_dict(flax_arrays(params) | buffers, strict=True)
+    except RuntimeError as error:
+        raise PdiffError(f"params: do not fit the model in PyTorch: {error}") from error
+    return model
+
+
+def flax_arrays(tree: PyTree) -> dict[str, Tensor]:
+    """A tree of the Flax model's parameters, or of gradients, by the names that they have here.
+
+    `block_0` becomes an item of a list, and kernels are transposed.
+    """
+    names = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+    found = {}
+    for path, array in _flat(tree).items():
+        *modules, leaf = path.split("/")
+        modules = [re.sub(r"_(\d+)$", r".\1", m) for m in modules]
+        value = np.asarray(array, np.float32)
+        found[".".join([*modules, names.get(leaf, leaf)])] = to_torch(value.T if leaf == "kernel" else value)
+    return found
+
+
+def torch_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of `pdiff.data.training_batches`: {'params': {path: ...}, 'task', 'wording'}."""
+    params = {path: to_torch(array) for path, array in _flat(batch["params"]).items()}
+    return {"params": params, "task": to_torch(batch["task"]), "wording": to_torch(batch["wording"])}
+
+
+def to_torch(array: Any) -> Tensor:
+    """A copy, with int32 as int64, which indexing here wants."""
+    array = np.array(array)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
+
+
+def _adamw(generator: Generator, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimizer of `pdiff.state.make_optimizer`: decay on matrices alone. Its learning rate is set by the step."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": generator.config.train.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-8, fused=True)
+
+
+def _check(generator: Generator) -> None:
+    """Raises PdiffError for a generator whose step is not the one that is written here."""
+    config = generator.config
+    wanted = (
+        ("condition.use", config.condition.use, set(config.condition.use) <= set(SUPPORTED), "id and text"),
+        ("tasks.family", config.tasks.family, config.tasks.family == "rotation", "rotation"),
+        ("target.name", config.target.name, config.target.name == "mlp", "mlp"),
+        ("target.generate", config.target.generate, all(generator.spec.generated), "all leaves"),
+        ("weights.layout", config.weights.layout, config.weights.layout == "chunk", "chunk"),
+        ("weights.permute", config.weights.permute, not config.weights.permute, "False"),
+        ("diffusion.path", config.diffusion.path, config.diffusion.path == "ve", "ve"),
+        ("model.dtype", config.model.dtype, config.model.dtype == "float32", "float32"),
+        ("model.mean_width", config.model.mean_width, config.model.mean_width > 0, "more than 0"),
+        ("diffusion.functional_weight", config.diffusion.functional_weight,
+         config.diffusion.functional_weight > 0, "more than 0"),
+    )  # fmt: skip
+    for field, value, fits, allowed in wanted:
+        if not fits:
+            raise PdiffError(f"{field}: got {value!r}; allowed for the model in PyTorch: {allowed}")
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _count(paths: Mapping[str, Any], under: str, name: str) -> int:
+    """How many modules `name`_0, `name`_1, … there are."""
+    return len({m[1] for p in paths if (m := re.match(rf"{under}/{name}_(\d+)/", p))})
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def _c_skip(sigma: Tensor, spread: float) -> Tensor:
+    return 1 / (1 + (sigma / spread) ** 2)
+
+
+def _c_out_squared(sigma: Tensor, spread: float) -> Tensor:
+    kept = _c_skip(sigma, spread)
+    return kept * sigma**2 + (1 - kept) ** 2 * (1 - spread**2)

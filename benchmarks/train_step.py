@@ -1,0 +1,321 @@
+"""The main job's training step against the same step in PyTorch, and what it waits for its data.
+
+    python -m benchmarks.train_step --profile
+
+prints where a step's time goes as a Markdown table. Input is measured here too, since it shares the compiled step.
+"""
+
+import argparse
+import collections
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from benchmarks import thunks, timing
+from benchmarks.timing import Row, Spread
+from configs import interp
+from pdiff import conditioning, data, dist, generator, hlo, train
+from pdiff.generator import Generator
+from pdiff.state import init_state, make_optimizer
+from pdiff.targets import Target, get_target
+from pdiff.tasks import get_family
+from pdiff.zoo.networks import Networks
+
+COMPILE_LIMIT_S = 100  # for torch.compile
+TRACED_STEPS = 6
+INPUT_STEPS = 20  # steps of a turn when the input is measured
+
+# Where an operation belongs: the first pattern that its source (JAX's `op_name`) has.
+GROUPS = (
+    ("random numbers", r"threefry|_normal|_uniform|_randint|_bernoulli|random_bits|rng_bit|erf_inv"),
+    ("text encoder and conditions", r"ConditionalDiT\.encode|/conditions/"),
+    ("attention", r"/dit/.*attention"),
+    ("MLP", r"/dit/.*/mlp"),
+    ("rest of the transformer", r"ConditionalDiT|/dit/"),
+    ("functional and denoising loss", r"jvp\("),
+    ("optimizer and EMA", r"jit\(step\)"),
+)
+
+
+class Step:
+    """pdiff's own compiled step over all devices with its state, which each call donates."""
+
+    def __init__(self, made: Generator, params: PyTree):
+        self.generator, self.mesh = made, dist.make_mesh()
+        self.size = made.config.train.batch_size
+        self.rows = dist.local_rows(self.size, self.mesh)
+        self.constants = dist.replicate(conditioning.make_constants(made), self.mesh)
+        optimizer = make_optimizer(made.config.train)
+        step = train.make_step(made, optimizer, self.mesh)
+        start = time.perf_counter()
+        batch = self.placed(next(batches(made)))
+        self.compiled = step.lower(train.abstract_state(made, optimizer), batch, self.constants).compile()
+        self.compile_s = time.perf_counter() - start
+        (layout, *_), _ = self.compiled.input_shardings
+        self.state = dist.place(init_state(params, optimizer), layout)
+
+    def placed(self, batch: dict) -> dict:
+        """A batch of NumPy arrays, on the devices as `train.train` puts it there."""
+        return dist.from_local(batch, self.rows, self.size, self.mesh)
+
+    def __call__(self, batch: dict) -> dict:
+        """One update; the metrics."""
+        self.state, metrics = self.compiled(self.state, batch, self.constants)
+        return metrics
+
+    @property
+    def matmul_flops(self) -> float:
+        """Of one step, on all devices."""
+        return hlo.analyse(self.compiled.as_text()).matmul_flops * self.mesh.devices.size
+
+
+def make_generator() -> Generator:
+    """The main job's generator for a zoo of random networks: the same shapes, without the time that a zoo takes."""
+    config = interp.get_config()
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    return generator.make_generator(config, family, target, {"base": networks(target, 1), "seen": seen(target, config)})
+
+
+def seen(target: Target, config) -> Networks:
+    """As many random networks as the zoo of `config` has seen ones."""
+    return networks(target, config.tasks.num_seen * config.zoo.seeds_per_task, config.tasks.num_seen)
+
+
+def networks(target: Target, count: int, tasks: int = 1) -> Networks:
+    """`count` random networks of `tasks` tasks, in order of tasks."""
+    random, nothing = np.random.default_rng(0), np.zeros(count, np.float32)
+    params = jax.tree.map(lambda s: 0.1 * random.standard_normal((count, *s.shape), np.float32), target.abstract())
+    task = (np.arange(count) * tasks // count).astype(np.int32)
+    whole = nothing.astype(np.int32)
+    return Networks(
+        task=task, seed=whole, step=whole, validation_accuracy=nothing, test_accuracy=nothing, params=params
+    )
+
+
+def random_parameters(made: Generator, seed: int = 0) -> PyTree[np.ndarray]:
+    """Parameters of the transformer's shapes, random in every leaf: none starts at zero, so no layer is idle.
+
+    To compile the model's own initialisation would take longer than what is measured here.
+    """
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    random = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        deviation = leaf.shape[0] ** -0.5 if name.endswith("kernel") else 0.05
+        return (deviation * random.standard_normal(leaf.shape) + name.endswith("scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def batches(made: Generator) -> Iterator[dict]:
+    """The real input of training."""
+    config = made.config
+    return data.training_batches(
+        seen(made.target, config),
+        len(made.family.tasks[0].descriptions),
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        start=0,
+        stop=10**9,
+    )
+
+
+def measure(effort: float = 1.0) -> list[Row]:
+    """The rows of the training step and of its input."""
+    made = make_generator()
+    params = random_parameters(made)
+    step, peak = Step(made, params), timing.peak_flops()
+    batch = next(batches(made))
+    placed = step.placed(batch)
+    with timing.peak_memory() as memory:
+        jax.block_until_ready([step(placed) for _ in range(3)])
+    in_matmuls, _ = _traced(step, placed)
+    input_row = _measure_input(step, placed, effort)
+
+    candidates, notes = {"pdiff": lambda: step(placed)}, []
+    rivals = _rivals(made, step, params, batch, notes)
+    measured = timing.take_turns(candidates | rivals, max(3, round(15 * effort)))
+    ratios = {name: measured.ratio(name, "pdiff") for name in rivals}
+    rate = step.matmul_flops / in_matmuls
+    of_whole = [step.matmul_flops / s / peak for s in measured.seconds["pdiff"]]
+    notes.append(f"{rate / peak:.0%} of it in the matmuls' time, {in_matmuls * 1e3:.0f} ms of a step")
+    notes.append(f"compiled in {step.compile_s:.0f} s")
+    row = Row(
+        path="training step",
+        what=f"a whole step, batch {step.size}, {made.spec.num_params} weights generated",
+        unit="step",
+        ours=measured.time("pdiff"),
+        rivals={name: measured.time(name) for name in rivals},
+        ratios=ratios,
+        limit=f"{peak / 1e9:.0f} GFLOP/s in large matmuls; {step.matmul_flops / 1e9:.2f} GFLOP of matmuls in a step",
+        share=Spread.of(of_whole),
+        goals={">= 70% of peak in the matmuls' time": rate >= 0.7 * peak}
+        | {f">= 1.3x {name}": ratio.median >= 1.3 for name, ratio in ratios.items()},
+        peak_mb=memory[0] if memory else None,
+        bounded_by="train.microbatches",
+        notes="; ".join(notes),
+    )
+    return [row, input_row]
+
+
+def _traced(step: Step, placed: dict) -> tuple[float, dict[str, float]]:
+    """Seconds of a step that are the matmuls', and of each operation."""
+    jax.block_until_ready(step(placed))
+    text = step.compiled.as_text()
+    events = thunks.trace(lambda: step(placed), TRACED_STEPS, text)
+    spent = {name: s / TRACED_STEPS for name, s in thunks.seconds(events).items()}
+    known = thunks.operations(text)
+    return sum(s for name, s in spent.items() if name in known and known[name].is_matmul), spent
+
+
+def _rivals(
+    made: Generator, step: Step, params: PyTree, batch: dict, notes: list[str]
+) -> dict[str, Callable[[], object]]:
+    """The steps in PyTorch, on the same batch and parameters; says in `notes` which are missing, and why."""
+    try:
+        from benchmarks import torch_dit
+    except ImportError:
+        notes.append("without PyTorch; pip install -e '.[bench]'")
+        return {}
+    given = torch_dit.torch_batch(batch)
+    constants = jax.device_get(step.constants)
+    eager = torch_dit.Trainer(made, constants, params)
+    found = {"PyTorch eager": lambda: eager.step(given)}
+    compiled = torch_dit.Trainer(made, constants, params, compiled=True)
+    start = time.perf_counter()
+    try:
+        with _time_limit(COMPILE_LIMIT_S):
+            compiled.step(given)
+    except Exception as error:  # whatever a compiler may raise: the row then stands without it
+        notes.append(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        return found
+    notes.append(f"torch.compile took {time.perf_counter() - start:.0f} s")
+    return found | {"torch.compile": lambda: compiled.step(given)}
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError inside after so many seconds."""
+
+    def stop(number, frame):
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # Again and again: one that is raised inside a callback of the garbage collector (JAX has one) is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 2.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _measure_input(step: Step, placed: dict, effort: float) -> Row:
+    """Steps whose batches come from the zoo as in training, against steps on one batch that stays on the device."""
+    source = batches(step.generator)
+
+    def real():
+        for _ in range(INPUT_STEPS):
+            metrics = step(step.placed(next(source)))
+        return metrics
+
+    def synthetic():
+        for _ in range(INPUT_STEPS):
+            metrics = step(placed)
+        return metrics
+
+    work = dict.fromkeys(("real", "synthetic"), INPUT_STEPS)
+    measured = timing.take_turns({"real": real, "synthetic": synthetic}, max(2, round(3 * effort)), work)
+    cost = measured.ratio("real", "synthetic")
+    prepare, place = _host_seconds(step, source)
+    return Row(
+        path="data input",
+        what=f"{INPUT_STEPS} steps of training on batches of the zoo, against one batch that stays on the device",
+        unit="step",
+        ours=measured.time("real"),
+        rivals={"synthetic data": measured.time("synthetic")},
+        ratios={"synthetic data": measured.ratio("synthetic", "real")},
+        limit="a step without input",
+        share=measured.ratio("synthetic", "real"),
+        goals={"input costs < 2% of a step": cost.median - 1 < 0.02},
+        bounded_by="zoo.memory_mb",
+        notes=f"input costs {cost.median - 1:+.1%} ({cost.low - 1:+.1%} .. {cost.high - 1:+.1%}) of a step; a batch is "
+        f"prepared in {prepare * 1e3:.2f} ms of a background thread and placed in {place * 1e3:.2f} ms",
+    )
+
+
+def _host_seconds(step: Step, source: Iterator[dict], count: int = 100) -> tuple[float, float]:
+    """Seconds to prepare a batch, and to place it on the devices, with nothing else running."""
+    for _ in range(16):  # what was prepared ahead
+        next(source)
+    start = time.perf_counter()
+    made = [next(source) for _ in range(count)]
+    middle = time.perf_counter()
+    jax.block_until_ready([step.placed(b) for b in made])
+    return (middle - start) / count, (time.perf_counter() - middle) / count
+
+
+def profile() -> str:
+    """Where a step's time goes, as two Markdown tables: by part of the step, and its matrix products one by one."""
+    made = make_generator()
+    step, peak = Step(made, random_parameters(made)), timing.peak_flops()
+    _, spent = _traced(step, step.placed(next(batches(made))))
+    known = thunks.operations(step.compiled.as_text())
+    return f"{profile_table(spent, known)}\n\n{matmul_table(spent, known, peak)}"
+
+
+def profile_table(spent: dict[str, float], known: dict[str, thunks.Operation]) -> str:
+    """The table of seconds of operations by name."""
+    total, groups, matmuls = sum(spent.values()), collections.Counter(), collections.Counter()
+    for name, seconds in spent.items():
+        where = group(known[name]) if name in known else "other" if name else "no operation runs"
+        groups[where] += seconds
+        matmuls[where] += seconds * (name in known and known[name].is_matmul)
+    lines = ["| part of a step | ms | share of the step | of which matmuls |", "| --- | --- | --- | --- |"]
+    for where, seconds in [*groups.most_common(), ("all", total)]:
+        product = sum(matmuls.values()) if where == "all" else matmuls[where]
+        lines.append(f"| {where} | {seconds * 1e3:.1f} | {seconds / total:.1%} | {product / total:.1%} |")
+    return "\n".join(lines)
+
+
+def matmul_table(spent: dict[str, float], known: dict[str, thunks.Operation], peak: float, most: int = 20) -> str:
+    """The matrix products that take the most time, and at which share of `peak` (FLOP/s) each runs."""
+    products = {name: s for name, s in spent.items() if name in known and known[name].is_matmul}
+    lines = ["| matmul | ms | MFLOP | share of peak |", "| --- | --- | --- | --- |"]
+    for name, seconds in sorted(products.items(), key=lambda item: -item[1])[:most]:
+        flops, source = known[name].flops, known[name].source.removeprefix("jit(step)/")
+        lines.append(f"| {source} | {seconds * 1e3:.2f} | {flops / 1e6:.0f} | {flops / seconds / peak:.0%} |")
+    total, flops = sum(products.values()), sum(known[name].flops for name in products)
+    lines.append(f"| all {len(products)} | {total * 1e3:.1f} | {flops / 1e6:.0f} | {flops / total / peak:.0%} |")
+    return "\n".join(lines)
+
+
+def group(operation: thunks.Operation) -> str:
+    """The part of a step that an operation belongs to."""
+    if operation.only_moves:
+        return "copies"
+    return next((name for name, pattern in GROUPS if re.search(pattern, operation.source)), "other")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", action="store_true", help="print where a step's time goes, in place of the rows")
+    parser.add_argument("--effort", type=float, default=1.0, help="how many turns, times the usual")
+    args = parser.parse_args()
+    if args.profile:
+        print(profile())
+        return
+    for row in measure(args.effort):
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
