@@ -27,7 +27,7 @@ from benchmarks.timing import Row, Spread
 from pdiff import files, machine
 
 PATHS = (
-    "codec", "data_input", "first_step", "growth", "main_job", "many", "sampling", "scoring", "train_step", "zoo",
+    "codec", "first_step", "growth", "main_job", "many", "sampling", "scoring", "train_step", "zoo",
 )  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Training batches as a pure function of (seed, step), through grain."""
 
+import functools
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
+from pdiff import rng
 from pdiff.zoo.networks import Networks, StoredNetworks
 
 
@@ -27,23 +29,24 @@ def training_batches(
     for its own devices.
     """
     mine = np.arange(batch_size) if rows is None else rows
-    order = grain.MapDataset.range(len(networks)).seed(seed).shuffle().repeat()
 
-    def gather(row: int, random: np.random.Generator) -> dict:
-        return {"row": np.int32(row), "wording": np.int32(random.integers(wordings))}
+    @functools.lru_cache(2)  # a batch may begin in one epoch and end in the next
+    def order(epoch: int) -> Int[np.ndarray, " networks"]:
+        return rng.on_host(seed, "data/order", epoch).permutation(len(networks))
 
-    def load(batch: dict) -> dict:
-        chosen = networks[batch["row"][mine]]
+    def load(step: int) -> dict:
+        epochs, places = np.divmod(step * batch_size + mine, len(networks))
+        chosen = networks[np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])]
+        wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
         return {
             "params": chosen.params,
             "task": chosen.task,
-            "wording": batch["wording"][mine],
+            "wording": wording[mine],
             "index": mine.astype(np.int32),
         }
 
-    batches = order.random_map(gather).batch(batch_size, drop_remainder=True).map(load)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    return iter(batches.slice(slice(start, stop)).to_iter_dataset(options))
+    return iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
 
 
 def fingerprint(networks: Networks | StoredNetworks, zoo: str, seed: int, batch_size: int) -> dict:

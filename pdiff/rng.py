@@ -7,6 +7,7 @@ numbers that define it, which is what makes a resumed run equal to one that neve
 import zlib
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 
@@ -22,3 +23,8 @@ def stream(seed: int, name: str, step: int | Int[Array, ""] = 0) -> PRNGKeyArray
 def per_example(key: PRNGKeyArray, indices: Int[Array, " n"]) -> PRNGKeyArray:
     """One key for each global example index, so that draws do not depend on how a batch is sharded."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def on_host(seed: int, name: str, step: int = 0) -> np.random.Generator:
+    """NumPy's generator of the stream `name` at `step`, for what is drawn before anything is on a device."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(name.encode()), step])))
