@@ -19,6 +19,7 @@ from flax import traverse_util
 from jaxtyping import Float, Int, PyTree
 from torch import Tensor, nn
 
+from benchmarks.torch_device import DEVICE
 from pdiff.errors import PdiffError
 from pdiff.generator import Generator
 from pdiff.state import learning_rate_schedule
@@ -261,7 +262,7 @@ class Trainer:
         # The schedule is a table: to call JAX in a step would be no fair rival.
         self.rates = np.asarray(jax.jit(self.schedule)(np.arange(generator.config.train.steps + 1))).tolist()
         self.evaluate: Callable = torch.compile(self.loss, dynamic=False) if compiled else self.loss
-        self.random = torch.Generator().manual_seed(0)
+        self.random = torch.Generator(device=DEVICE).manual_seed(0)
 
     def step(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
         """One update from a batch of `torch_batch`, and its metrics."""
@@ -368,7 +369,7 @@ def torch_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
 def to_torch(array: Any) -> Tensor:
     """A copy, with int32 as int64, which indexing here wants."""
     array = np.array(array)
-    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(DEVICE)
 
 
 def _adamw(generator: Generator, parameters: list[nn.Parameter]) -> torch.optim.AdamW:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks import torch_device  # noqa: F401  its settings are PyTorch's
+
 LATENT, CHANNELS, TIME = 192, (64, 128, 192), 128  # length of a latent, channels at full, half and quarter length
 STEPS = 1000
 GROUPS = 8
