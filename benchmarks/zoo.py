@@ -169,7 +169,7 @@ def train_one(
 def train_together(
     parts: context.Context, x: np.ndarray, y: np.ndarray, rows: np.ndarray, total: int
 ) -> list[dict[str, np.ndarray]]:
-    """All networks (the leading axis of `x` and `rows`) at once: `torch.func`, and AdamW of all leaves in a call each."""
+    """All networks (the leading axis of `x` and `rows`) at once: `torch.func`, and AdamW of all leaves together."""
     import torch
     from torch.func import functional_call, grad, vmap
 
