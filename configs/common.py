@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
             weight_decay=1e-2,
             keep_last=1,  # late checkpoints kept of each run
             keep_every=1,  # optimizer steps between two kept checkpoints
-            chunk_size=128,  # networks trained together
+            chunk_size=0,  # networks trained together; 0 is 16 for each device of a CPU, and 128 for each accelerator
         )
     )
 

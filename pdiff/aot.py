@@ -163,7 +163,7 @@ def _sample(made: Generator, mesh: Mesh) -> Program:
 
 
 def _zoo(made: Generator, mesh: Mesh) -> Program:
-    numbers = jax.ShapeDtypeStruct((made.config.zoo.chunk_size,), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((build.chunk_size(made.config, mesh),), jnp.int32)
     constants = _shapes(build.chunk_constants(made.family, made.target.abstract()))
     return Program(build.chunk_step(made.family, made.target, made.config, mesh), ((numbers, numbers), constants))
 

@@ -112,7 +112,7 @@ FIELDS: dict[str, Field] = {
     "zoo.weight_decay": _NOT_NEGATIVE,
     "zoo.keep_last": _COUNT,
     "zoo.keep_every": _COUNT,
-    "zoo.chunk_size": _COUNT,
+    "zoo.chunk_size": _COUNT_OR_NONE,
     "weights.layout": Field(str, choices=("chunk", "neuron")),
     "weights.token_dim": _COUNT,
     "weights.center": Field(str, choices=("mean", "base")),

@@ -14,6 +14,8 @@ from pdiff.generator import Generator
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
 
+RENDER_BYTES = 1 << 28  # all tasks' images are rendered once for all scoring, if they fit into this
+AT_ONCE_ON_CPU = 4  # networks of a chunk that a CPU's device answers for together: their images fit into its cache
 MOST_PROBABILITIES = 256  # images for which class probabilities are kept
 
 
@@ -39,7 +41,7 @@ class Answers:
 
 
 class Scorer:
-    """Accuracy of many networks, each on one task's images, under `vmap` in chunks over all devices.
+    """Accuracy of many networks, each on one task's images, in chunks over all devices.
 
     Args:
       part: `validation` or `test` images.
@@ -49,31 +51,43 @@ class Scorer:
         family, images = generator.family, generator.family.data[part]
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
-        shared = {"variables": family.variables, "x": images.x, "y": images.y, "generator": generator.arrays()}
-        constants = dist.replicate(shared, mesh)
-
-        def right(constants, networks, task):
-            variables = jax.tree.map(lambda v: v[task], constants["variables"])
-            apply = generator.bind(constants["generator"]).apply
-
-            def one(network, own):
-                return score.right(apply, family, network, own, constants["x"], constants["y"])
-
-            return jax.vmap(one)(networks, variables)
-
+        own, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)
+        ahead = len(family.tasks) * len(y) * family.features * 4 <= RENDER_BYTES
+        if ahead:
+            own, x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(own, x, y), None, None
+        constants = dist.replicate({"own": own, "x": x, "y": y, "generator": generator.arrays()}, mesh)
         some = np.linspace(0, len(images.y) - 1, min(MOST_PROBABILITIES, len(images.y))).round().astype(int)
 
-        def answers(constants, networks, task):
-            variables = jax.tree.map(lambda v: v[task], constants["variables"])
-            x, y = constants["x"], constants["y"]
+        def each(constants, networks, task, answer):
+            """`answer(apply, network, own, x, y)` of each network, on the images that it has or renders."""
             apply = generator.bind(constants["generator"]).apply
 
-            def one(network, own):
-                predicted, labels = score.answers(apply, family, network, own, x, y)
-                logits = apply(network, family.render(own, x[some]))
+            def one(pair):
+                network, task = pair
+                own = jax.tree.map(lambda v: v[task], constants["own"])
+                x, y = own if ahead else (constants["x"], constants["y"])
+                return answer(apply, network, own, x, y)
+
+            on_cpu = mesh.devices.flat[0].platform == "cpu"
+            return jax.lax.map(one, (networks, task), batch_size=AT_ONCE_ON_CPU if on_cpu else len(task))
+
+        def labelled(own, x, y):
+            return (x, y) if ahead else family.labelled(own, x, y)
+
+        def right(constants, networks, task):
+            def answer(apply, network, own, x, y):
+                predicted, labels = score.answers(apply, labelled, network, own, x, y)
+                return predicted == labels
+
+            return each(constants, networks, task, answer)
+
+        def answers(constants, networks, task):
+            def answer(apply, network, own, x, y):
+                predicted, labels = score.answers(apply, labelled, network, own, x, y)
+                logits = apply(network, labelled(own, x[some], y[some])[0])
                 return {"predicted": predicted, "right": predicted == labels, "probabilities": jax.nn.softmax(logits)}
 
-            return jax.vmap(one)(networks, variables)
+            return each(constants, networks, task, answer)
 
         specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
         step, asked = (dist.data_parallel(f, mesh, specs, dist.SHARDED) for f in (right, answers))

@@ -1,6 +1,7 @@
 """What compiled steps would take of a TPU, as Markdown tables; see `pdiff/aot.py` for where the numbers are from."""
 
 from pdiff import roofline
+from pdiff.zoo import build
 
 HEAD = (
     "topology", "step", "mesh", "TFLOP a chip", "to DiT's own", "arguments", "temporaries", "needs", "of HBM",
@@ -13,10 +14,11 @@ def markdown(found: dict) -> str:
     rows = found["rows"]
     first = rows[0]
     chips = dict.fromkeys(roofline.chip_of(r["topology"]) for r in rows)
+    together = found["config"]["zoo"]["chunk_size"] or f"{build.NETWORKS_AN_ACCELERATOR} on each chip"
     lines = [
         f"Predicted, not measured: a model of {first['model_params']:,} parameters that generates "
         f"{first['generated_params']:,} of a {found['config']['target']['name']}; global batch "
-        f"{found['config']['train']['batch_size']}, {found['config']['zoo']['chunk_size']} networks of the zoo "
+        f"{found['config']['train']['batch_size']}, {together} networks of the zoo "
         "together. FLOPs, memory and traffic are of one chip and one step, a time the largest of compute, HBM and ICI.",
         "",
         f"| {' | '.join(HEAD)} |",

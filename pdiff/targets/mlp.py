@@ -6,6 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from pdiff.targets.layers import Dense
 from pdiff.weights.permutations import PermutationSpec, Units, dense
 
 
@@ -17,9 +18,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        x = x.T
         for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.num_classes)(x)
+            x = nn.relu(Dense(width)(x))
+        return Dense(self.num_classes)(x).T
 
 
 def make_module(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -34,6 +34,7 @@ from pdiff.zoo.parts import Parts
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
 NOT_THE_ZOO = ("dir", "memory_mb")  # fields of `zoo` that say where it lies and how it is read
+NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
 RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
 
@@ -93,13 +94,12 @@ def _finetune_all(
 ) -> dict[str, store.Slices]:
     """Networks of every split: those of tasks are all in `parts`, and read from there as they are needed."""
     jobs, keep = _jobs(family, config.zoo), config.zoo.keep_last
-    dist.check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
     base = _of_first(parts, "base", lambda: _base(family, target, config))
     base_params = jax.tree.map(lambda a: a[0], base.params)
     blind = _of_first(parts, "task_blind", lambda: _task_blind(family, target, config, base_params))
     step = chunk_step(family, target, config, mesh)
     constants = dist.replicate(chunk_constants(family, base_params), mesh)
-    _finetune_jobs(jobs, lambda job: step(job, constants), config.zoo, parts, mesh, stop)
+    _finetune_jobs(jobs, lambda job: step(job, constants), config, parts, mesh, stop)
     processes.barrier("done with the networks of the zoo")
     everything, by_split = Parts(parts), {}
     for split in SPLITS:
@@ -114,7 +114,7 @@ def _finetune_all(
 
 def _finetune_jobs(jobs: _Jobs, step: Callable, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal) -> None:
     """Fine-tunes all jobs, chunk by chunk, into `parts`. A chunk is finished when every process has its own rows."""
-    count, chunk, keep = len(jobs.task), config.chunk_size, config.keep_last
+    count, chunk, keep = len(jobs.task), chunk_size(config, mesh), config.zoo.keep_last
     own, found = _runs(dist.local_rows(chunk, mesh, dist.SHARDED)), Parts(parts)
     quiet = not processes.is_first()
     for start in tqdm(range(0, count, chunk), desc="zoo", unit="chunk", unit_scale=False, disable=quiet):
@@ -164,7 +164,8 @@ def chunk_constants(family: Family, base: PyTree) -> dict:
 def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
     """((task ids, seeds), constants) -> Networks, jitted and sharded over devices.
 
-    The kept checkpoints of a network are consecutive rows.
+    Rows are consecutive ones of a zoo's jobs, which go through the seeds of one task after the other. So networks
+    share the images of their task, which are rendered once. The kept checkpoints of a network are consecutive rows.
     """
     zoo = config.zoo
     spec = make_spec(target.abstract(), generate=target.generate)
@@ -173,19 +174,23 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
         (task, seed), base = job, constants["base"]
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
-        if len(task) * len(y) * family.features * 4 <= RENDER_BYTES:
-            drawn_from = jax.vmap(family.labelled, (0, None, None))(own, x, y)
+        distinct = _most_tasks(zoo, len(task))
+        if distinct * len(y) * family.features * 4 <= RENDER_BYTES:
+            tasks, drawn_from = jnp.unique(task, size=distinct, return_inverse=True)
+            rendered = _rendered(family, jax.tree.map(lambda v: v[tasks], constants["variables"]), x, y)
 
-            def draw(rendered, key):
-                return finetune.minibatches(*rendered, zoo.batch_size)(key)
+            def take(which, rows):
+                at = which * len(y) + rows
+                return jax.tree.map(lambda a: a.at[at].get(mode="promise_in_bounds"), rendered)
 
         else:
             drawn_from = own
 
-            def draw(own, key):
-                return family.labelled(own, *finetune.minibatches(x, y, zoo.batch_size)(key))
+            def take(own, rows):
+                return family.labelled(own, x[rows], y[rows])
 
-        parts = finetune.finetune(target, base, draw, drawn_from, seed, zoo, config.seed, task)
+        draw = finetune.minibatches(x, y, zoo.batch_size).rows
+        parts = finetune.finetune(target, base, draw, take, drawn_from, seed, zoo, config.seed, task)
 
         def accuracy(part):
             def of(network, own):
@@ -207,6 +212,29 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
     return dist.data_parallel(step, mesh, (dist.SHARDED, dist.REPLICATED), dist.SHARDED)
 
 
+def chunk_size(config: ConfigDict, mesh: Mesh) -> int:
+    """How many networks are trained together: `zoo.chunk_size` of a run's config, or where that is 0 what is fast.
+
+    Raises:
+      PdiffError: they do not divide over the devices.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    size = config.zoo.chunk_size or mesh.devices.size * (NETWORKS_A_CORE if on_cpu else NETWORKS_AN_ACCELERATOR)
+    dist.check_divides(size, mesh.devices.size, "zoo.chunk_size")
+    return size
+
+
+def _most_tasks(config: ConfigDict, rows: int) -> int:
+    """The most tasks that as many consecutive rows of `_jobs` can have: all but the first and last with all seeds."""
+    return min(rows, (rows - 2) // min(config.seeds_per_task, config.reference_seeds) + 2)
+
+
+def _rendered(family: Family, variables: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The images and labels of all of these tasks, one task after the other."""
+    made = jax.vmap(family.labelled, (0, None, None))(variables, x, y)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
+
+
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
     """The pretrained base, a whole tree, with its accuracy on images like those it was trained on."""
     params = finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, config.seed)
@@ -226,13 +254,16 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     def fit(base, variables, x, y, seeds):
         shared = finetune.minibatches(x, y, -(-zoo.batch_size // groups) * groups)
 
-        def draw(_, key):
-            chosen = jax.random.choice(jax.random.fold_in(key, 1), seen, (groups,))
-            grouped = (a.reshape(groups, -1, *a.shape[1:]) for a in shared(key))
+        def draw(key):
+            return shared.rows(key), jax.random.choice(jax.random.fold_in(key, 1), seen, (groups,))
+
+        def take(_, drawn):
+            rows, chosen = drawn
+            grouped = (a.reshape(groups, -1, *a.shape[1:]) for a in shared.take(rows))
             made = jax.vmap(family.labelled)(jax.tree.map(lambda v: v[chosen], variables), *grouped)
             return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
 
-        return finetune.finetune(target, base, draw, seeds, seeds, zoo, config.seed)
+        return finetune.finetune(target, base, draw, take, seeds, seeds, zoo, config.seed)
 
     params = fit(base, jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
     spec = make_spec(base, generate=target.generate)

@@ -26,7 +26,7 @@ from pdiff.targets.base import RUNNING
 from pdiff.weights import codec
 from pdiff.weights.spec import make_spec
 
-Draw = Callable[[PRNGKeyArray], tuple[Float[Array, "batch features"], Int[Array, " batch"]]]  # a minibatch
+DRAWN_TOGETHER = 128  # steps whose minibatches are drawn at once, where so many divide the number of steps
 
 
 def make_optimizer(
@@ -42,49 +42,83 @@ def make_optimizer(
     return optax.adamw(rate, weight_decay=weight_decay, mask=_decays)
 
 
-def minibatches(x: Float[Array, "n features"], y: Int[Array, " n"], batch_size: int) -> Draw:
+@dataclasses.dataclass(frozen=True)
+class Minibatches:
+    """Minibatches in two parts, so that what is random in those of many steps is drawn at once.
+
+    Attributes:
+      rows: the key of a step -> what is drawn for it, such as rows of images.
+      take: that -> the minibatch.
+    """
+
+    rows: Callable[[PRNGKeyArray], PyTree[Int[Array, "..."]]]
+    take: Callable[[PyTree[Int[Array, "..."]]], tuple[Float[Array, "batch features"], Int[Array, " batch"]]]
+
+
+def minibatches(x: Float[Array, "n features"], y: Int[Array, " n"], batch_size: int) -> Minibatches:
     """Minibatches of labelled images, drawn with replacement."""
-    x, y = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
+    images = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
+    return Minibatches(
+        lambda key: draw_rows(key, len(y), batch_size), lambda rows: jax.tree.map(lambda a: a[rows], images)
+    )
 
-    def draw(key):
-        rows = jax.random.randint(key, (batch_size,), 0, len(y))
-        return x[rows], y[rows]
 
-    return draw
+def draw_rows(key: PRNGKeyArray, count: int, batch_size: int) -> Int[Array, " batch"]:
+    """Which of `count` images are in a minibatch."""
+    return jax.random.randint(key, (batch_size,), 0, count)
 
 
 def train(
     target: Target,
     optimizer: optax.GradientTransformation,
     params: PyTree,
-    draw: Draw,
+    batches: Minibatches,
     key: PRNGKeyArray,
     *,
     steps: int,
     keep_last: int = 1,
     keep_every: int = 1,
 ) -> PyTree[Float[Array, "kept ..."]]:
-    """Trains one network from `params` by cross-entropy on the minibatches that `draw` makes of a key for each step.
+    """Trains one network from `params` by cross-entropy on `batches`, of a key for each step.
 
     Returns the parameters after the last `keep_last` multiples of `keep_every` steps before the
     end, oldest first; the last is always the one after `steps` updates.
     """
 
-    def update(carry, step):
+    def loss(columns, x, y):
+        value, updated = _training_loss(_transposed(columns), target, x, y)
+        return value, _transposed(updated)
+
+    def update(carry, rows):
         params, state = carry
-        x, y = draw(jax.random.fold_in(key, step))
-        grads, params = jax.grad(_training_loss, has_aux=True)(params, target, x, y)
+        grads, params = jax.grad(loss, has_aux=True)(params, *batches.take(rows))
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
+    def run(carry, start, count):
+        together = max(n for n in range(1, DRAWN_TOGETHER + 1) if count % n == 0)
+
+        def block(carry, first):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(together))
+            return jax.lax.scan(update, carry, jax.vmap(batches.rows)(keys), length=together)
+
+        return jax.lax.scan(block, carry, start + jnp.arange(0, count, together))[0]
+
     def segment(carry, start):
-        carry, _ = jax.lax.scan(update, carry, start + jnp.arange(keep_every))
+        carry = run(carry, start, keep_every)
         return carry, carry[0]
 
     burn_in = steps - (keep_last - 1) * keep_every
-    carry, _ = jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(burn_in))
+    columns = _transposed(params)
+    carry = run((columns, optimizer.init(columns)), 0, burn_in)
     _, later = jax.lax.scan(segment, carry, burn_in + keep_every * jnp.arange(keep_last - 1))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
+    kept = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
+    return jax.vmap(_transposed)(kept)
+
+
+def _transposed(params: PyTree) -> PyTree:
+    """Matrices as a step holds them, and back: with outputs before inputs, as `layers.Dense` multiplies by them."""
+    return jax.tree.map(lambda p: jnp.swapaxes(p, -1, -2) if p.ndim == 2 else p, params)
 
 
 def _training_loss(
@@ -92,7 +126,14 @@ def _training_loss(
 ) -> tuple[Float[Array, ""], PyTree]:
     """Mean cross-entropy in nats, and `params` with their running statistics updated, if there are any."""
     logits, params = target.apply_train(params, x) if target.apply_train else (target.apply(params, x), params)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), params
+    return cross_entropy(logits, y), params
+
+
+def cross_entropy(logits: Float[Array, "n classes"], y: Int[Array, " n"]) -> Float[Array, ""]:
+    """Mean cross-entropy in nats. A mask picks the labels' logits: a gather's gradient would be a slow scatter."""
+    columns = logits.T  # examples last, as in `layers.Dense`
+    own = jnp.where(jnp.arange(len(columns))[:, None] == y, columns, 0).sum(0)
+    return (jax.nn.logsumexp(columns, 0) - own).mean()
 
 
 def _decays(params: PyTree) -> PyTree[bool]:
@@ -137,7 +178,8 @@ def pretrain(
 def finetune(
     target: Target,
     base: PyTree,
-    draw: Callable[[PyTree, PRNGKeyArray], tuple[Float[Array, "batch features"], Int[Array, " batch"]]],
+    rows: Callable[[PRNGKeyArray], PyTree[Int[Array, "..."]]],
+    take: Callable[[PyTree, PyTree], tuple[Float[Array, "batch features"], Int[Array, " batch"]]],
     own: PyTree[Shaped[Array, "nets ..."]],
     seeds: Int[Array, " nets"],
     config: ConfigDict,
@@ -149,8 +191,8 @@ def finetune(
     Each starts from `base`, or, where `config.init` is 'random', with the generated leaves of an initialisation of its
     own: another for every seed and `task` id (-1 is none).
 
-    `draw(own of one network, key)` makes its minibatches. Only the leaves that `target.generate` matches are
-    trained, and only they are returned: the generated part (`codec.take`).
+    `rows(key)` draws and `take(own of one network, rows)` makes its minibatches (`Minibatches`). Only the leaves that
+    `target.generate` matches are trained, and only they are returned: the generated part (`codec.take`).
 
     Raises:
       PdiffError: it matches no leaf, or some running statistics only; and as `check`.
@@ -165,7 +207,7 @@ def finetune(
     def one(own, key, own_init):
         first = codec.take(spec, target.init(own_init)) if config.init == "random" else start
         return train(
-            alone, optimizer, first, lambda k: draw(own, k), key,
+            alone, optimizer, first, Minibatches(rows, lambda drawn: take(own, drawn)), key,
             steps=config.steps, keep_last=config.keep_last, keep_every=config.keep_every,
         )  # fmt: skip
 

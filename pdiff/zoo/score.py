@@ -21,22 +21,22 @@ def right(
     y: Int[Array, " images"],
 ) -> Bool[Array, " images"]:
     """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it."""
-    predicted, labels = answers(apply, family, network, own, x, y)
+    predicted, labels = answers(apply, family.labelled, network, own, x, y)
     return predicted == labels
 
 
 def answers(
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
-    family: Family,
+    labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
     network: PyTree,
     own: Any,
     x: Float[Array, "images shared"],
     y: Int[Array, " images"],
 ) -> tuple[Int[Array, " images"], Int[Array, " images"]]:
-    """The classes that a network predicts for the shared images, as the task has them, and their labels there."""
+    """The classes that a network predicts for the shared images as the task has them (`labelled`), and their labels."""
 
     def answer(rows):
-        images, labels = family.labelled(own, *rows)
+        images, labels = labelled(own, *rows)
         return apply(network, images).argmax(-1), labels
 
     return in_blocks(answer, (jnp.asarray(x), jnp.asarray(y)))

@@ -17,10 +17,13 @@ def make_target(name: str = "mlp", image_shape: tuple[int, ...] = (8, 8), num_cl
 def fit(target, base, x, y, seeds, zoo):
     """Fine-tuning on images of its own for each network: generated parts, (networks, kept, …)."""
 
-    def draw(own, key):
-        return finetune.minibatches(*own, zoo.batch_size)(key)
+    def rows(key):
+        return finetune.draw_rows(key, y.shape[1], zoo.batch_size)
 
-    return finetune.finetune(target, base, draw, (x, y), jnp.asarray(seeds), zoo, 0)
+    def take(own, rows):
+        return own[0][rows], own[1][rows]
+
+    return finetune.finetune(target, base, rows, take, (x, jnp.asarray(y)), jnp.asarray(seeds), zoo, 0)
 
 
 def accuracy(tree, target, x, y):

@@ -82,7 +82,8 @@ def test_every_network_starts_from_its_own_initialisation(tiny_config):
 
     @jax.jit
     def start(task, seeds):
-        return finetune.finetune(target, base, lambda own, key: (x, y), seeds, seeds, config.zoo, 0, task)
+        no_rows, same = lambda key: (), lambda own, rows: (x, y)
+        return finetune.finetune(target, base, no_rows, same, seeds, seeds, config.zoo, 0, task)
 
     nets = start(task, seeds)["params"]
     assert set(nets) == {"Dense_1"}

@@ -1,13 +1,15 @@
 """Fine-tuning many networks at once: what seeds decide, what is kept, and that it equals one at a time."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from pdiff import rng
+from pdiff import hlo, rng
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
@@ -86,7 +88,8 @@ def test_only_generated_leaves_are_trained(setting, tiny_config):
     assert list(nets) == ["params"] and list(nets["params"]) == ["Dense_1"]
 
     rows = jax.random.fold_in(rng.per_example(rng.stream(0, "zoo/batches"), jnp.arange(1))[0], 0)
-    batch, labels = finetune.minibatches(x[0], y, zoo.batch_size)(rows)
+    drawn = finetune.minibatches(x[0], y, zoo.batch_size)
+    batch, labels = drawn.take(drawn.rows(rows))
 
     def loss(dense):
         logits = target.apply({"params": base["params"] | {"Dense_1": dense}}, batch)
@@ -104,12 +107,68 @@ def test_rendering_ahead_or_in_each_step_is_the_same(tiny_config, mesh, monkeypa
     family = get_family(tiny_config.tasks)
     target = get_target(tiny_config.target, family.image_shape, family.num_classes)
     base = target.init(jax.random.key(0))
-    job = (np.array([0, 5], np.int32), np.array([0, 1], np.int32))
+    job = (np.array([0, 0, 5, 5], np.int32), np.array([0, 1, 0, 1], np.int32))
     constants, made = build.chunk_constants(family, base), []
     for room in (0, build.RENDER_BYTES):
         monkeypatch.setattr(build, "RENDER_BYTES", room)
         made.append(build.chunk_step(family, target, tiny_config, mesh)(job, constants))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *made)
+
+
+def test_cross_entropy_and_its_gradient_are_optaxs():
+    logits = 5 * jax.random.normal(jax.random.key(0), (7, 4))
+    y = jnp.array([0, 1, 2, 3, 3, 0, 1])
+
+    def theirs(z):
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+
+    np.testing.assert_allclose(finetune.cross_entropy(logits, y), theirs(logits), rtol=1e-6)
+    ours = jax.grad(finetune.cross_entropy)(logits, y)
+    np.testing.assert_allclose(ours, jax.grad(theirs)(logits), atol=1e-7)
+
+
+def test_networks_of_consecutive_jobs_find_the_images_of_their_own_task(tiny_config, mesh):
+    """A chunk that begins and ends amid the seeds of a task, against each network in a chunk of its own."""
+    family = get_family(tiny_config.tasks)
+    target = get_target(tiny_config.target, family.image_shape, family.num_classes)
+    assert (tiny_config.zoo.seeds_per_task, tiny_config.zoo.reference_seeds) == (2, 2)
+    task, seed = np.array([3, 4, 4, 5, 5, 6], np.int32), np.array([1, 0, 1, 0, 1, 0], np.int32)
+    constants = build.chunk_constants(family, target.init(jax.random.key(0)))
+    step = build.chunk_step(family, target, tiny_config, mesh)
+    together = step((task, seed), constants)
+    for i in (0, 2, 5):
+        alone = step((task[i : i + 1], seed[i : i + 1]), constants)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], atol=1e-4), together, alone)
+
+
+def test_the_step_does_the_matrix_products_that_it_must(tiny_config, mesh):
+    """Of an MLP, within a tenth: forwards, and backwards to all but the images; then rendering and both accuracies."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.zoo.steps = 300
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    numbers = jax.ShapeDtypeStruct((6,), jnp.int32)
+    arguments = ((numbers, numbers), build.chunk_constants(family, target.init(jax.random.key(0))))
+    program = build.chunk_step(family, target, config, mesh).lower(*arguments).compile().as_text()
+    widths = (64, *config.target.widths, 10)
+    layers = [2 * a * b for a, b in itertools.pairwise(widths)]  # of one image
+    steps = config.zoo.steps * config.zoo.batch_size * (3 * sum(layers) - layers[0])
+    images = {k: len(d.y) for k, d in family.data.items()}
+    rendering = 2 * 64 * 64 * (4 / 6 * images["train"] + images["validation"] + images["test"])  # 4 tasks in 6 jobs
+    scoring = sum(layers) * (images["validation"] + images["test"])
+    assert hlo.analyse(program).matmul_flops / 6 == pytest.approx(steps + rendering + scoring, rel=0.1)
+
+
+def test_the_size_of_a_chunk_is_the_machines_unless_it_is_given(tiny_config, mesh4):
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        assert build.chunk_size(config, mesh4) == config.zoo.chunk_size == 16
+        config.zoo.chunk_size = 0
+        assert build.chunk_size(config, mesh4) == 4 * build.NETWORKS_A_CORE
+        config.zoo.chunk_size = 6
+    with pytest.raises(PdiffError, match="zoo.chunk_size: got 6, .* multiples of 4"):
+        build.chunk_size(config, mesh4)
 
 
 def test_a_regex_without_a_leaf_is_refused(setting, tiny_config):
