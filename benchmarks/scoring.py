@@ -28,6 +28,8 @@ def measure(effort: float = 1.0) -> list[Row]:
     with contextlib.suppress(ImportError):
         import torch
 
+        from benchmarks import torch_device  # noqa: F401  its settings are PyTorch's
+
         rival = Rival(parts, networks, task)
         check(parts)
         for threads in dict.fromkeys((torch.get_num_threads(), 1)):

@@ -127,6 +127,8 @@ def _module(parts: context.Context):
     import torch
     from torch import nn
 
+    from benchmarks import torch_device  # noqa: F401  its settings are PyTorch's
+
     start = _start(parts)
     layers = [f"Dense_{i}" for i in range(len(start) // 2)]
     modules, names = [], {}
@@ -142,7 +144,7 @@ def _module(parts: context.Context):
 
 
 def _as_flax(names: dict[str, str], values: dict) -> dict[str, np.ndarray]:
-    found = {path: values[name].detach().numpy() for path, name in names.items()}
+    found = {path: values[name].detach().cpu().numpy() for path, name in names.items()}
     return {p: np.swapaxes(v, -1, -2) if p.endswith("kernel") else v for p, v in found.items()}
 
 
@@ -204,6 +206,8 @@ def train_together(
 def _rivals(parts: context.Context) -> tuple[dict[str, tuple[Callable, float]], str]:
     """Each rival with the share of a network's steps that one call does; threads and chunk are its fastest."""
     import torch
+
+    from benchmarks import torch_device  # noqa: F401  its settings are PyTorch's
 
     most = max(FUNC_NETWORKS)
     jobs = build._jobs(parts.family, parts.config.zoo)
