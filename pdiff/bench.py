@@ -39,8 +39,6 @@ class Bench:
         self.config = generator.config
         self.samplers = Samplers(generator, mesh)
         self.score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
-        self.encode = jax.jit(jax.vmap(lambda p: codec.encode_part(generator.spec, p)))
-        self.decode = jax.jit(jax.vmap(lambda t: codec.decode_part(generator.spec, t)))
 
     def tasks(self, split: str, most: int | None = None) -> tuple[Task, ...]:
         """At most `most` (by default `eval.max_tasks`) tasks of a split, evenly chosen."""
@@ -60,9 +58,21 @@ class Bench:
         self, sampler: str, tasks: Sequence[Task], stream: str, count: int | None = None, **condition
     ) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """`count` (by default `eval.samples_per_task`) networks for each task; see `condition` for the rest."""
-        count = count or self.config.eval.samples_per_task
-        condition = self.condition(tasks, count, **condition)
-        return self.samplers.networks(self.params, sampler, condition, rng.stream(self.config.seed, stream))
+        return self.samplers.networks(*self._asked(sampler, tasks, stream, count, condition))
+
+    def scores(
+        self,
+        sampler: str,
+        tasks: Sequence[Task],
+        stream: str,
+        count: int | None = None,
+        part: str = "test",
+        **condition,
+    ) -> Scores:
+        """`accuracy` of what `generate` would return, without keeping it: memory is that of a batch."""
+        asked = self._asked(sampler, tasks, stream, count, condition)
+        ids = np.repeat([t.id for t in tasks], self._count(count))
+        return Scores(self.samplers.scores(*asked, self.score[part].batch, ids).reshape(len(tasks), -1))
 
     def accuracy(self, networks: PyTree, tasks: Sequence[Task], part: str = "test") -> Scores:
         """Scores networks that come in task order, the same number for each."""
@@ -70,6 +80,18 @@ class Bench:
         ids = np.repeat([t.id for t in tasks], count)
         return Scores(self.score[part](networks, ids).reshape(len(tasks), count))
 
-    def decode_tokens(self, tokens: Float[np.ndarray, "*batch tokens dim"]) -> PyTree:
-        """Raw (not normalised) tokens to networks with one leading axis."""
-        return jax.tree.map(np.asarray, self.decode(tokens.reshape(-1, *tokens.shape[-2:])))
+    def encode(self, networks: PyTree[Float[np.ndarray, "nets ..."]]) -> Float[np.ndarray, "nets tokens dim"]:
+        """Networks to raw (not normalised) tokens."""
+        return codec.encode_stacked(self.generator.spec, networks)
+
+    def decode_tokens(self, tokens: Float[np.ndarray, "*batch tokens dim"]) -> PyTree[Float[np.ndarray, "nets ..."]]:
+        """Raw tokens to networks with one leading axis, which are views of them where they can be."""
+        return codec.decode_stacked(self.generator.spec, tokens.reshape(-1, *tokens.shape[-2:]))
+
+    def _count(self, count: int | None) -> int:
+        return count or self.config.eval.samples_per_task
+
+    def _asked(self, sampler: str, tasks: Sequence[Task], stream: str, count: int | None, condition: dict) -> tuple:
+        """What the methods of `samplers` take first."""
+        condition = self.condition(tasks, self._count(count), **condition)
+        return self.params, sampler, condition, rng.stream(self.config.seed, stream)

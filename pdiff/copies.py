@@ -24,7 +24,7 @@ def seen_zoo(bench: Bench, seen: Networks) -> SeenZoo:
     """The networks that a generator learned from, as raw tokens."""
     spec = bench.generator.spec
     base = np.asarray(codec.encode(spec, bench.generator.base))
-    return SeenZoo(bench.generator.family, np.asarray(bench.encode(seen.params)), base, seen.task, seen.seed)
+    return SeenZoo(bench.generator.family, bench.encode(seen.params), base, seen.task, seen.seed)
 
 
 def comparisons(zoo: SeenZoo, tasks: Sequence[Task], most: int) -> dict[int, Compared]:
@@ -39,7 +39,7 @@ def comparisons(zoo: SeenZoo, tasks: Sequence[Task], most: int) -> dict[int, Com
 def audit_run(bench: Bench, zoo: SeenZoo, sampler: str) -> dict:
     """`audit` of what a trained generator draws for its seen tasks: the very networks that evaluation scores."""
     tasks, count = bench.tasks("seen"), bench.config.eval.samples_per_task
-    made = np.asarray(bench.encode(bench.generate(sampler, tasks, f"evaluate/seen/{sampler}")))
+    made = bench.encode(bench.generate(sampler, tasks, f"evaluate/seen/{sampler}"))
     made = dict(zip((t.id for t in tasks), made.reshape(len(tasks), count, *made.shape[1:]), strict=True))
     return _audit_tokens(bench, zoo, {t.id: made[t.id] for t in _audited(bench)})
 
@@ -85,7 +85,7 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
     score, random = bench.score["test"], np.random.default_rng(bench.config.seed)
     comparable, spec = _comparable(bench, zoo), bench.generator.spec
     weights = flat(comparable(zoo.tokens), spec)
-    tokens = {n: comparable(np.asarray(bench.encode(m))).reshape(len(tasks), count, -1) for n, m in made.items()}
+    tokens = {n: comparable(bench.encode(m)).reshape(len(tasks), count, -1) for n, m in made.items()}
     sets = {"generated": tokens[sampler][chosen], "noise": comparable(noise.sample(kept, count, random))}
     for scale in NOISE_CURVE:
         sets["noise", scale] = comparable(dataclasses.replace(noise, scale=scale).sample(kept, count, random))
@@ -139,6 +139,6 @@ def _comparable(bench: Bench, zoo: SeenZoo) -> Callable[[np.ndarray], np.ndarray
 
     def aligned(tokens: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch tokens dim"]:
         networks = matching.align(symmetry, bench.decode_tokens(tokens), mean)
-        return np.asarray(bench.encode(networks)).reshape(tokens.shape)
+        return bench.encode(networks).reshape(tokens.shape)
 
     return aligned

@@ -239,7 +239,7 @@ def score_likeness(bench: Bench, networks: dict[str, Networks]) -> list[dict]:
 def _cases(bench: Bench, networks: dict[str, Networks]) -> dict[str, Case]:
     """The cases of `score_likeness` that apply."""
     seen, family, config = networks["seen"], bench.generator.family, bench.config
-    tokens = np.asarray(bench.encode(seen.params))
+    tokens = bench.encode(seen.params)
     within = stats.spread_within(bench.generator.stats, tokens, seen.task)
     overall = stats.spread_within(bench.generator.stats, tokens, np.zeros_like(seen.task))
     known = seen[evenly(np.arange(len(seen)), LIKENESS_NETWORKS)]

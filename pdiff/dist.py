@@ -14,7 +14,7 @@ With many processes each has the devices of one host. All run the same code on t
 and place only what their own devices hold; what comes back is fetched by all (`fetch`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -104,14 +104,15 @@ def from_local(
 
 
 def fetch(tree: PyTree) -> PyTree[np.ndarray]:
-    """NumPy arrays of the whole of `tree`, on every process."""
+    """NumPy arrays of the whole of `tree`, on every process; views of what is in this host's memory already."""
 
-    def one(x):
+    def whole(x):
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-        return np.asarray(x)
+            return multihost_utils.process_allgather(x, tiled=True)
+        return x
 
-    return jax.tree.map(one, tree)
+    # `device_get` and not `asarray`: a transfer that was asked for, which `jax.transfer_guard` tells from others.
+    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(whole, tree)))
 
 
 def check_divides(size: int, count: int, field: str) -> None:
@@ -128,16 +129,44 @@ def round_up(size: int, mesh: Mesh) -> int:
     return -(-size // count) * count
 
 
-def map_chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> PyTree:
-    """`fn` over the leading axis (of length `size`) of the NumPy arrays `args`, `chunk` rows at a time.
+def chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> Iterator[PyTree[np.ndarray]]:
+    """What `fn` makes of the leading axis (of length `size`) of the NumPy arrays `args`, `chunk` rows at a time.
 
-    The last chunk is padded by repeating its last row, so that `fn` compiles once, and the
-    padding is cut off again. The results are NumPy arrays, on every process.
+    The last chunk is padded by repeating its last row, so that `fn` compiles once, and the padding is cut off again. A
+    chunk is started before the one before it is fetched, so that devices and host work at the same time, and two chunks
+    are in memory. The results, on every process, may be views of what `fn` returned.
     """
-    results = []
+    args, started = jax.tree.map(np.asarray, args), None
     for start in range(0, size, chunk):
-        rows = np.minimum(np.arange(start, start + chunk), size - 1)
-        out = fetch(fn(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], args)))
-        kept = min(chunk, size - start)
-        results.append(jax.tree.map(lambda x, kept=kept: x[:kept], out))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
+        made = fn(jax.tree.map(lambda x, start=start: _rows(x, start, chunk), args))
+        if started is not None:
+            yield fetch(started)
+        started = made
+    if started is not None:
+        kept = size - start
+        yield jax.tree.map(lambda x: x[:kept], fetch(started))
+
+
+def _rows(x: np.ndarray, start: int, count: int) -> np.ndarray:
+    """`count` rows from `start`: a view, unless they run out and the last is repeated."""
+    rows = x[start : start + count]
+    missing = count - len(rows)
+    return np.concatenate([rows, np.broadcast_to(rows[-1:], (missing, *x.shape[1:]))]) if missing else rows
+
+
+def join(parts: Iterator[PyTree[np.ndarray]], size: int) -> PyTree[np.ndarray]:
+    """The parts, `size` rows in all, as one; of those that come, one at a time is held beside it."""
+    start = 0
+    for part in parts:
+        if start == 0:
+            whole = jax.tree.map(lambda x: np.empty((size, *x.shape[1:]), x.dtype), part)
+        end = start + len(jax.tree.leaves(part)[0])
+        jax.tree.map(lambda w, x, rows=slice(start, end): np.copyto(w[rows], x), whole, part)
+        start = end
+        del part  # before the next is made
+    return whole
+
+
+def map_chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> PyTree[np.ndarray]:
+    """`chunks`, joined: NumPy arrays of their own."""
+    return join(chunks(fn, args, size, chunk), size)

@@ -106,7 +106,7 @@ class Evaluation:
         names, tasks = self._config.sample.samplers, self._bench.choosing_tasks()
         many_steps = [n for n in names if n != "posterior_mean"]
         scores = {
-            n: self._accuracy(self._generate(n, tasks, f"evaluate/validation/{n}"), tasks, "validation").summary()
+            n: self._bench.scores(n, tasks, f"evaluate/validation/{n}", part="validation").summary()
             for n in names
         }
         selection = {"sampler": max(names, key=lambda n: scores[n]["mean"]), "validation": scores}
@@ -181,8 +181,8 @@ class Evaluation:
         }
         if self._described and all(t.held_out_descriptions for t in tasks):
             held_out = [d[j % len(d)] for d in (t.held_out_descriptions for t in tasks) for j in range(count)]
-            networks = self._generate(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
-            entry["held_out_wording"] = {self._sampler: self._accuracy(networks, tasks).summary()}
+            scores = self._bench.scores(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
+            entry["held_out_wording"] = {self._sampler: scores.summary()}
         entry["by_condition"] = {n: s.summary() for n, s in by_condition.items()}
         if self._config.eval.test_time_samples and self._diverse:
             entry["test_time"] = studies.test_time_help(self._bench, split, tasks, self._diverse)
@@ -207,8 +207,8 @@ class Evaluation:
                 "".join(shuffle.sample(d, len(d)))[:most]
                 for d in (t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count))
             ]
-            shuffled = self._generate(self._sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
-            controls["shuffled_text"] = self._accuracy(shuffled, tasks)
+            shuffled = self._bench.scores(self._sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
+            controls["shuffled_text"] = shuffled
         return controls
 
     # --- time ------------------------------------------------------------------------------------

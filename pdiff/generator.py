@@ -167,11 +167,10 @@ def make_generator(
     """
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec = _spec(config, target)
-    encode = jax.jit(jax.vmap(lambda p: codec.encode_part(spec, p)))
     seen, together = networks["seen"], max(1, stats.BLOCK_ELEMENTS // spec.num_params)
 
     def blocks():  # never all tokens at once: there may be more of them than fit into memory
-        return (np.asarray(encode(block.params)) for block in seen.blocks(together))
+        return (codec.encode_stacked(spec, block.params) for block in seen.blocks(together))
 
     orbits = None
     if config.weights.permute:

@@ -25,7 +25,7 @@ def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) 
     """Accuracy by what is given: each condition alone, and support sets of each size with and without labels."""
     use = bench.config.condition.use
     rows = {
-        name: bench.generate(sampler, tasks, f"evaluate/{split}/{name}", given=(name,))
+        name: bench.scores(sampler, tasks, f"evaluate/{split}/{name}", given=(name,))
         for name in use
         if name != "support" and (name != "id" or split == "seen")  # no other task's id was ever trained
     }
@@ -37,11 +37,11 @@ def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) 
                 sets = support.draw(bench.generator.family, tasks, size, labelled, key)
                 name = f"support_{size}_{'labelled' if labelled else 'unlabelled'}"
                 stream = f"evaluate/{split}/{name}"
-                rows[name] = bench.generate(sampler, tasks, stream, given=("support",), support=sets)
+                rows[name] = bench.scores(sampler, tasks, stream, given=("support",), support=sets)
                 if size == max(bench.config.eval.support_sizes) and labelled and words:
                     given = (*words, "support")
-                    rows["+".join((*words, name))] = bench.generate(sampler, tasks, stream, given=given, support=sets)
-    return {name: bench.accuracy(networks, tasks) for name, networks in rows.items()}
+                    rows["+".join((*words, name))] = bench.scores(sampler, tasks, stream, given=given, support=sets)
+    return rows
 
 
 def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
@@ -110,7 +110,7 @@ def _accuracy_and_spread(bench: Bench, networks: PyTree, tasks: Sequence[Task], 
     part, count = "validation" if split == "validation" else "test", len(jax.tree.leaves(networks)[0]) // len(tasks)
     ids = np.repeat([t.id for t in tasks], count)
     right = bench.score[part].right(networks, ids).reshape(len(tasks), count // 2, 2, -1)
-    tokens = np.asarray(bench.encode(networks)).reshape(len(tasks) * count // 2, 2, -1)
+    tokens = bench.encode(networks).reshape(len(tasks) * count // 2, 2, -1)
     return {
         "accuracy": Scores(right.mean(-1).reshape(len(tasks), count)).summary(),
         "spread": summary(novelty.spread(tokens)),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pdiff import dist
 from pdiff.generator import Generator
@@ -110,6 +110,12 @@ class Scorer:
     ) -> Float[np.ndarray, " nets"]:
         """Accuracy of network i on task `task[i]`, in [0, 1]."""
         return self.right(networks, task).mean(-1)
+
+    def batch(
+        self, networks: PyTree[Float[Array, "batch ..."]], task: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """The same of one batch that lies on the devices, all at once; the result stays there."""
+        return self._step((networks, task)).mean(-1)
 
 
 def majority(family: Family, tasks: Sequence[Task], part: str = "test") -> Float[np.ndarray, " tasks"]:

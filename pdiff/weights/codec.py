@@ -6,6 +6,9 @@
 `decode` under `vmap` repeats the base's leaves n times where they are outputs of the mapped
 function. Where a large base is shared, keep networks as their generated part, which is what zoos
 hold (`take`, `encode_part`, `decode_part`), and `complete` it inside the mapped function that uses it.
+
+Where networks are NumPy arrays anyway, `encode_stacked` and `decode_stacked` are the same without a device: nothing is
+compiled for each number of networks, and decoding copies nothing.
 """
 
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
 
@@ -39,15 +43,28 @@ def encode_part(spec: Spec, part: PyTree) -> Float[Array, "tokens token_dim"]:
 
     Raises PdiffError where it is another.
     """
-    flat = dict(flatten(part))
-    _check_generated(spec, flat)
-    leaves = [jnp.asarray(flat[leaf.path]).astype(jnp.float32) for leaf in spec.leaves]
-    return pack(spec.blocks, spec.token_dim, leaves, xp=jnp)
+    return _encode(spec, part, jnp)
+
+
+def encode_stacked(
+    spec: Spec, parts: PyTree[Float[np.ndarray, "nets ..."]]
+) -> Float[np.ndarray, "nets tokens token_dim"]:
+    """`encode_part` of stacked networks in NumPy; raises as it does, and where not all have the same number."""
+    return _encode(spec, parts, np, jax.tree.leaves(parts)[0].shape[:1])
 
 
 def decode_part(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> PyTree:
     """The generated part of `tokens`, as `take` gives it; values as in `decode`."""
     return traverse_util.unflatten_dict(decode_flat(spec, tokens), sep="/")
+
+
+def decode_stacked(
+    spec: Spec, tokens: Float[np.ndarray, "nets tokens token_dim"]
+) -> PyTree[Float[np.ndarray, "nets ..."]]:
+    """`decode_part` of stacked tokens in NumPy. Float32 leaves are views of `tokens`, if that is contiguous."""
+    tokens = np.asarray(tokens)
+    _check_tokens(spec, tokens.shape[1:])
+    return traverse_util.unflatten_dict(_unpacked(spec, tokens, np), sep="/")
 
 
 def complete(spec: Spec, part: PyTree, rest: PyTree | None = None) -> PyTree:
@@ -69,13 +86,8 @@ def decode(spec: Spec, tokens: Float[Array, "tokens token_dim"], rest: PyTree | 
 
 def decode_flat(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> dict[str, Array]:
     """The generated leaves by path, as `select` gives them."""
-    if jnp.shape(tokens) != (spec.num_tokens, spec.token_dim):
-        raise PdiffError(
-            f"tokens have shape {jnp.shape(tokens)}, the spec has "
-            f"{(spec.num_tokens, spec.token_dim)}; use jax.vmap for a batch"
-        )
-    arrays = unpack(spec.blocks, spec.leaves, jnp.asarray(tokens))
-    return {leaf.path: _cast(array, leaf.dtype) for leaf, array in zip(spec.leaves, arrays, strict=True)}
+    _check_tokens(spec, jnp.shape(tokens))
+    return _unpacked(spec, jnp.asarray(tokens), jnp)
 
 
 def select(spec: Spec, params: PyTree) -> dict[str, Any]:
@@ -105,22 +117,42 @@ def merge(spec: Spec, flat: Mapping[str, Any], rest: PyTree | None = None) -> Py
     return jax.tree.unflatten(spec.treedef, [values[leaf.path] for leaf in spec.all_leaves])
 
 
-def _check_generated(spec: Spec, flat: Mapping[str, Any]) -> None:
+def _encode(spec: Spec, part: PyTree, xp: Any, batch: tuple[int, ...] = ()) -> Any:
+    flat = dict(flatten(part))
+    _check_generated(spec, flat, batch)
+    leaves = [xp.asarray(flat[leaf.path]).astype(xp.float32, copy=False) for leaf in spec.leaves]
+    return pack(spec.blocks, spec.token_dim, leaves, xp=xp, batch=batch)
+
+
+def _unpacked(spec: Spec, tokens: Any, xp: Any) -> dict[str, Any]:
+    arrays = unpack(spec.blocks, spec.leaves, tokens)
+    return {leaf.path: _cast(array, leaf.dtype, xp) for leaf, array in zip(spec.leaves, arrays, strict=True)}
+
+
+def _check_tokens(spec: Spec, shape: tuple[int, ...]) -> None:
+    if shape != (spec.num_tokens, spec.token_dim):
+        raise PdiffError(
+            f"tokens have shape {shape}, the spec has {(spec.num_tokens, spec.token_dim)}; use jax.vmap for a batch"
+        )
+
+
+def _check_generated(spec: Spec, flat: Mapping[str, Any], batch: tuple[int, ...] = ()) -> None:
     odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
     if odd:
         raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
     for leaf in spec.leaves:
-        _check(leaf, flat[leaf.path], "flat")
+        _check(leaf, flat[leaf.path], "flat", batch=batch)
 
 
-def _cast(array: Array, dtype: str) -> Array:
+def _cast(array: Any, dtype: str, xp: Any) -> Any:
     if dtype == "bool":
         return array > 0.5
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         # Clip first: a float beyond the range of an integer type converts to anything at all.
-        return jnp.clip(jnp.round(array), info.min, info.max).astype(dtype)
-    return array.astype(dtype)
+        return xp.clip(xp.round(array), info.min, info.max).astype(dtype)
+    with np.errstate(over="ignore"):  # what is beyond a narrower float's range is infinite, as in JAX
+        return array.astype(jnp.dtype(dtype), copy=False)
 
 
 def _matched(spec: Spec, tree: PyTree, name: str) -> dict[str, Any]:
@@ -139,10 +171,10 @@ def _matched(spec: Spec, tree: PyTree, name: str) -> dict[str, Any]:
     return flat
 
 
-def _check(leaf: LeafSpec, value: Any, name: str, dtype: bool = True) -> None:
+def _check(leaf: LeafSpec, value: Any, name: str, dtype: bool = True, batch: tuple[int, ...] = ()) -> None:
     shape = tuple(getattr(value, "shape", ()))
-    if shape != leaf.shape:
-        raise PdiffError(f"leaf {leaf.path!r} of {name} has shape {shape}, the spec has {leaf.shape}")
+    if shape != (*batch, *leaf.shape):
+        raise PdiffError(f"leaf {leaf.path!r} of {name} has shape {shape}, the spec has {(*batch, *leaf.shape)}")
     found = str(getattr(value, "dtype", type(value).__name__))
     if dtype and found != leaf.dtype:
         raise PdiffError(f"leaf {leaf.path!r} of {name} is {found}, the spec has {leaf.dtype}")

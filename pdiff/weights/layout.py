@@ -124,37 +124,52 @@ def _ends_with(shape: tuple[int, ...], tail: tuple[int, ...]) -> bool:
     return len(shape) >= len(tail) and shape[len(shape) - len(tail) :] == tail
 
 
-def pack(blocks: Sequence[Block], token_dim: int, leaves: Sequence[Any], *, xp: Any, fill: Any = 0) -> Any:
-    """Arrays of one dtype, in the order of the spec's leaves -> (tokens, token_dim) of that dtype.
+def pack(
+    blocks: Sequence[Block],
+    token_dim: int,
+    leaves: Sequence[Any],
+    *,
+    xp: Any,
+    fill: Any = 0,
+    batch: tuple[int, ...] = (),
+) -> Any:
+    """Arrays of one dtype, in the order of the spec's leaves -> (*batch, tokens, token_dim) of that dtype.
 
-    `xp` is numpy or jax.numpy; `fill` goes into the padding.
+    `xp` is numpy or jax.numpy; `fill` goes into the padding; `batch` are axes that all arrays have before their own.
     """
-    return xp.concatenate(
-        [_pack_block(block, token_dim, [leaves[i] for i in block.leaves], xp, fill) for block in blocks]
-    )
+    made = [_pack_block(b, token_dim, [leaves[i] for i in b.leaves], xp, fill, batch) for b in blocks]
+    return made[0] if len(made) == 1 else xp.concatenate(made, axis=-2)  # NumPy would copy a single one again
 
 
-def _pack_block(block: Block, token_dim: int, leaves: Sequence[Any], xp: Any, fill: Any) -> Any:
+def _pack_block(
+    block: Block, token_dim: int, leaves: Sequence[Any], xp: Any, fill: Any, batch: tuple[int, ...]
+) -> Any:
     dtype, n = leaves[0].dtype, block.num_outputs
+    flat = [leaf.reshape(*batch, math.prod(leaf.shape[len(batch) :])) for leaf in leaves]
     if n:
-        columns = [leaf.reshape(leaf.size // n, n).T for leaf in leaves]  # each (n, rows)
-        padding = token_dim - sum(c.shape[1] for c in columns)
-        return xp.concatenate([*columns, xp.full((n, padding), fill, dtype)], axis=1)
-    padding = block.num_tokens * token_dim - sum(leaf.size for leaf in leaves)
-    flat = xp.concatenate([*(leaf.reshape(-1) for leaf in leaves), xp.full((padding,), fill, dtype)])
-    return flat.reshape(block.num_tokens, token_dim)
+        columns = [f.reshape(*batch, f.shape[-1] // n, n).swapaxes(-1, -2) for f in flat]  # each (*batch, n, rows)
+        padding = token_dim - sum(c.shape[-1] for c in columns)
+        return xp.concatenate([*columns, xp.full((*batch, n, padding), fill, dtype)], axis=-1)
+    padding = block.num_tokens * token_dim - sum(f.shape[-1] for f in flat)
+    joined = xp.concatenate([*flat, xp.full((*batch, padding), fill, dtype)], axis=-1)
+    return joined.reshape(*batch, block.num_tokens, token_dim)
 
 
 def unpack(blocks: Sequence[Block], leaves: Sequence[LeafSpec], tokens: Any) -> list[Any]:
-    """The inverse of `pack`: (tokens, token_dim) -> one array for each leaf, in the tokens' dtype."""
+    """The inverse of `pack`: (*batch, tokens, token_dim) -> one array for each leaf, in the tokens' dtype.
+
+    All of them are views where `tokens` is a contiguous NumPy array.
+    """
     arrays: list[Any] = [None] * len(leaves)
+    batch = tokens.shape[:-2]
     for block in blocks:
         n, start = block.num_outputs, 0
-        rows = tokens[block.first_token : block.first_token + block.num_tokens]
-        flat = None if n else rows.reshape(-1)
+        rows = tokens[..., block.first_token : block.first_token + block.num_tokens, :]
+        flat = None if n else rows.reshape(*batch, block.num_tokens * tokens.shape[-1])
         for i in block.leaves:
             length = leaves[i].size // n if n else leaves[i].size
-            part = rows[:, start : start + length].T if n else flat[start : start + length]
-            arrays[i] = part.reshape(leaves[i].shape)
-            start += length
+            end = start + length
+            part = rows[..., start:end].swapaxes(-1, -2) if n else flat[..., start:end]
+            arrays[i] = part.reshape((*batch, *leaves[i].shape))
+            start = end
     return arrays

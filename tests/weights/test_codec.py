@@ -9,7 +9,18 @@ import pytest
 from flax.core import freeze
 
 from pdiff.errors import PdiffError
-from pdiff.weights.codec import decode, decode_flat, encode, merge, select
+from pdiff.weights.codec import (
+    decode,
+    decode_flat,
+    decode_part,
+    decode_stacked,
+    encode,
+    encode_part,
+    encode_stacked,
+    merge,
+    select,
+    take,
+)
 from pdiff.weights.layout import LAYOUTS
 from pdiff.weights.spec import flatten, make_spec
 from tests.weights.trees import MLP, TREES
@@ -146,3 +157,35 @@ def test_containers_may_differ_but_the_tree_may_not():
         decode(spec, np.zeros((3, 10, 256), np.float32))
     with pytest.raises(PdiffError, match="'params/Dense_1/bias' is missing"):
         merge(part, {"params/Dense_1/kernel": MLP["params"]["Dense_1"]["kernel"]}, MLP)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", TREES)
+def test_stacked_trees_in_numpy_are_those_of_the_devices(name, layout):
+    tree, regex, token_dim = TREES[name]
+    spec = make_spec(tree, generate=regex, layout=layout, token_dim=token_dim)
+    part = take(spec, tree)
+    stack = jax.tree.map(lambda leaf: np.stack([np.ones_like(leaf), leaf, np.zeros_like(leaf)]), part)
+    tokens = encode_stacked(spec, stack)
+    assert type(tokens) is np.ndarray
+    assert_same_bits(tokens, jax.vmap(partial(encode_part, spec))(stack))
+    assert_same_bits(decode_stacked(spec, tokens), stack)
+    random = np.random.default_rng(0).normal(0, 3e5, tokens.shape).astype(np.float32)  # beyond the ranges of most types
+    assert_same_bits(decode_stacked(spec, random), jax.vmap(partial(decode_part, spec))(random))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_trees_are_views_of_their_tokens(layout):
+    spec = make_spec(MLP, layout=layout)
+    tokens = encode_stacked(spec, jax.tree.map(lambda leaf: np.stack([leaf, -leaf]), MLP))
+    assert all(np.shares_memory(leaf, tokens) for leaf in jax.tree.leaves(decode_stacked(spec, tokens)))
+
+
+def test_stacks_that_do_not_fit_are_refused():
+    spec = make_spec(MLP)
+    stack = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), MLP)
+    stack["params"]["Dense_1"] = jax.tree.map(lambda leaf: np.stack([leaf] * 3), MLP["params"]["Dense_1"])
+    with pytest.raises(PdiffError, match=r"'params/Dense_1/bias' of flat has shape \(3, 10\), the spec has \(2, 10\)"):
+        encode_stacked(spec, stack)
+    with pytest.raises(PdiffError, match="tokens have shape"):
+        decode_stacked(spec, np.zeros((2, 1, 256), np.float32))
