@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
             background_noise=0.0,  # standard deviation of the noise on background images in training, of white
             drop_support=0.5,
             drop_all=0.05,
-            text_vocab_size=320,
+            text_vocab_size=400,
             text_max_length=64,
             text_width=64,
             text_depth=1,

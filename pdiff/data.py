@@ -1,7 +1,7 @@
 """Training batches as a pure function of (seed, step), through grain."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from pdiff import rng
 from pdiff.zoo.networks import Networks, StoredNetworks
 
+AHEAD = 2  # batches that wait for their step
 
 def training_batches(
     networks: Networks | StoredNetworks,
@@ -20,8 +21,9 @@ def training_batches(
     start: int,
     stop: int,
     rows: Int[np.ndarray, " rows"] | None = None,
+    place: Callable[[dict], dict] = lambda batch: batch,
 ) -> Iterator[dict]:
-    """Batches of steps `start` … `stop - 1`, prepared by a background thread.
+    """Batches of steps `start` … `stop - 1`, prepared, and laid out over devices by `place`, by a background thread.
 
     Each holds stacked `params`, `task` ids, the `wording` of the description to use, and `index`,
     the example's number in the global batch. Step n is the same batch whatever `start` is. Every
@@ -38,14 +40,16 @@ def training_batches(
         epochs, places = np.divmod(step * batch_size + mine, len(networks))
         chosen = networks[np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])]
         wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
-        return {
-            "params": chosen.params,
-            "task": chosen.task,
-            "wording": wording[mine],
-            "index": mine.astype(np.int32),
-        }
+        return place(
+            {
+                "params": chosen.params,
+                "task": chosen.task,
+                "wording": wording[mine],
+                "index": mine.astype(np.int32),
+            }
+        )
 
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
 
 

@@ -25,7 +25,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """
     schedule = learning_rate_schedule(config)
     return optax.chain(
-        optax.clip_by_global_norm(config.grad_clip),
+        clip_by_global_norm(config.grad_clip),
         optax.adamw(
             schedule,
             b2=0.99,
@@ -33,6 +33,19 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             mask=decays,
         ),
     )
+
+
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """Scales gradients to a global norm of at most `most`, as Optax does, by one factor in place of a division each.
+
+    A product is fused into what reads it; quotients are written to memory first.
+    """
+
+    def clip(gradients: PyTree, params: PyTree | None) -> PyTree:
+        factor = jnp.minimum(1.0, most / optax.global_norm(gradients))
+        return jax.tree.map(lambda g: factor * g, gradients)
+
+    return optax.stateless(clip)
 
 
 def decays(params: PyTree) -> PyTree[bool]:

@@ -158,6 +158,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         start=start,
         stop=config.steps,
         rows=rows,
+        place=lambda batch: dist.from_local(batch, rows, config.batch_size, mesh),
     )
     validate = Validation(generator, mesh)
     writer = MetricsWriter(workdir, start)
@@ -188,7 +189,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         quiet = not processes.is_first()
         with tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=quiet) as progress:
             for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
-                state, metrics = step_fn(state, dist.from_local(batch, rows, config.batch_size, mesh), constants)
+                state, metrics = step_fn(state, batch, constants)
                 pending.append(metrics)
                 progress.update()
                 last, stopping = step == config.steps, stop.requested()
@@ -226,7 +227,9 @@ class Validation:
         key = rng.stream(self._generator.config.seed, "train/validation")
         ids = np.array([t.id for t in self._tasks], np.int32)
         return {
-            f"validation/{name}": float(self._score(self._samplers.networks(params, name, condition, key), ids).mean())
+            f"validation/{name}": float(
+                self._samplers.scores(params, name, condition, key, self._score.batch, ids).mean()
+            )
             for name in self._generator.config.sample.samplers[:2]
         }
 

@@ -15,7 +15,7 @@ from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
 from pdiff.conditioning import make_constants
 from pdiff.errors import PdiffError
-from pdiff.state import init_state, make_optimizer, update_ema
+from pdiff.state import clip_by_global_norm, init_state, make_optimizer, update_ema
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build
@@ -274,6 +274,18 @@ def test_ema_has_warm_up():
     assert float(after_first["w"]) == pytest.approx(1 - 1 / 10)
     late = update_ema(ema, params, jnp.int32(10**7), 0.999)
     assert float(late["w"]) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("most", [0.1, 5.0, 1e3])
+def test_clipping_is_optax_s(most):
+    gradients = {"a": jnp.array([3.0, -4.0]), "b": jnp.full((2, 2), 2.5)}
+    ours, theirs = (
+        made.update(gradients, made.init(gradients))[0]
+        for made in (clip_by_global_norm(most), optax.clip_by_global_norm(most))
+    )
+    assert_close(ours, theirs, rtol=1e-6)
+    nothing = jax.tree.map(jnp.zeros_like, gradients)
+    assert_equal(clip_by_global_norm(most).update(nothing, optax.EmptyState())[0], nothing)
 
 
 def test_optimizer_warms_up_and_decays_matrices_only(tiny):

@@ -39,8 +39,8 @@ def denoise_and_trace(
     Unbiased for probes with E[v v^T] = I (Hutchinson 1990; Skilling 1989). The error of Rademacher probes comes from
     what is off the diagonal, which the skip connection of a preconditioned denoiser is not.
     """
-    denoised, jvp = jax.linearize(lambda z: denoise(z, jnp.broadcast_to(sigma, (len(z),))), z)
-    return denoised, jax.vmap(lambda v: (v * jvp(v)).sum((1, 2)))(probes).mean(0)
+    denoised, vjp = jax.vjp(lambda z: denoise(z, jnp.broadcast_to(sigma, (len(z),))), z)
+    return denoised, jax.vmap(lambda v: (v * vjp(v)[0]).sum((1, 2)))(probes).mean(0)  # v.J^T v is v.Jv
 
 
 def log_likelihood(

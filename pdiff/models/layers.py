@@ -6,6 +6,28 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 
+@jax.custom_vjp
+def matmul(x: Float[Array, "rows features"], kernel: Float[Array, "features outputs"]) -> Float[Array, "rows outputs"]:
+    """x @ kernel, with a gradient of the kernel in the kernel's own order of axes. It has no forward-mode derivative.
+
+    JAX's own rule makes that gradient transposed and turns it round, which XLA cannot fold into the product where
+    devices sum gradients in between: the optimizer would then read all of them column by column.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved, gradient):
+    x, kernel = saved
+    return gradient @ kernel.T, jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Dense(nn.Module):
     """x @ kernel + bias, as Flax's layer of that name. `dtype` is that of the inputs and outputs.
 
@@ -22,7 +44,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        rows = x.reshape(-1, x.shape[-1]) @ kernel + bias
+        rows = matmul(x.reshape(-1, x.shape[-1]), kernel) + bias
         return rows.reshape(*x.shape[:-1], self.features)
 
 

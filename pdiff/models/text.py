@@ -81,7 +81,8 @@ class Tokenizer:
         self.model = model
         self.max_length = max_length
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
-        longest = max((int((self.encode(d).ids != PAD).sum()) for d in descriptions), default=max_length)
+        self._known = {d: self.encode(d) for d in descriptions}
+        longest = max((int((t.ids != PAD).sum()) for t in self._known.values()), default=max_length)
         self.usual_length = min(LENGTH_STEP * -(-longest // LENGTH_STEP), max_length)
 
     @property
@@ -120,7 +121,9 @@ class Tokenizer:
 
     def encode_all(self, texts: Iterable[str]) -> Text:
         """`encode` stacked, without the padding that all share beyond `usual_length`."""
-        encoded = [self.encode(t) for t in texts]
+        texts = list(texts)
+        encoded = {t: self._known.get(t) or self.encode(t) for t in dict.fromkeys(texts)}
+        encoded = [encoded[t] for t in texts]
         stacked = {f.name: np.stack([getattr(e, f.name) for e in encoded]) for f in dataclasses.fields(Text)}
         if (stacked["ids"][:, self.usual_length :] == PAD).all():
             stacked = {name: values[:, : self.usual_length] for name, values in stacked.items()}
