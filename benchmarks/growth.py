@@ -41,6 +41,7 @@ SIZES = {
     "width": (64, 512),
 }
 SAMPLER, STEP = "posterior_mean", "training step"
+PREFIX = "growth with "  # of the rows' paths
 STEEP = 1.1  # a slope above this is explained
 WHY = {  # (curve, "time" or "memory"): why its slope may be above STEEP
     ("width", "time"): "the matrix products of a block are quadratic in its width",
@@ -64,7 +65,7 @@ def rows_of(found: list[dict]) -> list[Row]:
     for one in found:
         for part, seconds in one["seconds"].items():
             row = Row(
-                path=f"growth with {one['curve']}: {part}",
+                path=f"{PREFIX}{one['curve']}: {part}",
                 what=f"{one['size']:,} {one['curve']}",
                 unit=part,
                 ours=Spread.of(seconds),
@@ -97,7 +98,7 @@ def size_of(row: Row) -> int:
 
 def curve_of(path: str) -> str:
     """The curve that a path is of."""
-    return path.removeprefix("growth with ").partition(":")[0]
+    return path.removeprefix(PREFIX).partition(":")[0]
 
 
 def _told(path: str, fitted: dict[str, float]) -> str:
@@ -258,7 +259,8 @@ def plot(rows: list[Row]) -> str:
                     axis.plot(*zip(*points[name], strict=True), "o-", color=colour, label=label, markersize=4)
         for axis in column:
             axis.set(xscale="log", yscale="log")
-            axis.legend(loc="upper left", fontsize=7, title="slope", title_fontsize=7)
+            if axis.lines:
+                axis.legend(loc="upper left", fontsize=7, title="slope", title_fontsize=7)
         column[0].set_title(curve)
         column[1].set_xlabel(curve)
     axes[0, 0].set_ylabel("seconds")

@@ -1,11 +1,8 @@
-"""Plots of the benchmarks: the roofline, and how paths grow."""
-
-from pathlib import Path
+"""The roofline of the benchmarks."""
 
 import numpy as np
 
 from benchmarks.timing import Row
-from pdiff import files
 from pdiff.report import style
 
 
@@ -34,8 +31,3 @@ def roofline(found: dict, rows: list[Row]) -> str:
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="GFLOP/s")
     axes.legend(loc="upper left")
     return style.svg(fig)
-
-
-def write(folder: Path, found: dict, rows: list[Row]) -> None:
-    """Writes roofline.svg into `folder`."""
-    files.write_atomic(Path(folder) / "roofline.svg", roofline(found, rows).encode())

@@ -22,7 +22,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import plots, timing
+from benchmarks import growth, plots, timing
 from benchmarks.timing import Row, Spread
 from pdiff import files, machine
 
@@ -70,6 +70,18 @@ def table(rows: list[Row]) -> str:
         memory += f", bounded by {row.bounded_by}" if row.bounded_by else ""
         ours = f"{_seconds(row.ours)} for {row.unit}"
         lines.append("| " + " | ".join((row.path, row.what, ours, rivals, share, goals, memory)) + " |")
+    return "\n".join(lines)
+
+
+def growth_table(rows: list[Row]) -> str:
+    """The exponents of the rows of `benchmarks.growth`, as a Markdown table."""
+    lines = ["| what grows | sizes | time grows as size to the | memory | |", "| --- | --- | --- | --- | --- |"]
+    for path, fitted in growth.slopes(rows).items():
+        own = [r for r in rows if r.path == path]
+        sizes = ", ".join(r.what.split()[0] for r in own)
+        numbers = [f"{fitted[name]:.2f}" if name in fitted else "" for name in ("time", "memory")]
+        why = own[-1].notes.partition(": ")[2]
+        lines.append(f"| {path.removeprefix(growth.PREFIX)} | {sizes} | {numbers[0]} | {numbers[1]} | {why} |")
     return "\n".join(lines)
 
 
@@ -122,26 +134,31 @@ def main() -> None:
         parser.error(f"--effort: got {args.effort}; allowed: a number above 0")
     start, rows, seconds = time.perf_counter(), [], {}
     limits = {"peak_flops": timing.peak_flops(), "copy_bandwidth": timing.copy_bandwidth()}
+    found = machine_facts() | limits
     for path in chosen:
         began = time.perf_counter()
         rows += measure_apart(path, args.effort)
         seconds[path] = time.perf_counter() - began
         print(f"{path}: measured in {seconds[path]:.0f} s", file=sys.stderr, flush=True)
-    found = machine_facts() | limits | {
-        "total_s": time.perf_counter() - start, "seconds": seconds, "rows": [dataclasses.asdict(row) for row in rows],
-    }  # fmt: skip
-    print(table(rows))
-    for row in rows:
-        if row.notes:
-            print(f"\n{row.path}, {row.what}: {row.notes}")
+        found |= {"total_s": time.perf_counter() - start, "seconds": seconds, "rows": list(map(dataclasses.asdict, rows))}
+        if args.out:  # after each path: what was measured is kept, whatever comes
+            files.write_atomic(args.out, json.dumps(found, indent=1).encode())
+    grown = [row for row in rows if row.path.startswith(growth.PREFIX)]
+    others = [row for row in rows if row not in grown]
+    print(table(others))
+    if grown:
+        print(f"\n{growth_table(grown)}")
+    for notes in dict.fromkeys(row.notes for row in others if row.notes):
+        paths = dict.fromkeys(row.path for row in others if row.notes == notes)
+        print(f"\n{', '.join(paths)}: {notes}")
     print(
         f"\n{found['cpu']}, {found['cores']} cores, at most {limits['peak_flops'] / 1e9:.0f} GFLOP/s in float32 and "
         f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s to and from memory; {found['total_s']:.0f} s in all"
     )
-    if args.out:
-        files.write_atomic(args.out, json.dumps(found, indent=1).encode())
     if args.plots:
-        plots.write(args.plots, found, rows)
+        files.write_atomic(args.plots / "roofline.svg", plots.roofline(found, others).encode())
+        if grown:
+            files.write_atomic(args.plots / "growth.svg", growth.plot(grown).encode())
 
 
 if __name__ == "__main__":

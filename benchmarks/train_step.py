@@ -8,6 +8,7 @@ prints where a step's time goes as a Markdown table. Input is measured here too,
 import argparse
 import collections
 import contextlib
+import functools
 import re
 import signal
 import time
@@ -69,10 +70,15 @@ class Step:
         self.state, metrics = self.compiled(self.state, batch, self.constants)
         return metrics
 
+    @functools.cached_property
+    def work(self) -> hlo.Work:
+        """What one device does in one step."""
+        return hlo.analyse(self.compiled.as_text())
+
     @property
     def matmul_flops(self) -> float:
         """Of one step, on all devices."""
-        return hlo.analyse(self.compiled.as_text()).matmul_flops * self.mesh.devices.size
+        return self.work.matmul_flops * self.mesh.devices.size
 
 
 def make_generator() -> Generator:
@@ -166,6 +172,8 @@ def measure(effort: float = 1.0) -> list[Row]:
         peak_mb=memory[0] if memory else None,
         bounded_by="train.microbatches",
         notes="; ".join(notes),
+        flops=step.matmul_flops,
+        moved=step.work.hbm_bytes * step.mesh.devices.size,
     )
     return [row, input_row]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import context, timing
 from benchmarks.timing import Row, Spread
-from pdiff import dist, rng
+from pdiff import dist, hlo, rng
 from pdiff.zoo import build, finetune
 
 LOOP_STEPS, FUNC_STEPS, FUNC_NETWORKS = 200, 20, (32, 128, 512)
@@ -61,6 +61,8 @@ def measure(effort: float = 1.0) -> list[Row]:
             peak_mb=peak[0] if peak else None,
             bounded_by="zoo.chunk_size",
             notes=notes,
+            flops=flops(parts) * zoo.steps,
+            moved=hlo.analyse(step.as_text()).hbm_bytes * parts.mesh.devices.size / count,
         )
     ]
 
