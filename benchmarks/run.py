@@ -140,7 +140,8 @@ def main() -> None:
         rows += measure_apart(path, args.effort)
         seconds[path] = time.perf_counter() - began
         print(f"{path}: measured in {seconds[path]:.0f} s", file=sys.stderr, flush=True)
-        found |= {"total_s": time.perf_counter() - start, "seconds": seconds, "rows": list(map(dataclasses.asdict, rows))}
+        measured = [dataclasses.asdict(row) for row in rows]
+        found |= {"total_s": time.perf_counter() - start, "seconds": seconds, "rows": measured}
         if args.out:  # after each path: what was measured is kept, whatever comes
             files.write_atomic(args.out, json.dumps(found, indent=1).encode())
     grown = [row for row in rows if row.path.startswith(growth.PREFIX)]
