@@ -76,8 +76,7 @@ class Scorer:
 
         def right(constants, networks, task):
             def answer(apply, network, own, x, y):
-                predicted, labels = score.answers(apply, labelled, network, own, x, y)
-                return predicted == labels
+                return score.right(apply, labelled, network, own, x, y)
 
             return each(constants, networks, task, answer)
 

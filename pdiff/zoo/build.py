@@ -195,7 +195,7 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
         def accuracy(part):
             def of(network, own):
                 whole = codec.complete(spec, network, base)
-                return score.right(target.apply, family, whole, own, *constants["data"][part]).mean()
+                return score.right(target.apply, family.labelled, whole, own, *constants["data"][part]).mean()
 
             return jax.vmap(jax.vmap(of, (0, None)))(parts, own).reshape(-1)
 

@@ -7,21 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pdiff.tasks import Family
-
 BLOCK = 512  # images at a time
 
 
 def right(
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
-    family: Family,
+    labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
     network: PyTree,
     own: Any,
     x: Float[Array, "images shared"],
     y: Int[Array, " images"],
 ) -> Bool[Array, " images"]:
-    """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it."""
-    predicted, labels = answers(apply, family.labelled, network, own, x, y)
+    """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it.
+
+    `labelled` is the family's, or another that makes the task's images and labels of the shared ones.
+    """
+    predicted, labels = answers(apply, labelled, network, own, x, y)
     return predicted == labels
 
 
