@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -42,6 +42,15 @@ class Turns:
 
     def time(self, name: str) -> Spread:
         return Spread.of(self.seconds[name])
+
+    def against(self, ours: str, rivals: Iterable[str]) -> dict:
+        """The fields `ours`, `rivals` and `ratios` of a row."""
+        names = list(rivals)
+        return {
+            "ours": self.time(ours),
+            "rivals": {name: self.time(name) for name in names},
+            "ratios": {name: self.ratio(name, ours) for name in names},
+        }
 
     def ratio(self, rival: str, ours: str) -> Spread:
         """How many times as long the rival takes."""

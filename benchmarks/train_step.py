@@ -30,6 +30,7 @@ from pdiff.zoo.networks import Networks
 
 COMPILE_LIMIT_S = 100  # for torch.compile
 TRACED_STEPS = 6
+SYNTHETIC = "synthetic data"
 INPUT_STEPS = 20  # steps of a turn when the input is measured
 
 # Where an operation belongs: the first pattern that its source (JAX's `op_name`) has.
@@ -151,9 +152,8 @@ def measure(effort: float = 1.0) -> list[Row]:
     candidates, notes = {"pdiff": lambda: step(placed)}, []
     rivals = _rivals(made, step, params, batch, notes)
     measured = timing.take_turns(candidates | rivals, max(3, round(15 * effort)))
-    ratios = {name: measured.ratio(name, "pdiff") for name in rivals}
     of_whole = [step.matmul_flops / s / peak for s in measured.seconds["pdiff"]]
-    goals = {f">= 1.3x {name}": ratio.median >= 1.3 for name, ratio in ratios.items()}
+    goals = {f">= 1.3x {name}": measured.ratio(name, "pdiff").median >= 1.3 for name in rivals}
     if in_matmuls:
         rate = step.matmul_flops / in_matmuls
         notes.append(f"{rate / peak:.0%} of it in the matmuls' time, {in_matmuls * 1e3:.0f} ms of a step")
@@ -163,9 +163,7 @@ def measure(effort: float = 1.0) -> list[Row]:
         path="training step",
         what=f"a whole step, batch {step.size}, {made.spec.num_params} weights generated",
         unit="step",
-        ours=measured.time("pdiff"),
-        rivals={name: measured.time(name) for name in rivals},
-        ratios=ratios,
+        **measured.against("pdiff", rivals),
         limit=f"{peak / 1e9:.0f} GFLOP/s in large matmuls; {step.matmul_flops / 1e9:.2f} GFLOP of matmuls in a step",
         share=Spread.of(of_whole),
         goals=goals,
@@ -244,19 +242,17 @@ def _measure_input(step: Step, placed: dict, effort: float) -> Row:
             metrics = step(placed)
         return metrics
 
-    work = dict.fromkeys(("real", "synthetic"), INPUT_STEPS)
-    measured = timing.take_turns({"real": real, "synthetic": synthetic}, max(2, round(3 * effort)), work)
-    cost = measured.ratio("real", "synthetic")
+    work = dict.fromkeys(("real", SYNTHETIC), INPUT_STEPS)
+    measured = timing.take_turns({"real": real, SYNTHETIC: synthetic}, max(2, round(3 * effort)), work)
+    cost = measured.ratio("real", SYNTHETIC)
     prepare = _host_seconds(source)
     return Row(
         path="data input",
         what=f"{INPUT_STEPS} steps of training on batches of the zoo, against one batch that stays on the device",
         unit="step",
-        ours=measured.time("real"),
-        rivals={"synthetic data": measured.time("synthetic")},
-        ratios={"synthetic data": measured.ratio("synthetic", "real")},
+        **measured.against("real", [SYNTHETIC]),
         limit="a step without input",
-        share=measured.ratio("synthetic", "real"),
+        share=measured.ratio(SYNTHETIC, "real"),
         goals={"input costs < 2% of a step": cost.median - 1 < 0.02},
         bounded_by="zoo.memory_mb",
         notes=f"input costs {cost.median - 1:+.1%} ({cost.low - 1:+.1%} .. {cost.high - 1:+.1%}) of a step; a batch is "
