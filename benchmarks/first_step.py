@@ -75,6 +75,5 @@ def _in_a_process(cache: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    machine.use_all_cores()
-    machine.keep_compiled()
+    machine.set_up()
     print(json.dumps(first_step()))

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from benchmarks import many, memory
 from benchmarks.timing import Row, Spread, peak_memory
 from configs import interp
-from pdiff import aot, conditioning, dist, files, generator
+from pdiff import aot, conditioning, dist, files, generator, machine
 from pdiff.baselines import SeenZoo
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest
 from pdiff.baselines.ridge import Ridge
@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="which")
     args = parser.parse_args()
     if args.curve:
+        machine.set_up()
         print(json.dumps(CURVES[args.curve](args.size)))
         return
     rows = measure()

@@ -52,8 +52,7 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
 
     from pdiff import machine
 
-    machine.use_all_cores()
-    machine.keep_compiled()
+    machine.set_up()
     from configs import interp
     from pdiff import density, rivals, train
     from pdiff import run as run_lib

@@ -33,8 +33,7 @@ PATHS = (
 
 def measure(path: str, effort: float) -> list[Row]:
     """The rows of one path, in this process."""
-    machine.use_all_cores()
-    machine.keep_compiled()
+    machine.set_up()
     return importlib.import_module(f"benchmarks.{path}").measure(effort)
 
 

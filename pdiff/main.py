@@ -35,9 +35,7 @@ def main(argv: list[str]) -> None:
         if _MODE.value != "compile":
             if _CONFIG.value is not None:
                 config_lib.validate(_CONFIG.value)
-            if _NUM_PROCESSES.value is None:  # of many on one host, each has as many as its launcher says
-                machine.use_all_cores(_CONFIG.value)
-            machine.keep_compiled()
+            machine.set_up(_CONFIG.value, one_of_many=_NUM_PROCESSES.value is not None)
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _dispatch(argv)
 

@@ -40,8 +40,7 @@ def test_without_a_config_every_core_is_a_device():
 PROGRAM = """
 import jax
 from pdiff import machine
-machine.use_all_cores()
-machine.keep_compiled()
+machine.set_up()
 print(jax.device_count(), jax.config.jax_compilation_cache_dir)
 """
 
@@ -62,3 +61,28 @@ def test_what_the_environment_says_holds(said, devices, tmp_path):
     assert run(plain | said) == [str(min(devices, machine.MOST_DEVICES)), str(tmp_path / "pdiff" / "compiled")]
     if not said:
         assert run(plain | {"JAX_COMPILATION_CACHE_DIR": "/elsewhere"})[1] == "/elsewhere"
+
+
+@pytest.mark.parametrize("platforms, said, level", [
+    ("cpu", "", 1), ("cpu", "--xla_backend_optimization_level=2", 2), ("cuda,cpu", "", None),
+])  # fmt: skip
+def test_a_cpu_alone_compiles_lightly_unless_told_a_level(platforms, said, level, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", said)
+    before = machine.jax.config.jax_platforms
+    machine.jax.config.update("jax_platforms", platforms)
+    try:
+        machine.compile_lightly()
+    finally:
+        machine.jax.config.update("jax_platforms", before)
+    assert os.environ["XLA_FLAGS"] == (f"--xla_backend_optimization_level={level}" if level else "")
+
+
+def test_the_level_reaches_the_compiler():
+    """It is read when the first device starts, so set_up comes in time."""
+    program = f"""{PROGRAM}
+from jax._src.lib import xla_client
+print(xla_client.CompileOptions().executable_build_options.debug_options.xla_backend_optimization_level)
+"""
+    plain = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ran = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=True)
+    assert ran.stdout.split()[-1] == "1"
