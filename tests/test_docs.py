@@ -1,6 +1,7 @@
 """What the tutorials and the README show is run: the files that they print become modules, in one small run."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,21 @@ def test_links_and_configs_in_the_docs_exist():
             assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
         for config in re.findall(r"--config=(configs/\w+\.py)", text):
             assert Path(config).exists(), f"{page}: {config}"
+
+
+def test_every_module_has_a_place_in_the_api_pages():
+    told = {m for page in DOCS.glob("api/*.md") for m in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+    files = [*Path("pdiff").rglob("*.py"), *Path("configs").glob("*.py")]
+    modules = {".".join(f.with_suffix("").parts).removesuffix(".__init__") for f in files}
+    assert told == modules - {"configs", "pdiff.evaluators"}  # which hold nothing of their own
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Takes 15 s."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    first = (tmp_path / "site" / "index.html").read_text()
+    assert "Describe a task, get a network" in first and 'src="interp.png"' in first
+    pages = [p.read_text() for p in (tmp_path / "site").rglob("*.html")]
+    assert not [url for p in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', p)]

@@ -230,12 +230,12 @@ def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message)
         (["--mode=sing"], "mode"),
         (["--no_such_flag=1"], "no_such_flag"),
         ([], "--config: missing"),
-        (["--mode=check"], "--workdir: missing"),
+        (["--mode=report"], "--workdir: missing"),
     ],
 )
 def test_bad_command_lines_end_at_once_in_one_line(args, message, tmp_path):
     workdir = tmp_path / "w"
-    code, _, err = pdiff_main(*args, *([f"--workdir={workdir}"] if "--mode=check" not in args else []))
+    code, _, err = pdiff_main(*args, *([f"--workdir={workdir}"] if "--mode=report" not in args else []))
     assert code != 0 and message in err and "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("pdiff: error")]) == 1
     assert not workdir.exists()

@@ -75,7 +75,8 @@ def compared(
     `most` in all.
 
     Args:
-      task, run: of each zoo network.
+      task: of each zoo network.
+      run: of each zoo network.
       nearest: ids of the zoo's tasks from the nearest to the farthest, beginning with the task itself.
     """
     order = {int(t): i for i, t in enumerate(nearest)}

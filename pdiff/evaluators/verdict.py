@@ -45,7 +45,8 @@ def verdict(
     """The verdict with the numbers and thresholds that led to it.
 
     Args:
-      generated, zoo: as `kinds` takes them.
+      generated: as `kinds` takes them.
+      zoo: the same of the zoo's networks.
       accuracy: mean test accuracy of `generated` and of `zoo`.
       spread: how far two samples of one task differ, in units of two zoo networks of one task; None if unknown.
       told_apart: by `two_sample.nearest_neighbour_test`; None if unknown. Like `spread`, it does not decide.
