@@ -155,6 +155,7 @@ def get_config() -> ConfigDict:
             validate_every=500,
             checkpoint_every=500,
             keep_checkpoints=2,
+            wandb="",  # a project of Weights & Biases to log to as well; needs pip install -e '.[wandb]'
         )
     )
 

@@ -7,6 +7,7 @@ range is refused before any work starts.
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -167,6 +168,7 @@ FIELDS: dict[str, Field] = {
     "train.validate_every": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.keep_checkpoints": _COUNT,
+    "train.wandb": Field(str),
     "sample.samplers": Field(str, choices=SAMPLERS, each=True),
     "sample.num_steps": Field(int, low=4),  # with fewer, Heun's corrector divides by far too small a level
     "sample.sigma_end": _POSITIVE,
@@ -249,6 +251,10 @@ def validate(config: ConfigDict) -> None:
             max(c.eval.support_sizes, default=1) <= c.condition.support_images, values, "eval.support_sizes",
             f"at most condition.support_images = {c.condition.support_images}",
         )  # fmt: skip
+    _require(
+        not c.train.wandb or importlib.util.find_spec("wandb") is not None, values, "train.wandb",
+        "'' unless wandb is installed; pip install -e '.[wandb]'",
+    )  # fmt: skip
     rivals(c.eval.rivals)
     for field in ("generate", "lora_modules"):
         try:

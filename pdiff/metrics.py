@@ -1,8 +1,10 @@
-"""Training metrics: one JSON object a line, and the same for TensorBoard."""
+"""Training metrics: one JSON object a line, and the same for TensorBoard and, if asked for, Weights & Biases."""
 
+import hashlib
 import json
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from pdiff import files, processes
@@ -23,18 +25,28 @@ def read(workdir: Path) -> list[dict]:
 class MetricsWriter:
     """Appends to the metrics of a run that goes on from `step`, forgetting what a crash left beyond it.
 
-    Of many processes, only the first writes.
+    Of many processes, only the first writes. With the name of a `project`, Weights & Biases gets the same, and
+    `config`; a run that goes on from a checkpoint is found there again by its workdir.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        self._writes = processes.is_first()
+    def __init__(self, workdir: Path, step: int, project: str = "", config: dict | None = None):
+        self._writes, self._wandb = processes.is_first(), None
         if not self._writes:
             return
+        workdir = Path(workdir)
         kept = [e for e in read(workdir) if e["step"] <= step]
-        path = Path(workdir) / "metrics.jsonl"
+        path = workdir / "metrics.jsonl"
         files.write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept).encode())
         self._file = open(path, "a")  # noqa: SIM115  closed by close()
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        if project:
+            import wandb
+
+            known = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+            self._wandb = wandb.init(
+                project=project, dir=workdir, name=workdir.name, id=known, resume="allow", config=config,
+                settings=wandb.Settings(silent=True),
+            )  # fmt: skip
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds one entry. `step` is the number of updates completed."""
@@ -44,9 +56,23 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def draw(self, step: int, name: str, figure: Figure) -> None:
+        """Adds an image, to the boards alone."""
+        if not self._writes:
+            return
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(figure)}, step=step)
+        self._board.add_figure(name, figure, step, close=False)
 
     def close(self) -> None:
         if not self._writes:
             return
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()

@@ -21,6 +21,7 @@ from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer
 from pdiff.generator import Generator
 from pdiff.metrics import MetricsWriter
+from pdiff.report.validation import accuracy_by_task
 from pdiff.sample import Samplers
 from pdiff.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
 from pdiff.stopping import StopSignal
@@ -161,8 +162,8 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         place=lambda batch: dist.from_local(batch, rows, config.batch_size, mesh),
     )
     validate = Validation(generator, mesh)
-    writer = MetricsWriter(workdir, start)
-    schedule = learning_rate_schedule(config)
+    writer = MetricsWriter(workdir, start, config.wandb, generator.config.to_dict())
+    schedule, factors = learning_rate_schedule(config), generator.family.factor_names
     pending: list[dict] = []
     clock = time.perf_counter()
 
@@ -197,7 +198,9 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
                     flush(step)
                 if step % config.validate_every == 0 or last:
                     flush(step)
-                    writer.write(step, validate(state.ema))
+                    scores = validate(state.ema)
+                    writer.write(step, {f"validation/{n}": float(s.mean()) for n, s in scores.items()})
+                    writer.draw(step, "validation", accuracy_by_task(validate.tasks, factors, scores))
                     clock = time.perf_counter()
                 if step % config.checkpoint_every == 0 or last or stopping:
                     flush(step)
@@ -211,25 +214,23 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
 
 
 class Validation:
-    """Mean accuracy, by sampler, of one sample for each validation task, or where there are none for each seen task.
+    """Accuracy, by sampler, of one sample for each of `tasks`: validation tasks, or where there are none, seen ones.
 
     It is on validation images, which nothing was trained on.
     """
 
     def __init__(self, generator: Generator, mesh: Mesh):
         self._generator, self._mesh = generator, mesh
-        self._tasks = generator.family.split(generator.family.choosing_split)
+        self.tasks = generator.family.split(generator.family.choosing_split)
         self._score = Scorer(generator, "validation", mesh)
         self._samplers = Samplers(generator, mesh)
 
-    def __call__(self, params: PyTree) -> dict[str, float]:
-        condition = self._generator.condition(self._tasks, given=self._generator.config.sample.condition)
+    def __call__(self, params: PyTree) -> dict[str, Float[np.ndarray, " tasks"]]:
+        condition = self._generator.condition(self.tasks, given=self._generator.config.sample.condition)
         key = rng.stream(self._generator.config.seed, "train/validation")
-        ids = np.array([t.id for t in self._tasks], np.int32)
+        ids = np.array([t.id for t in self.tasks], np.int32)
         return {
-            f"validation/{name}": float(
-                self._samplers.scores(params, name, condition, key, self._score.batch, ids).mean()
-            )
+            name: self._samplers.scores(params, name, condition, key, self._score.batch, ids)
             for name in self._generator.config.sample.samplers[:2]
         }
 

@@ -229,6 +229,26 @@ def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, tmp_path):
     assert states("straight") == states("stopped")
 
 
+def test_the_boards_show_metrics_and_images(tiny, tiny_zoo, mesh, tmp_path):
+    train(tiny, tiny_zoo, tmp_path, mesh)
+    shown = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"steps_per_s" in shown and b"validation/posterior_mean" in shown and b"\x89PNG" in shown
+
+
+def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    writer = metrics.MetricsWriter(tmp_path, 0, "pdiff-tests", {"train": {"steps": 2}})
+    writer.write(1, {"loss": 2.5})
+    writer.write(2, {"loss": 1.5})
+    writer.write(3, {"loss": 0.5})  # which closes the step before
+    summary = dict(wandb.run.summary)
+    writer.close()
+    assert summary["loss"] == 1.5 and wandb.run is None
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert [e["loss"] for e in metrics.read(tmp_path)] == [2.5, 1.5, 0.5]
+
+
 def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, tmp_path):
     first = train(tiny, tiny_zoo, tmp_path, mesh)
     assert_equal(first, train(tiny, tiny_zoo, tmp_path, mesh))
