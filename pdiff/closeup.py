@@ -4,8 +4,8 @@ It is measured once, at the end of an evaluation, with programs that are compile
 that the page can be written again without computing. Each key stands alone, and is absent where it does not apply:
 
     prompt         a description that networks can be asked for with
-    plane          {"explained": [share, share], "points": [POINT, …], "paths": [PATH, …]}: normalised weights on the two
-                   main axes of the zoo's. POINT: {"kind": "zoo" | "finetuned" | "generated", "split", "task",
+    plane          {"explained": [share, share], "points": [POINT, …], "paths": [PATH, …]}: normalised weights on
+                   the two main axes of the zoo's. POINT: {"kind": "zoo" | "finetuned" | "generated", "split", "task",
                    "factors", "at": [x, y]}, generated ones with "sampler". PATH, from noise to a network:
                    {"split", "task", "sigma": […], "at": [[x, y], …]}
     loss_by_sigma  [{"sigma", "cases": {"seen" | "held_out": {"averaged": S, "raw": S}}}, …], S as in results.json

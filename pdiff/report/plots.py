@@ -222,7 +222,7 @@ def accuracy_against_spread(study: dict) -> Figure:
                 zoo["spread"]["mean"], zoo["accuracy"]["mean"], zoo["accuracy"]["sem"],
                 color=MUTED, marker="s", ms=6, capsize=2, lw=0, elinewidth=1,
             )  # fmt: skip
-        axes.set(title=split, xlabel="L2 between two networks of a task", ylabel="accuracy", xlim=(0, None))
+        axes.set(title=split, xlabel="L2 between two of a task", ylabel="accuracy", xlim=(0, None))
     return fig
 
 
@@ -342,10 +342,13 @@ def hero(results: dict) -> bytes:
 
 def ordered_splits(results: dict) -> list[tuple[str, dict]]:
     """(name, entry) of the splits in their natural order."""
+    return in_order(results["splits"])
+
+
+def in_order(by_split: dict[str, dict]) -> list[tuple[str, dict]]:
+    """The items of what has splits as keys, in these' natural order."""
     order = list(MARKERS)
-    return sorted(
-        results["splits"].items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
-    )
+    return sorted(by_split.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
 
 def _line(
