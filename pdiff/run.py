@@ -10,6 +10,7 @@ import json
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from pdiff.evaluate import Evaluation
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
 from pdiff.report import audit_page, html
+from pdiff.report import compare as compare_lib
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
@@ -89,6 +91,14 @@ def report(workdir: Path) -> None:
     logs.set_up()
     processes.on_first(partial(html.write_report, workdir), "done with the report")
     log.info("report: %s", workdir / "report.html")
+
+
+def compare(workdirs: Sequence[str], out: str) -> str:
+    """Writes the page `out` with finished runs side by side, and returns their numbers as a Markdown table."""
+    logs.set_up()
+    table = compare_lib.compare(workdirs, out)
+    log.info("compare: %s", out)
+    return table
 
 
 def check(workdir: Path) -> None:

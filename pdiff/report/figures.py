@@ -92,8 +92,8 @@ def _weights(results: dict, closeup: dict) -> list[Figure]:
                 "Scatter of zoo, fine-tuned held-out and generated networks on the first two principal components of "
                 f"the zoo's weights, which have {first:.0%} and {second:.0%} of their variance.",
                 "Normalised weights on the two main axes of the zoo's, which were found from the zoo alone. Lines with "
-                "dots are samples on their way from noise to a network, by DDIM, scaled to the size of weights at every "
-                "step.",
+                "dots are samples on their way from noise to a network, by DDIM, scaled to the size of weights "
+                "throughout.",
                 svg(scatter.plane(closeup["plane"], results)),
             )
         )

@@ -66,8 +66,8 @@ def plane(seen: dict, results: dict) -> Figure:
             edgecolors=MUTED, linewidths=0.4, rasterized=raster,
         )  # fmt: skip
         name = (results.get("factors", {}).get("names") or ["factor"])[0]
-        ticks = range(0, 361, 90) if turn else None
-        bar = fig.colorbar(drawn, ax=panels[0], location="top", shrink=0.9, aspect=45, ticks=ticks, label=f"zoo, {name}")
+        how = {"location": "top", "shrink": 0.9, "aspect": 45, "ticks": range(0, 361, 90) if turn else None}
+        bar = fig.colorbar(drawn, ax=panels[0], label=f"zoo, {name}", **how)
         bar.outline.set_visible(False)
     axes = panels[-1]
     _kind(axes, zoo, MUTED, "o", 9, "zoo", 0.35, raster)
