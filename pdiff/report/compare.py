@@ -82,7 +82,6 @@ def render(runs: list[Run]) -> str:
     return html.environment().get_template("compare.html").render(
         runs=runs,
         sections=SECTIONS,
-        script=html.script("page.js"),
         notes=notes(runs),
         figures=html.embedded(figures(runs)),
         accuracy=accuracy(runs),

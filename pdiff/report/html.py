@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -46,7 +47,7 @@ def write_report(workdir: Path) -> None:
     results, entries = tables.with_accuracies(results_lib.read(where / "results.json")), metrics.read(where)
     closeup = results_lib.read(where / CLOSEUP) if (where / CLOSEUP).exists() else {}
     made = figures.figures(results, entries, closeup)
-    page = _page(results, made, closeup, str(workdir), audited=(where / "audit.html").exists())
+    text = page(results, made, closeup, str(workdir), audited=(where / "audit.html").exists())
     (where / "plots").mkdir(exist_ok=True)
     for figure in made:
         files.write_atomic(where / "plots" / f"{figure.name}.svg", figure.svg.encode())
@@ -54,13 +55,7 @@ def write_report(workdir: Path) -> None:
         files.write_atomic(where / "plots" / "hero.png", plots.hero(results))
     if results["splits"]:
         files.write_atomic(where / "table.md", table.markdown(results).encode())
-    files.write_atomic(where / "report.html", page.encode())
-
-
-def render(results: dict, entries: list[dict], closeup: dict | None = None, workdir: str = "WORKDIR") -> str:
-    """The page for the contents of results.json, of metrics.jsonl and of closeup.json; `workdir` is for commands."""
-    results = tables.with_accuracies(results)
-    return _page(results, figures.figures(results, entries, closeup or {}), closeup or {}, workdir, audited=False)
+    files.write_atomic(where / "report.html", text.encode())
 
 
 def environment() -> jinja2.Environment:
@@ -76,7 +71,7 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def embedded(made: list[figures.Figure]) -> list[tuple[figures.Figure, str]]:
+def embedded(made: Sequence[figures.Figure]) -> list[tuple[figures.Figure, str]]:
     """Each figure with its SVG in base64, as an image of a page that asks the network for nothing."""
     return [(f, base64.b64encode(f.svg.encode()).decode()) for f in made]
 
@@ -88,7 +83,18 @@ def script(name: str) -> dict[str, Markup]:
     return {"text": Markup(text), "hash": Markup(f"sha256-{digest}")}
 
 
-def _page(results: dict, made: list[figures.Figure], closeup: dict, workdir: str, audited: bool) -> str:
+def page(
+    results: dict, made: Sequence[figures.Figure] = (), closeup: dict | None = None, workdir: str = "WORKDIR",
+    audited: bool = False,
+) -> str:  # fmt: skip
+    """The page for the contents of results.json and of closeup.json.
+
+    Args:
+      made: its figures.
+      workdir: as it is typed in commands.
+      audited: whether there is an audit.html.
+    """
+    results, closeup = tables.with_accuracies(results), closeup or {}
     samplers = plots.sampler_order(results, {n for e in results["splits"].values() for n in e["generated"]})
     splits = [rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)]
     shown = {f.name: (f, data) for f, data in embedded(made)}
