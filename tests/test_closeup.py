@@ -80,8 +80,13 @@ def test_a_way_from_noise_is_that_of_the_ddim_sampler(found, bench, tiny_zoo):
     levels = samplers.noise_levels(
         made.path, bench.config.sample.num_steps, bench.config.sample.rho, bench.config.sample.sigma_end
     )
-    context = made.context(bench.params, bench.condition(chosen, 1))
-    end = samplers.ddim(made.denoiser(bench.params, context), made.path, noise, levels, None)
+
+    @jax.jit
+    def sample(params, condition, noise):
+        denoise = made.denoiser(params, made.context(params, condition))
+        return samplers.ddim(denoise, made.path, noise, levels, None)
+
+    end = sample(bench.params, bench.condition(chosen, 1), noise)
     np.testing.assert_allclose(path["at"][-1], (np.asarray(end)[-1][on] - center) @ axes, atol=0.05)
 
 
@@ -91,8 +96,8 @@ def test_the_loss_at_a_noise_level_is_the_one_trained_with(found, bench, tiny_zo
     x0 = np.asarray(made.encode(own.params))
     noise = np.asarray(jax.random.normal(rng.stream(bench.config.seed, "closeup/loss/held_out"), x0.shape))
     sigma = np.full(len(x0), row["sigma"], np.float32)
-    context = made.context(bench.params, bench.condition([made.family.tasks[t] for t in own.task], 1))
-    denoised = made.denoiser(bench.params, context)(x0 + row["sigma"] * noise, sigma)
+    condition = bench.condition([made.family.tasks[t] for t in own.task], 1)
+    denoised = bench.denoise(condition, x0 + np.float32(row["sigma"]) * noise, sigma)
     expected = losses.denoising_loss(denoised, x0, sigma, stats.varying(made.stats), made.spread)
     assert row["cases"]["held_out"]["averaged"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)
     assert row["cases"]["held_out"]["raw"]["mean"] != row["cases"]["held_out"]["averaged"]["mean"]

@@ -85,7 +85,8 @@ def test_a_run_leaves_closeups_and_shows_them(workdir):
         assert found["averaging"][split][chosen]["raw"] != entry["generated"][chosen]
     for part in ("answers", "novelty", "training", "rivals"):
         assert f'<section id="{part}">' in page
-    assert {f"{n}.svg" for n in ("plane", "confusion", "loss_by_sigma")} <= {p.name for p in (workdir / "plots").iterdir()}
+    drawn = {p.stem for p in (workdir / "plots").iterdir()}
+    assert {"plane", "confusion", "loss_by_sigma", "against_finetuned"} <= drawn
 
 
 def test_runs_are_compared_from_the_command_line(workdir, tmp_path):
