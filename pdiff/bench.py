@@ -1,14 +1,15 @@
 """What every measurement of a trained generator shares: drawing networks for tasks, and scoring them."""
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
-from pdiff import conditioning, rng
+from pdiff import conditioning, dist, rng
 from pdiff.evaluators.accuracy import Scorer
 from pdiff.generator import Generator
 from pdiff.report.results import summary
@@ -39,6 +40,17 @@ class Bench:
         self.config = generator.config
         self.samplers = Samplers(generator, mesh)
         self.score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
+
+        def denoise(params, condition, rows):
+            return generator.denoiser(params, generator.context(params, condition))(*rows)
+
+        self._denoise = self.mapped(denoise)
+
+    def with_params(self, params: PyTree) -> "Bench":
+        """The same with other parameters; what is compiled is shared."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     def tasks(self, split: str, most: int | None = None) -> tuple[Task, ...]:
         """At most `most` (by default `eval.max_tasks`) tasks of a split, evenly chosen."""
@@ -87,6 +99,25 @@ class Bench:
     def decode_tokens(self, tokens: Float[np.ndarray, "*batch tokens dim"]) -> PyTree[Float[np.ndarray, "nets ..."]]:
         """Raw tokens to networks with one leading axis, which are views of them where they can be."""
         return codec.decode_stacked(self.generator.spec, tokens.reshape(-1, *tokens.shape[-2:]))
+
+    def denoise(
+        self, condition: dict, z: Float[np.ndarray, "n tokens dim"], sigma: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n tokens dim"]:
+        """D(z, sigma) under the condition, in normalised tokens and without guidance."""
+        return self.over(self._denoise, condition, (z, sigma))
+
+    def mapped(self, step: Callable) -> Callable:
+        """`step(params, condition, rows)`, jitted and split over the rows, for `over`."""
+        return dist.data_parallel(step, self.mesh, (dist.REPLICATED, dist.SHARDED, dist.SHARDED), dist.SHARDED)
+
+    def over(self, mapped: Callable, condition: PyTree, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
+        """What a `mapped` step makes of conditions and rows of any number, `sample.batch_size` at a time."""
+        params, batch = dist.replicate(self.params, self.mesh), dist.round_up(self.config.sample.batch_size, self.mesh)
+
+        def one(args):
+            return mapped(params, *dist.shard(args, self.mesh))
+
+        return dist.map_chunks(one, (condition, rows), len(jax.tree.leaves(rows)[0]), batch)
 
     def _count(self, count: int | None) -> int:
         return count or self.config.eval.samples_per_task

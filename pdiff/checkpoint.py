@@ -91,8 +91,8 @@ class Checkpoints:
         number = dist.place(np.int32(step), like.step.sharding)
         return TrainState(number, restored.params, restored.ema, restored.opt_state)
 
-    def restore_ema(self, like: PyTree) -> tuple[int, PyTree]:
-        """Step and averaged parameters of the newest checkpoint, alone.
+    def restore_part(self, part: str, like: PyTree) -> tuple[int, PyTree]:
+        """Step and one part (`params`, or their average, `ema`) of the newest checkpoint, alone.
 
         Raises:
           PdiffError: there is no checkpoint, or it is damaged.
@@ -101,7 +101,7 @@ class Checkpoints:
             raise PdiffError(f"{self.directory}: no checkpoint; allowed: a --workdir with a trained generator")
         step = self.steps()[-1]
         self._verify(step)
-        return step, self.read(step, ema=like).ema
+        return step, self.read(step, **{part: like})[part]
 
     def close(self) -> None:
         self._manager.close()

@@ -83,12 +83,12 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
     chosen = np.array([tasks.index(t) for t in kept])
     near = comparisons(zoo, kept, bench.config.eval.novelty_networks)
     score, random = bench.score["test"], np.random.default_rng(bench.config.seed)
-    comparable, spec = _comparable(bench, zoo), bench.generator.spec
-    weights = flat(comparable(zoo.tokens), spec)
-    tokens = {n: comparable(bench.encode(m)).reshape(len(tasks), count, -1) for n, m in made.items()}
-    sets = {"generated": tokens[sampler][chosen], "noise": comparable(noise.sample(kept, count, random))}
+    ordered, spec = comparable(bench, zoo), bench.generator.spec
+    weights = flat(ordered(zoo.tokens), spec)
+    tokens = {n: ordered(bench.encode(m)).reshape(len(tasks), count, -1) for n, m in made.items()}
+    sets = {"generated": tokens[sampler][chosen], "noise": ordered(noise.sample(kept, count, random))}
     for scale in NOISE_CURVE:
-        sets["noise", scale] = comparable(dataclasses.replace(noise, scale=scale).sample(kept, count, random))
+        sets["noise", scale] = ordered(dataclasses.replace(noise, scale=scale).sample(kept, count, random))
     measured: dict = {kind: [] for kind in (*sets, "zoo")}
     for i, task in enumerate(kept):
         rows, own = near[task.id].rows, near[task.id].references(MOST_JUDGED)
@@ -127,7 +127,7 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
     }
 
 
-def _comparable(bench: Bench, zoo: SeenZoo) -> Callable[[np.ndarray], np.ndarray]:
+def comparable(bench: Bench, zoo: SeenZoo) -> Callable[[np.ndarray], np.ndarray]:
     """Tokens -> the same networks in one order of their hidden units, where they were drawn in any.
 
     They are matched to the zoo's mean: another order is not another network.

@@ -3,14 +3,13 @@ to the zoo's? Networks are never run here: their weights alone are read.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from pdiff import dist, rng
+from pdiff import rng
 from pdiff.bench import Bench
 from pdiff.diffusion import likelihood
 from pdiff.diffusion.denoiser import loss_weight
@@ -130,7 +129,7 @@ def _estimates(
             "direction": _cosine(x, denoise(up[-1] * noise, jnp.full(len(x), up[-1]))),
         }
 
-    return _over_devices(bench, estimate)(condition, (x0[rows], rows))
+    return bench.over(bench.mapped(estimate), condition, (x0[rows], rows))
 
 
 def _count(generator: Generator) -> int:
@@ -223,7 +222,6 @@ def score_likeness(bench: Bench, networks: dict[str, Networks]) -> list[dict]:
     made, on = bench.generator, np.asarray(stats.varying(bench.generator.stats))
     zoo = np.asarray(made.encode(networks["seen"].params))[:, on]
     rows = [{"sigma": sigma, "cases": {}} for sigma in bench.config.eval.score_levels]
-    denoise = _over_devices(bench, lambda params, c, args: made.denoiser(params, made.context(params, c))(*args))
     for name, case in _cases(bench, networks).items():
         condition = bench.condition([made.family.tasks[t] for t in case.networks.task], 1, given=case.given)
         x0 = np.asarray(made.encode(case.networks.params))
@@ -231,7 +229,7 @@ def score_likeness(bench: Bench, networks: dict[str, Networks]) -> list[dict]:
         noise = np.where(on, jax.random.normal(key, x0.shape), 0).astype(np.float32)
         for row in rows:
             z = x0 + np.float32(row["sigma"]) * noise
-            found = denoise(condition, (z, np.full(len(z), row["sigma"], np.float32)))
+            found = bench.denoise(condition, z, np.full(len(z), row["sigma"], np.float32))
             row["cases"][name] = _likeness(found[:, on], z[:, on], row["sigma"], zoo, case)
     return rows
 
@@ -286,16 +284,3 @@ def _likeness(
         measures = {"relative_error": likeness.relative_error, "cosine": likeness.cosine}
         made[name] = {k: summary(measure(score, reference), case.networks.task) for k, measure in measures.items()}
     return made | {"largest_weight": summary(largest, case.networks.task)}
-
-
-def _over_devices(bench: Bench, step: Callable) -> Callable[[PyTree, PyTree], PyTree]:
-    """`step(params, condition, rows)`, compiled once, as a function of conditions and rows of any number."""
-    specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
-    mapped, params = dist.data_parallel(step, bench.mesh, specs, dist.SHARDED), dist.replicate(bench.params, bench.mesh)
-    batch = dist.round_up(bench.config.sample.batch_size, bench.mesh)
-
-    def run(condition, rows):
-        one = lambda args: mapped(params, *dist.shard(args, bench.mesh))  # noqa: E731
-        return dist.map_chunks(one, (condition, rows), len(jax.tree.leaves(rows)[0]), batch)
-
-    return run

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import copies, density, rng, studies
+from pdiff import closeup, copies, density, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
@@ -24,6 +24,7 @@ from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
 from pdiff.evaluators.accuracy import majority, repeat
 from pdiff.generator import Generator
+from pdiff.logs import log
 from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
 from pdiff.weights import codec
@@ -35,7 +36,8 @@ REPORTED_SPLITS = ("seen", "interp", "unseen")
 class Evaluation:
     """One evaluation of trained parameters against a zoo. `run` returns the parts of results.json that it measures.
 
-    `rivals` are other trained generators by name, each with `sample` as the baselines have it.
+    `rivals` are other trained generators by name, each with `sample` as the baselines have it. `raw` are the parameters
+    whose moving average `params` are, for the comparison of the two.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Evaluation:
         networks: dict[str, Networks],
         mesh: Mesh,
         rivals: Mapping[str, Any] | None = None,
+        raw: PyTree | None = None,
     ):
         self._bench = Bench(generator, params, mesh)
-        self._rivals = dict(rivals or {})
+        self._rivals, self._raw = dict(rivals or {}), raw
         self._generator, self._networks = generator, networks
         self._config = generator.config
         self._tasks, self._generate, self._accuracy = self._bench.tasks, self._bench.generate, self._bench.accuracy
@@ -56,7 +59,7 @@ class Evaluation:
         self._zoo = copies.seen_zoo(self._bench, networks["seen"])
 
     def run(self, stop: StopSignal) -> dict:
-        """Measures everything. Takes a minute or two.
+        """Measures everything, `closeup` (the contents of closeup.json) with it. Takes a minute or two.
 
         Raises:
           Interrupted: a signal came; evaluation starts anew with the next command.
@@ -92,6 +95,10 @@ class Evaluation:
             results["likelihood"] = told
         if self._config.eval.score_levels:
             results["score_likeness"] = density.score_likeness(self._bench, self._networks)
+        stop.check("in evaluation, with the trained generator in a checkpoint")
+        looked = time.perf_counter()
+        results["closeup"] = closeup.measure(self._bench, self._networks, splits, selection, self._raw)
+        log.info("evaluating: the page's close-ups took %.1f s", time.perf_counter() - looked)
         seconds = self._time_sampling()
         results["timing"] = {
             "sample_s_per_100": seconds[self._sampler],

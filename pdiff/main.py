@@ -11,7 +11,7 @@ from pdiff import aot, exits, machine, processes, run
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile")
+MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
@@ -25,7 +25,8 @@ _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes:
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
-_OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
+_WORKDIRS = flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
+_OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write; compare: the page, compare.html.")
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +55,9 @@ def _dispatch(argv: list[str]) -> None:
         return
     if mode == "compile":
         print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
+        return
+    if mode == "compare":
+        print(run.compare(_WORKDIRS.value, _OUT.value or "compare.html"))
         return
     if workdir is None:
         if mode == "check":  # of the installation alone

@@ -1,7 +1,7 @@
 """The modes of the command line, as functions: the whole run, and what can be asked of a finished one.
 
 A workdir holds config.json, zoo/, generator/, checkpoints/, metrics.jsonl, tensorboard/, timing.json,
-results.json, plots/ and report.html, and, where it was asked for, audit.json and audit.html. Each is
+results.json, closeup.json, plots/ and report.html, and, where it was asked for, audit.json and audit.html. Each is
 written whole or not at all, so running the same command again goes on where the last one stopped.
 """
 
@@ -10,13 +10,14 @@ import json
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pdiff import api, copies, dist, files, generator, health, logs, processes, rivals, sharding
+from pdiff import api, closeup, copies, dist, files, generator, health, logs, processes, rivals, sharding
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -25,6 +26,7 @@ from pdiff.evaluate import Evaluation
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
 from pdiff.report import audit_page, html
+from pdiff.report import compare as compare_lib
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
@@ -89,6 +91,14 @@ def report(workdir: Path) -> None:
     logs.set_up()
     processes.on_first(partial(html.write_report, workdir), "done with the report")
     log.info("report: %s", workdir / "report.html")
+
+
+def compare(workdirs: Sequence[str], out: str) -> str:
+    """Writes the page `out` with finished runs side by side, and returns their numbers as a Markdown table."""
+    logs.set_up()
+    table = compare_lib.compare(workdirs, out)
+    log.info("compare: %s", out)
+    return table
 
 
 def check(workdir: Path | None) -> None:
@@ -196,7 +206,8 @@ def _evaluate(
         zoo, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
         fitted, facts = rivals.fit_all(made, held["seen"], zoo, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    measured = Evaluation(made, params, held, mesh, fitted).run(stop)
+    measured = Evaluation(made, params, held, mesh, fitted, raw=api.restore_params(made, workdir, "params")).run(stop)
+    looked = measured.pop("closeup")
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
@@ -223,6 +234,7 @@ def _evaluate(
         "timing": timing,
         **measured,
     }
+    processes.on_first(partial(results_lib.write, workdir / closeup.FILE, looked), "done with the close-ups")
     processes.on_first(partial(results_lib.write, workdir / "results.json", results), "done with the results")
     for split, entry in results["splits"].items():
         best = entry["generated"][results["selection"]["sampler"]]

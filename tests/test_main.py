@@ -18,8 +18,8 @@ import safetensors.numpy
 
 import pdiff
 from pdiff import audit as audit_lib
+from pdiff import closeup, files, run
 from pdiff import config as config_lib
-from pdiff import files, run
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.evaluators.verdict import KINDS
@@ -73,6 +73,30 @@ def test_a_run_leaves_complete_results_and_a_report(workdir):
     assert results["arcs"]["unseen"] == [[40, 80]]
     assert (workdir / "report.html").stat().st_size > 10_000
     run.check(workdir)
+
+
+def test_a_run_leaves_closeups_and_shows_them(workdir):
+    found = results_lib.read(workdir / closeup.FILE)
+    assert set(found) == {"prompt", "plane", "loss_by_sigma", "averaging", "confusion", "images"}
+    results, page = results_lib.read(workdir / "results.json"), (workdir / "report.html").read_text()
+    chosen = results["selection"]["sampler"]
+    for split, entry in results["splits"].items():
+        assert found["averaging"][split][chosen]["averaged"] == entry["generated"][chosen]
+        assert found["averaging"][split][chosen]["raw"] != entry["generated"][chosen]
+    for part in ("answers", "novelty", "training", "rivals"):
+        assert f'<section id="{part}">' in page
+    drawn = {p.stem for p in (workdir / "plots").iterdir()}
+    assert {"plane", "confusion", "loss_by_sigma", "against_finetuned"} <= drawn
+
+
+def test_runs_are_compared_from_the_command_line(workdir, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "compare.html"
+    other.mkdir()
+    shutil.copy(workdir / "results.json", other)
+    code, printed, err = pdiff_main("--mode=compare", f"--workdirs={workdir},{other}", f"--out={out}")
+    assert code == 0, err
+    assert "The configs are the same." in printed and printed.startswith("| test accuracy |")
+    assert "2 runs side by side" in out.read_text()
 
 
 def test_the_same_command_again_does_nothing(workdir):
@@ -231,6 +255,7 @@ def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message)
         (["--no_such_flag=1"], "no_such_flag"),
         ([], "--config: missing"),
         (["--mode=report"], "--workdir: missing"),
+        (["--mode=compare", "--workdirs=a"], "--workdirs: got a; allowed: two or more"),
     ],
 )
 def test_bad_command_lines_end_at_once_in_one_line(args, message, tmp_path):

@@ -1,38 +1,61 @@
 """report.html: one file that shows everything in results.json and asks the network for nothing."""
 
 import base64
-import json
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from pdiff import files, metrics
-from pdiff.report import figures, plots, rows, table
+from pdiff.report import figures, plots, rows, table, tables
 from pdiff.report import results as results_lib
+
+CLOSEUP = "closeup.json"  # see pdiff/closeup.py
+SECTIONS = {  # of the page, in order
+    "accuracy": "How good are they?",
+    "answers": "What do they answer?",
+    "novelty": "Copies or new networks?",
+    "rivals": "Rivals on the same zoo",
+    "training": "Training",
+    "studies": "Studies",
+    "tasks": "Every task",
+    "timing": "Time and memory",
+    "run": "What was run",
+    "next": "Where to look next",
+}
+PLACES = {  # the figures of a section
+    "accuracy": ("accuracy_by_angle", "accuracy_by_indicator", "against_finetuned", "splits"),
+    "answers": ("confusion",),
+    "novelty": ("novelty", "plane"),
+    "training": ("training", "loss_by_sigma"),
+    "studies": ("accuracy_against_spread", "mixing", "transfer", "likelihood", "score_likeness"),
+}
+OPEN_TASKS = 12  # a table of more tasks is folded up
 
 
 def write_report(workdir: Path) -> None:
-    """Writes report.html, table.md and plots/ from the results.json and metrics.jsonl in `workdir`.
+    """Writes report.html, table.md and plots/ from results.json, metrics.jsonl and closeup.json in `workdir`.
+
+    The last may be missing, as in the workdir of an older run.
 
     Raises:
-      PdiffError: results.json is missing or damaged.
+      PdiffError: results.json is missing, or one of them is damaged.
     """
-    workdir = Path(workdir)
-    results, entries = results_lib.read(workdir / "results.json"), metrics.read(workdir)
-    made = figures.figures(results, entries)
-    (workdir / "plots").mkdir(exist_ok=True)
+    where = Path(workdir)
+    results, entries = tables.with_accuracies(results_lib.read(where / "results.json")), metrics.read(where)
+    closeup = results_lib.read(where / CLOSEUP) if (where / CLOSEUP).exists() else {}
+    made = figures.figures(results, entries, closeup)
+    text = page(results, made, closeup, str(workdir), audited=(where / "audit.html").exists())
+    (where / "plots").mkdir(exist_ok=True)
     for figure in made:
-        files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
+        files.write_atomic(where / "plots" / f"{figure.name}.svg", figure.svg.encode())
     if plots.by_factor(results):
-        files.write_atomic(workdir / "plots" / "hero.png", plots.hero(results))
-    files.write_atomic(workdir / "table.md", table.markdown(results).encode())
-    files.write_atomic(workdir / "report.html", _page(results, made).encode())
-
-
-def render(results: dict, entries: list[dict]) -> str:
-    """The page for the contents of results.json and of metrics.jsonl."""
-    return _page(results, figures.figures(results, entries))
+        files.write_atomic(where / "plots" / "hero.png", plots.hero(results))
+    if results["splits"]:
+        files.write_atomic(where / "table.md", table.markdown(results).encode())
+    files.write_atomic(where / "report.html", text.encode())
 
 
 def environment() -> jinja2.Environment:
@@ -48,26 +71,71 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def embedded(made: list[figures.Figure]) -> list[tuple[figures.Figure, str]]:
+def embedded(made: Sequence[figures.Figure]) -> list[tuple[figures.Figure, str]]:
     """Each figure with its SVG in base64, as an image of a page that asks the network for nothing."""
     return [(f, base64.b64encode(f.svg.encode()).decode()) for f in made]
 
 
-def _page(results: dict, made: list[figures.Figure]) -> str:
+def script(name: str) -> dict[str, Markup]:
+    """A script beside this file as `text`, and `hash`, by which a page's security policy lets it and no other run."""
+    text = (Path(__file__).parent / name).read_text()
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"text": Markup(text), "hash": Markup(f"sha256-{digest}")}
+
+
+def page(
+    results: dict, made: Sequence[figures.Figure] = (), closeup: dict | None = None, workdir: str = "WORKDIR",
+    audited: bool = False,
+) -> str:  # fmt: skip
+    """The page for the contents of results.json and of closeup.json.
+
+    Args:
+      made: its figures.
+      workdir: as it is typed in commands.
+      audited: whether there is an audit.html.
+    """
+    results, closeup = tables.with_accuracies(results), closeup or {}
     samplers = plots.sampler_order(results, {n for e in results["splits"].values() for n in e["generated"]})
-    return environment().get_template("template.html").render(
-        results=results,
-        chosen=results["selection"]["sampler"],
-        samplers=samplers,
-        splits=[rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)],
-        figures=embedded(made),
-        per_task=_per_task(results),
-        controls=plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
-        novelty=_novelty(results["novelty"]),
-        timings=_timings(results["timing"], samplers),
-        facts=_facts(results),
-        config=_flat(results["config"]),
-    )
+    splits = [rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)]
+    shown = {f.name: (f, data) for f, data in embedded(made)}
+    contents = {
+        "results": results,
+        "script": script("page.js"),
+        "chosen": results["selection"]["sampler"],
+        "samplers": samplers,
+        "splits": splits,
+        "figures": {section: [shown[n] for n in names if n in shown] for section, names in PLACES.items()},
+        "compared": tables.compared(splits),
+        "strips": closeup.get("images", []),
+        "confusions": tables.confusions(closeup.get("confusion", {})),
+        "per_task": tables.per_task(results),
+        "lagging": tables.lagging(results),
+        "controls": plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
+        "novelty": tables.novelty(results.get("novelty", {})),
+        "rivals": tables.rivals(results, splits),
+        "averaging": tables.averaging(closeup.get("averaging", {})),
+        "phases": tables.phases(results["timing"]),
+        "timings": tables.timings(results["timing"], samplers, duration),
+        "commands": tables.commands(results, closeup, workdir),
+        "facts": tables.facts(results, score),
+        "changed": tables.changed(results["config"]),
+        "config": tables.flat_config(results["config"]),
+        "hints": tables.hints(results, splits, closeup, audited),
+        "open_tasks": OPEN_TASKS,
+    }
+    contents["sections"] = _sections(contents)
+    return environment().get_template("template.html").render(contents)
+
+
+def _sections(contents: dict) -> dict[str, str]:
+    """Those of SECTIONS that there is something to show in."""
+    has = {section: bool(shown) for section, shown in contents["figures"].items()}
+    has["accuracy"] |= bool(contents["splits"])
+    has["answers"] |= bool(contents["strips"])
+    has["novelty"] |= bool(contents["novelty"])
+    has["training"] |= bool(contents["averaging"]) or "validation" in contents["results"]["selection"]
+    has |= {"rivals": bool(contents["rivals"]), "tasks": bool(contents["per_task"])}
+    return {name: title for name, title in SECTIONS.items() if has.get(name, True)}
 
 
 def score(value: float | None) -> str:
@@ -88,66 +156,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def _per_task(results: dict) -> list[dict]:
-    return [{"split": name, **task} for name, e in plots.ordered_splits(results) for task in e["per_task"]]
-
-
-def _novelty(novelty: dict) -> list[dict]:
-    """Rows of the novelty table: a distance, for generated networks and for the zoo's own."""
-    rows = [
-        ("highest overlap (IoU) of wrong predictions with a zoo network", "max_iou_to_zoo", "zoo_to_zoo_iou"),
-        ("L2 distance to the nearest zoo network", "nearest_l2", "zoo_nearest_l2"),
-    ]
-    table = [{"title": title, "generated": novelty[a], "zoo": novelty[b]} for title, a, b in rows]
-    spread = novelty.get("spread", {})
-    for name in (n for n in spread if n != "zoo"):
-        title = f"L2 distance between two networks of one task, {plots.label(name)}"
-        table.append({"title": title, "generated": spread[name], "zoo": spread.get("zoo")})
-    return table
-
-
-def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
-    rows = [
-        ("zoo: pretraining and fine-tuning", duration(timing["zoo_s"])),
-        ("training the generator", duration(timing["train_s"])),
-        *([("training the rivals", duration(timing["rivals_s"]))] if timing.get("rivals_s", 0) > 1 else []),
-        ("evaluation", duration(timing["evaluate_s"])),
-        ("all of these", duration(timing["total_s"])),
-    ]
-    by_sampler = timing.get("sample_s_per_100_by_sampler", {})
-    ordered = [n for n in samplers if n in by_sampler]
-    rows += [(f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n])) for n in ordered]
-    if not ordered:
-        rows.append(("sampling 100 networks", duration(timing["sample_s_per_100"])))
-    return [*rows, ("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")]
-
-
-def _facts(results: dict) -> list[tuple[str, str]]:
-    """What was run, in a few lines; the optional ones only where they were recorded."""
-    target = results["target"]
-    facts = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
-    if "model" in results:
-        facts.append(("generator", f"{results['model']['num_params']:,} parameters"))
-    if "zoo" in results:
-        facts.append(
-            ("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items()))
-        )
-    if "base_accuracy_upright" in results:
-        facts.append(("base on its own task", score(results["base_accuracy_upright"]["mean"])))
-    elif "base_accuracy" in results:
-        facts.append(("base on its own task", score(results["base_accuracy"])))
-    return [
-        *facts,
-        ("seed", str(results["seed"])),
-        ("made", results["created"]),
-        ("commit", results["commit"]),
-    ]
-
-
-def _flat(config: Any, where: str = "") -> list[tuple[str, str]]:
-    """(field, value) of a nested config, as the command line would name them."""
-    if isinstance(config, dict):
-        return [row for k in sorted(config) for row in _flat(config[k], f"{where}.{k}" if where else k)]
-    return [(where, json.dumps(config, ensure_ascii=False))]

@@ -90,9 +90,9 @@ def accuracy_by_indicator(results: dict) -> Figure:
         (f"generated ({label(chosen)})", BLUE, 1.6, lambda t: t["generated"].get(chosen)),
     )
     for axes, (name, rows) in zip(every, panels.items(), strict=False):
-        _shade(axes, results.get("arcs", {}), legend=False)
+        shade(axes, results.get("arcs", {}), legend=False)
         for title, color, width, get in series:
-            _line(axes, rows, get, color=color, lw=width, label=title)
+            line(axes, rows, get, color=color, lw=width, label=title)
         axes.set(title=name, ylim=(0, 1.02), xlabel=results["factors"]["names"][0])
         axes.grid(False, axis="x")
     for axes in every[len(panels) :]:
@@ -107,10 +107,10 @@ def accuracy_by_angle(results: dict) -> Figure:
     fig = figure(9, 4.8)
     axes = fig.subplots()
     rows, chosen = by_factor(results), results["selection"]["sampler"]
-    _shade(axes, results.get("arcs", {}))
-    _line(axes, rows, lambda t: t.get("base"), color=MUTED, lw=1.2, label="base")
+    shade(axes, results.get("arcs", {}))
+    line(axes, rows, lambda t: t.get("base"), color=MUTED, lw=1.2, label="base")
     for name, (color, dashes) in CONTROL_LINES.items():
-        _line(
+        line(
             axes,
             rows,
             lambda t, n=name: t["controls"].get(n),
@@ -121,9 +121,9 @@ def accuracy_by_angle(results: dict) -> Figure:
         )
     samplers = sampler_order(results, {n for _, _, t in rows for n in t["generated"]})
     for name in (n for n in samplers if n != chosen):
-        _line(axes, rows, lambda t, n=name: t["generated"].get(n), color=SKY, lw=0.8, alpha=0.55)
-    _line(axes, rows, lambda t: t["finetuned"], color=INK, lw=1.5, label="fine-tuned")
-    _line(
+        line(axes, rows, lambda t, n=name: t["generated"].get(n), color=SKY, lw=0.8, alpha=0.55)
+    line(axes, rows, lambda t: t["finetuned"], color=INK, lw=1.5, label="fine-tuned")
+    line(
         axes,
         rows,
         lambda t: t["generated"].get(chosen),
@@ -133,8 +133,8 @@ def accuracy_by_angle(results: dict) -> Figure:
     )
     for split, (marker, size) in MARKERS.items():
         own = [r for r in rows if r[1] == split]
-        _line(axes, own, lambda t: t["generated"].get(chosen), color=BLUE, ls="", marker=marker, ms=size)
-    _angle_axes(axes, results)
+        line(axes, own, lambda t: t["generated"].get(chosen), color=BLUE, ls="", marker=marker, ms=size)
+    angle_axes(axes, results)
     legend_above(axes, 4)
     return fig
 
@@ -222,7 +222,7 @@ def accuracy_against_spread(study: dict) -> Figure:
                 zoo["spread"]["mean"], zoo["accuracy"]["mean"], zoo["accuracy"]["sem"],
                 color=MUTED, marker="s", ms=6, capsize=2, lw=0, elinewidth=1,
             )  # fmt: skip
-        axes.set(title=split, xlabel="L2 between two networks of a task", ylabel="accuracy", xlim=(0, None))
+        axes.set(title=split, xlabel="L2 between two of a task", ylabel="accuracy", xlim=(0, None))
     return fig
 
 
@@ -313,7 +313,7 @@ def hero(results: dict) -> bytes:
     fig.get_layout_engine().set(w_pad=0.25, h_pad=0.1)
     axes = fig.subplots()
     rows, chosen = by_factor(results), results["selection"]["sampler"]
-    _shade(axes, results.get("arcs", {}), legend=False)
+    shade(axes, results.get("arcs", {}), legend=False)
     series = (
         ("base network", MUTED, 2, lambda t: t.get("base")),
         ("ridge on the angle", VERMILLION, 2, lambda t: t["controls"].get("ridge")),
@@ -322,12 +322,12 @@ def hero(results: dict) -> bytes:
         ("generated", BLUE, 4, lambda t: t["generated"].get(chosen)),
     )
     for name, color, width, get in series:
-        _line(axes, rows, get, color=color, lw=width, label=name, solid_capstyle="round")
+        line(axes, rows, get, color=color, lw=width, label=name, solid_capstyle="round")
     for start, end in results.get("arcs", {}).get("unseen", ()):
         axes.text(
             (start + end) / 2 % 360, 1.035, "held out", ha="center", va="bottom", fontsize=15, color=MUTED
         )
-    _angle_axes(axes, results)
+    angle_axes(axes, results)
     axes.xaxis.label.set_fontsize(16)
     axes.yaxis.label.set_fontsize(16)
     axes.tick_params(labelsize=14)
@@ -342,13 +342,16 @@ def hero(results: dict) -> bytes:
 
 def ordered_splits(results: dict) -> list[tuple[str, dict]]:
     """(name, entry) of the splits in their natural order."""
+    return in_order(results["splits"])
+
+
+def in_order(by_split: dict[str, dict]) -> list[tuple[str, dict]]:
+    """The items of what has splits as keys, in these' natural order."""
     order = list(MARKERS)
-    return sorted(
-        results["splits"].items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
-    )
+    return sorted(by_split.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
 
-def _line(
+def line(
     axes: Axes, rows: list[tuple[float, str, dict]], get: Callable[[dict], float | None], **style
 ) -> None:
     """One line through the tasks that `get` has a value for."""
@@ -365,7 +368,7 @@ def _curve(axes: Axes, metrics: list[dict], name: str, title: str, **style) -> N
         axes.plot(*zip(*found, strict=True), label=title, **style)
 
 
-def _shade(axes: Axes, arcs: dict[str, list], legend: bool = True) -> None:
+def shade(axes: Axes, arcs: dict[str, list], legend: bool = True) -> None:
     """Shades the held-out arcs. One that passes 360 degrees is drawn in two parts."""
     styles = {
         "unseen": dict(facecolor=PURPLE, alpha=0.32, lw=0),
@@ -385,7 +388,7 @@ def _shade(axes: Axes, arcs: dict[str, list], legend: bool = True) -> None:
             span.set_gid(f"arc-{split}-{i}")
 
 
-def _angle_axes(axes: Axes, results: dict) -> None:
+def angle_axes(axes: Axes, results: dict) -> None:
     axes.set(ylabel="test accuracy", ylim=(0, 1.02))
     if is_rotation(results):
         axes.set(xlabel="rotation of the digits (degrees)", xlim=(0, 360), xticks=range(0, 361, 45))

@@ -183,6 +183,8 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "zoo_nearest_l2": of("zoo", "nearest_l2"),
             "points": points,
         },
+        "rivals": {"hypernetwork": {"num_params": 1000, "seconds": 300.0}},
+        "model": {"num_params": 2000},
         "timing": {
             "zoo_s": 70.5,
             "train_s": 612.25,
@@ -246,3 +248,55 @@ def _nested(flat: dict) -> dict:
 
 def _inside(angle: float, arcs: list) -> bool:
     return any((angle - a) % 360 < b - a for a, b in arcs)
+
+
+def closeup(seed: int = 0) -> dict:
+    """The contents of a closeup.json for `results`."""
+    random = np.random.default_rng(seed)
+
+    def noisy(level: float) -> dict:
+        return summary(level + 0.01 * random.standard_normal(6))
+
+    def points(kind: str, split: str, angles: list[float], **more) -> list[dict]:
+        return [
+            {"kind": kind, "split": split, "task": f"rotation_{a:g}", "factors": [float(a)]}
+            | {"at": [float(9 * np.cos(np.radians(a))), float(9 * np.sin(np.radians(a)))]} | more
+            for a in angles
+        ]  # fmt: skip
+
+    plane = {
+        "explained": [0.25, 0.125],
+        "points": points("zoo", "seen", list(range(95, 360, 5)))
+        + points("finetuned", "unseen", [65, 85])
+        + points("generated", "unseen", [66, 86], sampler="posterior_mean")
+        + points("generated", "unseen", [67, 87], sampler="ddim"),
+        "paths": [{"split": "unseen", "task": "rotation_66", "sigma": [80.0, 1.0, 0.0]}],
+    }
+    plane["paths"][0]["at"] = [[0.0, 0.0], [2.0, 4.0], [4.0, 8.0]]
+    pair = {"averaged": 0.9, "raw": 0.875}
+    images = [  # a black pixel, the smallest PNG of one
+        {"png": PIXEL, "label": i, "generated": i + i % 2, "finetuned": i} for i in range(6)
+    ]
+
+    def counts(wrong: int) -> list[list[int]]:
+        made = np.eye(4, dtype=int) * (100 - wrong)
+        made[0, 3] += wrong
+        return (made + np.diag([0, wrong, wrong, wrong])).tolist()
+
+    return {
+        "prompt": "digits rotated by 85 degrees",
+        "plane": plane,
+        "loss_by_sigma": [
+            {"sigma": s, "cases": {c: {k: noisy(v) for k, v in pair.items()} for c in ("seen", "held_out")}}
+            for s in (0.02, 1.0, 80.0)
+        ],
+        "averaging": {
+            split: {n: {k: noisy(v) for k, v in pair.items()} for n in ("posterior_mean", "ddim")}
+            for split in ("interp", "seen", "unseen", "validation")
+        },
+        "confusion": {s: {"generated": counts(8), "finetuned": counts(2)} for s in ("interp", "seen", "unseen")},
+        "images": [{"split": "unseen", "task": "rotation_66", "images": images}],
+    }
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="

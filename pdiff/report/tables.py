@@ -1,0 +1,197 @@
+"""The contents of the page's tables and lists: from results.json and closeup.json to what the template writes."""
+
+import json
+import shlex
+from typing import Any
+
+from configs import common
+from pdiff import config as config_lib
+from pdiff.report import plots, rows, scatter
+
+NEEDED = ("num_tasks", "finetuned", "base", "generated", "controls", "per_task")  # of a split, to be compared
+MOST_LAGGING, MOST_CONFUSIONS = 6, 4
+PHASES = (("zoo_s", "zoo"), ("train_s", "training"), ("rivals_s", "rivals"), ("evaluate_s", "evaluation"))
+
+
+def with_accuracies(results: dict) -> dict:
+    """`results` with only the splits whose networks were compared by accuracy."""
+    splits = {s: e for s, e in results.get("splits", {}).items() if all(k in e for k in NEEDED)}
+    return results | {"splits": splits}
+
+
+def compared(splits: list[dict]) -> list[dict]:
+    """A row for each thing compared on any of `splits` (of `rows.of_split`), with its summary on each or None."""
+    first = {r["title"]: r["kind"] for s in splits for r in reversed(s["rows"])}
+    titles = list(dict.fromkeys(r["title"] for s in splits for r in s["rows"]))
+    titles.sort(key=lambda t: ("finetuned", "chosen", "generated", "control", "base").index(first[t]))
+    found = [{r["title"]: r["s"] for r in s["rows"]} for s in splits]
+    return [{"title": t, "kind": first[t], "summaries": [f.get(t) for f in found]} for t in titles]
+
+
+def per_task(results: dict) -> list[dict]:
+    """Every task with its split."""
+    return [{"split": name, **task} for name, e in plots.ordered_splits(results) for task in e["per_task"]]
+
+
+def lagging(results: dict) -> list[dict]:
+    """The tasks whose generated networks are farthest below fine-tuned ones, farthest first."""
+    chosen = results["selection"]["sampler"]
+    found = [t | {"generated": t["generated"][chosen]} for t in per_task(results)]
+    found = [t | {"gap": t["finetuned"] - t["generated"]} for t in found]
+    return sorted((t for t in found if t["gap"] > 0), key=lambda t: -t["gap"])[:MOST_LAGGING]
+
+
+def novelty(found: dict) -> list[dict]:
+    """Rows of the novelty table: a distance, for generated networks and for the zoo's own."""
+    measures = [
+        ("highest overlap (IoU) of wrong predictions with a zoo network", "max_iou_to_zoo", "zoo_to_zoo_iou"),
+        ("L2 distance to the nearest zoo network", "nearest_l2", "zoo_nearest_l2"),
+    ]
+    made = [{"title": title, "generated": found[a], "zoo": found[b]} for title, a, b in measures if a in found]
+    spread = found.get("spread", {})
+    for name in (n for n in spread if n != "zoo"):
+        title = f"L2 distance between two networks of one task, {plots.label(name)}"
+        made.append({"title": title, "generated": spread[name], "zoo": spread.get("zoo")})
+    return made
+
+
+def rivals(results: dict, splits: list[dict]) -> list[dict]:
+    """The generator and its rivals that were trained on the same zoo, with their accuracy on each of `splits`."""
+    found = results.get("rivals") or {}
+    if not found or not splits:
+        return []
+    own = {
+        "title": f"this generator, {plots.label(results['selection']['sampler'])}",
+        "num_params": results.get("model", {}).get("num_params"),
+        "seconds": results["timing"].get("train_s"),
+        "cells": [{"s": s["best"], "below": None} for s in splits],
+    }
+    made = [own]
+    for name, facts in found.items():
+        summaries = [s["entry"]["controls"].get(name) for s in splits]
+        cells = [
+            {"s": c, "below": c and rows.clearly_above(s["best"], c)} for c, s in zip(summaries, splits, strict=True)
+        ]
+        measured = {k: facts.get(k) for k in ("num_params", "seconds")}
+        made.append({"title": plots.label(name), "cells": cells} | measured)
+    return made
+
+
+def averaging(found: dict) -> list[dict]:
+    """Rows of the comparison of averaged and raw parameters."""
+    return [
+        {"split": split, "sampler": plots.label(name), **pair, "gain": pair["averaged"]["mean"] - pair["raw"]["mean"]}
+        for split, by_sampler in plots.in_order(found)
+        for name, pair in by_sampler.items()
+    ]
+
+
+def confusions(found: dict) -> list[dict]:
+    """The answers that generated networks give too often, by split: (label, answer) and both shares."""
+    made = []
+    for split, counts in plots.in_order(found):
+        ours, theirs = (scatter.shares_of(counts[k]) for k in ("generated", "finetuned"))
+        pairs = [(i, j) for i in range(len(ours)) for j in range(len(ours)) if i != j and ours[i, j] > theirs[i, j]]
+        for i, j in sorted(pairs, key=lambda p: theirs[p] - ours[p])[:MOST_CONFUSIONS]:
+            made.append(
+                {"split": split, "label": i, "answer": j, "generated": ours[i, j], "finetuned": theirs[i, j]}
+            )
+    return made
+
+
+def phases(timing: dict) -> list[dict]:
+    """The parts of a run that took time, with their shares of it."""
+    found = [(words, timing[k]) for k, words in PHASES if timing.get(k, 0) > 0]
+    total = sum(s for _, s in found)
+    return [{"name": n, "seconds": s, "share": s / total} for n, s in found]
+
+
+def timings(timing: dict, samplers: list[str], duration) -> list[tuple[str, str]]:
+    """Lines about time and memory, beside `phases`; `duration` writes seconds."""
+    made = [("all of these", duration(timing["total_s"]))] if "total_s" in timing else []
+    by_sampler = timing.get("sample_s_per_100_by_sampler", {})
+    ordered = [n for n in samplers if n in by_sampler]
+    made += [(f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n])) for n in ordered]
+    if not ordered and "sample_s_per_100" in timing:
+        made.append(("sampling 100 networks", duration(timing["sample_s_per_100"])))
+    return made + ([("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")] if "peak_rss_mb" in timing else [])
+
+
+def flat_config(config: Any, where: str = "") -> dict[str, str]:
+    """Field: value as JSON, of a nested config, as the command line would name the fields."""
+    if isinstance(config, dict):
+        parts = [flat_config(config[key], f"{where}.{key}" if where else key) for key in sorted(config)]
+        return {k: v for part in parts for k, v in part.items()}
+    return {where: json.dumps(config, ensure_ascii=False)}
+
+
+def changed(config: dict) -> list[dict]:
+    """The fields that are not as in configs/common.py, with both values; None where one side lacks the field."""
+    here, default = flat_config(config), flat_config(json.loads(config_lib.to_json(common.get_config())))
+    names = sorted(here.keys() | default.keys())
+    return [
+        {"field": n, "here": here.get(n), "default": default.get(n)} for n in names if here.get(n) != default.get(n)
+    ]
+
+
+def commands(results: dict, closeup: dict, workdir: str) -> list[tuple[str, str]]:
+    """What to type: to run the same again, and to go on from here."""
+    here = f"python -m pdiff.main --workdir={shlex.quote(workdir)}"
+    made = [("the same run again, in a new workdir", results["command"])] if results.get("command") else []
+    tasks = [t for _, e in plots.ordered_splits(results) for t in e["per_task"]]
+    asked = f"--task={shlex.quote(tasks[-1]['task'])}" if tasks else None
+    if closeup.get("prompt"):
+        asked = f"--prompt={shlex.quote(closeup['prompt'])}"
+    if asked:
+        made.append(("networks from it", f"{here} --mode=sample {asked} --num_samples=8 --out=nets.safetensors"))
+    return [
+        *made,
+        ("are they copies? writes audit.html", f"{here} --mode=audit"),
+        ("score again", f"{here} --mode=evaluate"),
+        ("this page again", f"{here} --mode=report"),
+        ("is every file whole?", f"{here} --mode=check"),
+        ("beside other runs", f"python -m pdiff.main --mode=compare --workdirs={shlex.quote(workdir)},OTHER"),
+    ]
+
+
+def facts(results: dict, score) -> list[tuple[str, str]]:
+    """What was run, in a few lines; the optional ones only where they were recorded. `score` writes an accuracy."""
+    target = results["target"]
+    made = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
+    if "model" in results:
+        made.append(("generator", f"{results['model']['num_params']:,} parameters"))
+    if "zoo" in results:
+        made.append(("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items())))
+    if "base_accuracy" in results:
+        made.append(("base on its own task", score(results["base_accuracy"])))
+    return [
+        *made,
+        ("seed", str(results["seed"])),
+        ("made", results["created"]),
+        ("commit", results["commit"]),
+    ]
+
+
+def hints(results: dict, splits: list[dict], closeup: dict, audited: bool) -> list[str]:
+    """Where to look next, as sentences, from what these numbers say."""
+    made, where = [], {}
+    for s in splits:
+        for name in s["rivals"]:
+            where.setdefault(name, []).append(s["name"])
+    for name, on in where.items():
+        made.append(f"What the generator adds over {name} is not shown on {', '.join(on)} tasks: there {name} is not "
+                    "clearly below.")  # fmt: skip
+    if splits and (worst := lagging(results)):
+        made.append(
+            f"{worst[0]['task']} ({worst[0]['split']}) lags most behind fine-tuning, {worst[0]['generated']:.3f} "
+            f"against {worst[0]['finetuned']:.3f}; see Every task."
+        )
+    raw_better = [r for r in averaging(closeup.get("averaging", {})) if r["split"] == "validation" and r["gain"] < 0]
+    if raw_better:
+        made.append("On validation tasks raw parameters do better than their average: train.ema_decay may be too high "
+                    "for so few steps.")  # fmt: skip
+    if not audited:
+        made.append("Whether generated networks are copies, noised copies or averages is answered by --mode=audit.")
+    else:
+        made.append("audit.html, beside this page, says whether generated networks are copies.")
+    return made

@@ -1,0 +1,140 @@
+"""The close look: axes, ways from noise, losses, answers, on an untrained tiny generator."""
+
+import base64
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pdiff import closeup, rng
+from pdiff.bench import Bench
+from pdiff.diffusion import losses, samplers
+from pdiff.evaluators.accuracy import Scorer
+from pdiff.weights import stats
+
+
+@pytest.fixture(scope="module")
+def bench(tiny, mesh):
+    leaves, tree = jax.tree.flatten(tiny.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    return Bench(tiny, params, mesh)
+
+
+@pytest.fixture(scope="module")
+def raw(bench):
+    return jax.tree.map(lambda p: 0.5 * p, bench.params)
+
+
+@pytest.fixture(scope="module")
+def found(bench, raw, tiny_zoo):
+    """Of one sampler, ddim."""
+    scores = {
+        s: bench.scores("ddim", bench.tasks(s), f"evaluate/{s}/ddim").summary() for s in ("seen", "interp", "unseen")
+    }
+    splits = {s: {"generated": {"ddim": v}} for s, v in scores.items()}
+    validation = bench.scores("ddim", bench.choosing_tasks(), "evaluate/validation/ddim", part="validation").summary()
+    return closeup.measure(bench, tiny_zoo, splits, {"sampler": "ddim", "validation": {"ddim": validation}}, raw)
+
+
+def test_the_main_axes_are_those_of_a_singular_value_decomposition():
+    x = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32) * np.linspace(1, 3, 50, dtype=np.float32)
+    center, axes, explained = closeup._main_axes(x)
+    _, values, rows = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(axes.T @ rows[:2].T), np.eye(2), atol=1e-3)
+    np.testing.assert_allclose(explained, values[:2] ** 2 / (values**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(center, x.mean(0))
+
+
+def test_networks_that_are_all_alike_have_no_plane():
+    assert closeup._main_axes(np.ones((5, 4), np.float32))[2] is None
+    assert closeup._main_axes(np.eye(2, dtype=np.float32))[2] is None
+
+
+def test_everything_is_there(found, bench, tiny_zoo):
+    assert set(found) == {"prompt", "plane", "loss_by_sigma", "averaging", "confusion", "images"}
+    assert found["prompt"] == bench.generator.family.split("unseen")[-1].descriptions[0]
+    points = found["plane"]["points"]
+    count = {k: sum(p["kind"] == k for p in points) for k in ("zoo", "finetuned", "generated")}
+    assert count["zoo"] == len(tiny_zoo["seen"])
+    assert count["finetuned"] == sum(len(tiny_zoo[s]) for s in ("interp", "unseen"))
+    tasks = sum(len(bench.tasks(s, closeup.MOST_TASKS)) for s in ("seen", "interp", "unseen"))
+    assert count["generated"] == tasks * bench.config.eval.samples_per_task
+
+
+def test_a_way_from_noise_is_that_of_the_ddim_sampler(found, bench, tiny_zoo):
+    """The same steps from the same noise end where the sampler does."""
+    made = bench.generator
+    on = np.asarray(stats.varying(made.stats))
+    x = np.asarray(made.encode(tiny_zoo["seen"].params))[:, on]
+    center, axes, _ = closeup._main_axes(x)
+    path = found["plane"]["paths"][-1]
+    assert path["sigma"][0] == pytest.approx(made.path.sigma_max) and path["sigma"][-1] == 0
+    chosen = [bench.tasks(s, closeup.MOST_TASKS) for s in ("seen", "interp", "unseen")]
+    chosen = [own[len(own) // 2] for own in chosen for _ in range(closeup.PATHS)]
+    assert path["task"] == chosen[-1].name
+    shape = (len(chosen), made.spec.num_tokens, made.spec.token_dim)
+    noise = jax.random.normal(rng.stream(bench.config.seed, "closeup/paths"), shape)
+    levels = samplers.noise_levels(
+        made.path, bench.config.sample.num_steps, bench.config.sample.rho, bench.config.sample.sigma_end
+    )
+
+    @jax.jit
+    def sample(params, condition, noise):
+        denoise = made.denoiser(params, made.context(params, condition))
+        return samplers.ddim(denoise, made.path, noise, levels, None)
+
+    end = sample(bench.params, bench.condition(chosen, 1), noise)
+    np.testing.assert_allclose(path["at"][-1], (np.asarray(end)[-1][on] - center) @ axes, atol=0.05)
+
+
+def test_the_loss_at_a_noise_level_is_the_one_trained_with(found, bench, tiny_zoo):
+    made, own = bench.generator, tiny_zoo["validation"]
+    row = found["loss_by_sigma"][6]
+    x0 = np.asarray(made.encode(own.params))
+    noise = np.asarray(jax.random.normal(rng.stream(bench.config.seed, "closeup/loss/held_out"), x0.shape))
+    sigma = np.full(len(x0), row["sigma"], np.float32)
+    condition = bench.condition([made.family.tasks[t] for t in own.task], 1)
+    denoised = bench.denoise(condition, x0 + np.float32(row["sigma"]) * noise, sigma)
+    expected = losses.denoising_loss(denoised, x0, sigma, stats.varying(made.stats), made.spread)
+    assert row["cases"]["held_out"]["averaged"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)
+    assert row["cases"]["held_out"]["raw"]["mean"] != row["cases"]["held_out"]["averaged"]["mean"]
+
+
+def test_raw_parameters_are_scored_with_the_same_noise(found, bench, raw):
+    for split in ("seen", "unseen"):
+        again = bench.with_params(raw).scores("ddim", bench.tasks(split), f"evaluate/{split}/ddim").summary()
+        assert found["averaging"][split]["ddim"]["raw"] == pytest.approx(again)
+
+
+def test_mistakes_are_counted_by_label(found, bench, tiny_zoo, mesh):
+    """The diagonal of a confusion matrix is the accuracy, and all of it every answer."""
+    tuned = tiny_zoo["unseen"]
+    counts = np.array(found["confusion"]["unseen"]["finetuned"])
+    right = Scorer(bench.generator, "test", mesh).right(tuned.params, tuned.task)
+    assert counts.sum() == right.size and np.trace(counts) == right.sum()
+    test = bench.generator.family.data["test"]
+    np.testing.assert_array_equal(counts.sum(1), np.bincount(test.y, minlength=10) * len(tuned))
+
+
+def test_images_are_the_tasks_own_with_their_labels(found, bench):
+    family = bench.generator.family
+    strip = found["images"][-1]
+    task = next(t for t in family.tasks if t.name == strip["task"])
+    assert task.split == strip["split"] == "unseen" and len(strip["images"]) == closeup.MOST_IMAGES
+    own = jax.tree.map(lambda v: v[task.id], family.variables)
+    x, y = map(np.asarray, family.labelled(own, family.data["test"].x, family.data["test"].y))
+    for shown in strip["images"]:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["png"])))).reshape(-1) / 255
+        place = np.abs(x - pixels).max(1)
+        assert place.min() < 0.003 and y[place.argmin()] == shown["label"]
+
+
+def test_images_outside_the_unit_range_are_stretched_into_it():
+    pixels = np.array([-1.0, 0.0, 1.0, 3.0]).reshape(1, 2, 2)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(closeup._pngs(pixels)[0]))))
+    np.testing.assert_array_equal(shown, [[0, 64], [128, 255]])
+    color = np.zeros((2, 4, 3, 3), np.float32)
+    assert Image.open(io.BytesIO(base64.b64decode(closeup._pngs(color)[1]))).size == (3, 4)
