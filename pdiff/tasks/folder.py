@@ -80,6 +80,7 @@ def make_family(config: ConfigDict) -> Family:
         render=render,
         relabel=relabel,
         describe=None,
+        class_names=tuple(class_names),
         pretraining={key: v[[t.split == "seen" for t in tasks]] for key, v in variables.items()},
         pretraining_on_all=True,
     )
