@@ -269,6 +269,9 @@ def load(workdir: Path) -> Generator:
     config = config_lib.from_json((where / "config.json").read_text())
     arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
     tree = traverse_util.unflatten_dict(arrays, sep="/")
+    for name in ("base", "stats", "spread", "usual_length"):
+        if name not in tree:
+            raise PdiffError(f"{where}: made by another version of pdiff, it has no {name}; use another --workdir")
     family = get_family(config.tasks)
     model = (where / "tokenizer.model").read_bytes()
     tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
