@@ -38,13 +38,14 @@ class LoadedGenerator:
       config: of the run.
       results: the run's results.json; empty if it has none.
       default_sampler: the one that validation chose.
+      tokenizer: a `pdiff.models.text.Tokenizer`, which reads prompts.
       descriptions: the descriptions that it knows; `descriptions.match(prompt)` says how near a prompt is to them.
     """
 
     def __init__(self, static: Generator, params: PyTree, results: dict):
         self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
         self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
-        self.descriptions = Descriptions(static.family)
+        self.descriptions, self.tokenizer = Descriptions(static.family), static.tokenizer
         self._expectations = Expectations(results, static.family)
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
         self._samplers = Samplers(static, self._mesh)
@@ -262,8 +263,13 @@ def restore_params(static: Generator, workdir: Path) -> PyTree:
 
 
 def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes `as_bytes`."""
+    files.write_atomic(path, as_bytes(networks, metadata))
+
+
+def as_bytes(networks: PyTree[Float[np.ndarray, "samples ..."]], metadata: Mapping[str, str]) -> bytes:
     """Stacked networks as float32 safetensors, named by Flax path."""
     flat = traverse_util.flatten_dict(networks, sep="/")
     # safetensors writes non-contiguous arrays wrong without a word.
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
-    files.write_atomic(path, safetensors.numpy.save(arrays, dict(metadata)))
+    return safetensors.numpy.save(arrays, dict(metadata))

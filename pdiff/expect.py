@@ -81,7 +81,8 @@ class Expectations:
         if arc is not None:
             inside = [(s, r) for s, r in rows if self._inside(r["factors"][0], arc)]
             if len(inside) >= FEWEST:
-                return self._of(inside, sampler, given, f"{len(inside)} {split} tasks from {arc[0]:g} to {arc[1]:g}")
+                where = f"{family.factor_names[0]} from {arc[0]:g} to {arc[1]:g}"
+                return self._of(inside, sampler, given, f"{len(inside)} {split} tasks, {where}")
             return self._split(split, sampler, given)
         if split == "seen":
             rows = [(s, r) for s, r in rows if s == "seen"]

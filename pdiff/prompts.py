@@ -122,7 +122,7 @@ class Descriptions:
             raise PdiffError(f"prompt: got {len(prompt)} characters; allowed: at most {MOST_CHARACTERS}")
         found = self.match(prompt)
         if not found.known:
-            raise PdiffError(f"prompt: {shortened(prompt)} {self.doubt(found)}; --force samples anyway")
+            raise PdiffError(f"prompt: {shortened(prompt)} {self.doubt(found)}; --force (force=True) samples anyway")
         return found
 
     def doubt(self, match: Match) -> str:

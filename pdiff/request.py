@@ -51,9 +51,7 @@ def sample(
     loaded = api.load(workdir)
     images, labels = (None, None) if support is None else folder.read_support(Path(support), loaded.family)
     request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
-    networks = loaded.sample(
-        **request, num_samples=num_samples, sampler=sampler, seed=seed, force=force, progress=True
-    )
+    networks = loaded.sample(**request, num_samples=num_samples, sampler=sampler, seed=seed, force=force, progress=True)
     expected = loaded.expect(**request, sampler=sampler)
     facts = {n: v or "" for n, v in given.items()} | {"seed": str(seed), "sampler": sampler or loaded.default_sampler}
     api.export(networks, Path(out), facts | {"expected_accuracy": as_text(expected)})

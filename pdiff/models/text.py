@@ -96,6 +96,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._pieces.vocab_size()
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._pieces.encode(text.lower()))
+
     def encode(self, text: str) -> Text:
         """Tokenizes one description, padded to `max_length`.
 
