@@ -10,7 +10,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
-from pdiff import dist, files, generator, published, rng
+from pdiff import dist, files, generator, prompts, published, rng
 from pdiff.config import DESCRIBING, SAMPLERS
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer, repeat
@@ -132,10 +132,9 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            described, any_task = self._described(), self.family.tasks[0]
-            condition = self._static.condition([any_task], [prompt], described)  # unreadable texts end here
+            described = self._described()
             self._check(prompt, force)
-            return condition
+            return self._static.condition([self.family.tasks[0]], [prompt], described)  # ends for unreadable texts
         if support is not None:
             self._needs(("support",), "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
@@ -149,6 +148,9 @@ class LoadedGenerator:
         return self._condition(self.task(task_id))
 
     def _check(self, prompt: str, force: bool) -> None:
+        prompts.check_length(prompt)
+        if not prompt.strip() or self.tokenizer.count(prompt) > self.tokenizer.max_length:
+            return  # no text to compare: those who read it say what is wrong
         if not force:
             self.descriptions.check(prompt)
         elif not (found := self.descriptions.match(prompt)).known:

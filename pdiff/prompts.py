@@ -50,6 +50,12 @@ class Match:
         return self.tells and self.distance <= ALLOWED
 
 
+def check_length(prompt: str) -> None:
+    """Raises PdiffError for a text that is too long to be worth reading."""
+    if len(prompt) > MOST_CHARACTERS:
+        raise PdiffError(f"prompt: got {len(prompt)} characters; allowed: at most {MOST_CHARACTERS}")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words; a number is '#', followed by '# UNIT', the unit being the word after it or nothing."""
     plain = _WORD.findall(_NUMBER.sub(" # ", text.lower()))
@@ -116,10 +122,8 @@ class Descriptions:
         """`match`, if the prompt is a description of the family.
 
         Raises:
-          PdiffError: it is too long, or like none of the descriptions.
+          PdiffError: it is like none of the descriptions.
         """
-        if len(prompt) > MOST_CHARACTERS:
-            raise PdiffError(f"prompt: got {len(prompt)} characters; allowed: at most {MOST_CHARACTERS}")
         found = self.match(prompt)
         if not found.known:
             raise PdiffError(f"prompt: {shortened(prompt)} {self.doubt(found)}; --force (force=True) samples anyway")

@@ -46,7 +46,8 @@ def write(made: Generator, params: PyTree[Float[Array, "..."]], results: dict, w
         raise PdiffError(f"--out: {where} exists; allowed: a new folder")
     if not where.absolute().parent.is_dir():
         raise PdiffError(f"--out: {where} is in no existing folder")
-    arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+    with np.errstate(over="ignore"):  # which is told below, by name
+        arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise PdiffError(f"{name}: the parameters are not finite in float16; allowed: at most 65504")

@@ -4,7 +4,7 @@ import pytest
 
 from configs import camera_trap, class_subsets, corruptions, fashion_mnist, interp
 from pdiff.errors import PdiffError
-from pdiff.prompts import ALLOWED, MOST_CHARACTERS, Descriptions, words
+from pdiff.prompts import ALLOWED, MOST_CHARACTERS, Descriptions, check_length, words
 from pdiff.tasks import get_family, images
 
 FOREIGN = """what is the capital of france
@@ -106,4 +106,4 @@ def test_a_refusal_says_how_far_from_what(known):
     with pytest.raises(PdiffError, match="tells its tasks apart, such as 'a number and degrees'"):
         known["interp"].check("recognise digits after blur of 20 percent")
     with pytest.raises(PdiffError, match=f"1001 characters; allowed: at most {MOST_CHARACTERS}"):
-        known["interp"].check("x" * 1001)
+        check_length("x" * 1001)

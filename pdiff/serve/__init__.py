@@ -20,6 +20,8 @@ def serve(workdir: Path | None, port: int) -> None:
         application.session = Session(api.load(workdir))
         log.info("%s is ready; Ctrl-C ends it", address)
         server.run()  # returns after Ctrl-C
+    except KeyboardInterrupt:  # which may come before that
+        pass
     finally:
         server.close()
     log.info("ended")

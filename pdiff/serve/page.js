@@ -68,7 +68,7 @@ function moved() {
 function slider(control, i) {
   const step = (control.high - control.low) / 400;
   const value = control.low + (control.high - control.low) / 4;
-  const out = element("output", {for: `factor-${i}`}, number(value));
+  const out = element("span", {"aria-hidden": "true"}, number(value));
   const input = element("input", {
     id: `factor-${i}`, type: "range", min: control.low, max: control.high, value,
     step: step >= 0.5 ? Math.max(1, Math.round(step)) : Number(step.toPrecision(1)),
