@@ -231,13 +231,18 @@ def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[Py
             bar.update(len(jax.tree.leaves(batch)[0]))
 
 
+def place(workdir: str | Path | None) -> Path:
+    """Where a generator lies: the workdir, or, without one, what comes with the package."""
+    return Path(workdir) if workdir is not None else published.EMBEDDED
+
+
 def load(workdir: str | Path | None = None) -> LoadedGenerator:
     """The generator of a run's newest checkpoint, of a published folder, or, without a workdir, of the package.
 
     Raises:
       PdiffError: there is none, or it is damaged.
     """
-    where = Path(workdir) if workdir is not None else published.EMBEDDED
+    where = place(workdir)
     if not where.is_dir():
         said = "missing, and this pdiff comes without a generator" if workdir is None else f"{where}: no such folder"
         raise PdiffError(f"--workdir: {said}; allowed: the workdir of a run, or a folder that --mode=publish wrote")
@@ -262,6 +267,14 @@ def restore_params(static: Generator, workdir: Path) -> PyTree:
         return checkpoints.restore_ema(like)[1]
     finally:
         checkpoints.close()
+
+
+def model_digest(workdir: Path) -> str:
+    """A sha256 of the trained parameters: of the manifest that has those of each of their files."""
+    if published.is_published(workdir):
+        return files.sha256(workdir / files.MANIFEST)
+    steps = (workdir / "checkpoints").glob(f"[0-9]*/{files.MANIFEST}")
+    return files.sha256(max(steps, key=lambda p: int(p.parent.name)))
 
 
 def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:

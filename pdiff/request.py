@@ -53,8 +53,13 @@ def sample(
     request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
     networks = loaded.sample(**request, num_samples=num_samples, sampler=sampler, seed=seed, force=force, progress=True)
     expected = loaded.expect(**request, sampler=sampler)
-    facts = {n: v or "" for n, v in given.items()} | {"seed": str(seed), "sampler": sampler or loaded.default_sampler}
-    api.export(networks, Path(out), facts | {"expected_accuracy": as_text(expected)})
+    facts = {n: v or "" for n, v in given.items()} | {
+        "seed": str(seed),
+        "sampler": sampler or loaded.default_sampler,
+        "model": api.model_digest(api.place(workdir)),
+        "expected_accuracy": as_text(expected),
+    }
+    api.export(networks, Path(out), facts)
     log.info("%d networks: %s", num_samples, out)
     log.info("%s", expected or "what accuracy to expect is not known: the run measured nothing that is like this")
 

@@ -37,13 +37,19 @@ class Made:
 
 
 class Session:
-    """A loaded generator, its programs compiled, and the last few requests."""
+    """A loaded generator, its programs compiled, and the last few requests.
+
+    Raises:
+      PdiffError: its family has no images.
+    """
 
     def __init__(self, loaded: LoadedGenerator):
         self._loaded, self._family = loaded, loaded.family
         self._made: collections.OrderedDict[str, Made] = collections.OrderedDict()
         self._numbers = itertools.count(1)
-        images = loaded.family.data["validation"]
+        images = loaded.family.data.get("validation")
+        if images is None:
+            raise PdiffError("--mode=serve: the family has no images to show; --mode=sample writes its networks")
         rows = np.linspace(0, len(images.y) - 1, min(MOST_IMAGES, len(images.y))).round().astype(int)
         self._x, self._y = images.x[rows], images.y[rows]
         self._some = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round().astype(int)
