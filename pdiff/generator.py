@@ -26,7 +26,7 @@ from pdiff.errors import PdiffError
 from pdiff.models.conditions import Context, Mixture, mix
 from pdiff.models.dit import ConditionalDiT, make_model
 from pdiff.models.sentence import SentenceEncoder, find_minilm
-from pdiff.models.text import Tokenizer, train_tokenizer
+from pdiff.models.text import Tokenizer, train_tokenizer, usual_length
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family, get_family
 from pdiff.tasks import support as support_lib
@@ -208,13 +208,10 @@ def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
       PdiffError: the vocabulary does not suit them, or a description of any task is longer than
         `condition.text_max_length` or has characters that these lack.
     """
-    texts = [d for t in family.split("seen") for d in t.descriptions]
-    return _tokenizer(train_tokenizer(texts, config.condition.text_vocab_size), config, family)
-
-
-def _tokenizer(model: bytes, config: ConfigDict, family: Family) -> Tokenizer:
-    texts = {d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)}
-    return Tokenizer(model, config.condition.text_max_length, sorted(texts))
+    seen = [d for t in family.split("seen") for d in t.descriptions]
+    model, longest = train_tokenizer(seen, config.condition.text_vocab_size), config.condition.text_max_length
+    every = {d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)}
+    return Tokenizer(model, longest, usual_length(Tokenizer(model, longest), sorted(every)))
 
 
 def make_sentences(config: ConfigDict, family: Family) -> SentenceEncoder | None:
@@ -245,9 +242,13 @@ def save(generator: Generator, workdir: Path) -> None:
     where = Path(workdir) / ARTIFACTS
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
-    arrays = traverse_util.flatten_dict(
-        {"base": generator.base, "stats": vars(generator.stats), "spread": np.float64(generator.spread)}, sep="/"
-    )
+    kept = {
+        "base": generator.base,
+        "stats": vars(generator.stats),
+        "spread": np.float64(generator.spread),
+        "usual_length": np.int64(generator.tokenizer.usual_length),
+    }
+    arrays = traverse_util.flatten_dict(kept, sep="/")
     arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
     files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
@@ -268,8 +269,12 @@ def load(workdir: Path) -> Generator:
     config = config_lib.from_json((where / "config.json").read_text())
     arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
     tree = traverse_util.unflatten_dict(arrays, sep="/")
+    for name in ("base", "stats", "spread", "usual_length"):
+        if name not in tree:
+            raise PdiffError(f"{where}: made by another version of pdiff, it has no {name}; use another --workdir")
     family = get_family(config.tasks)
-    tokenizer = _tokenizer((where / "tokenizer.model").read_bytes(), config, family)
+    model = (where / "tokenizer.model").read_bytes()
+    tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
     target = get_target(config.target, family.image_shape, family.num_classes)
     return _assemble(
         config, family, target, stats.Stats(**tree["stats"]), tree["spread"].item(), tree["base"], tokenizer

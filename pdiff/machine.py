@@ -14,9 +14,9 @@ CACHE_FROM = 0.5  # seconds of compilation from which a program is kept
 LLVM_LEVEL = "--xla_backend_optimization_level"
 
 
-def set_up(config: ConfigDict | None = None, one_of_many: bool = False) -> None:
-    """All of it for a run of `config`. Of many processes on a host, each has as many devices as its launcher says."""
-    if not one_of_many:
+def set_up(config: ConfigDict | None = None, all_cores: bool = True) -> None:
+    """All of it, for a run of `config`."""
+    if all_cores:
         use_all_cores(config)
     compile_lightly()
     keep_compiled()

@@ -7,26 +7,38 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from pdiff import aot, exits, machine, processes, run
 from pdiff import config as config_lib
+from pdiff import exits, machine, processes
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile", "compare")
+MODES = ("run", "sample", "serve", "publish", "evaluate", "report", "compare", "check", "audit", "compile")
+LIGHT = ("sample", "serve")  # a device is enough for them, and more take longer to compile for
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; by default runs/<name of the config>. sample, serve: or a published folder; "
+    "by default the generator that comes with pdiff.",
+)  # fmt: skip
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "What to do.")
 _PROMPT = flags.DEFINE_string("prompt", None, "sample: a description of the task.")
 _TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
+_BETWEEN = flags.DEFINE_string("between", None, "sample: two tasks and how far from one to the other, as 'a,b,0.5'.")
+_SUPPORT = flags.DEFINE_string(
+    "support", None, "sample: a folder of png or jpg images of the task, or of one folder of them for each class."
+)
+_FORCE = flags.DEFINE_bool("force", False, "sample: take a prompt that is like no description, with a warning.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "sample: how many networks.", lower_bound=1)
 _SAMPLER = flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
 _SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed gives other networks.")
+_PORT = flags.DEFINE_integer("port", 8484, "serve: the port on this machine.", lower_bound=1, upper_bound=65535)
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
-_OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write; compare: the page, compare.html.")
+_OUT = flags.DEFINE_string(
+    "out", None, "sample: the safetensors file to write; publish: the folder; compare: the page, compare.html."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -36,44 +48,50 @@ def main(argv: list[str]) -> None:
         if _MODE.value != "compile":
             if _CONFIG.value is not None:
                 config_lib.validate(_CONFIG.value)
-            machine.set_up(_CONFIG.value, one_of_many=_NUM_PROCESSES.value is not None)
+            one_of_many = _NUM_PROCESSES.value is not None  # each has as many devices as its launcher says
+            machine.set_up(_CONFIG.value, all_cores=not one_of_many and _MODE.value not in LIGHT)
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        _dispatch(argv)
+        _dispatch(_MODE.value, Path(_WORKDIR.value) if _WORKDIR.value is not None else None)
 
 
-def _dispatch(argv: list[str]) -> None:
-    mode, workdir = _MODE.value, _WORKDIR.value
-    if mode == "run":
-        if _CONFIG.value is None:
-            raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
-        name = Path(flags.FLAGS["config"].config_filename).stem
-        run.run(
-            _CONFIG.value,
-            Path(workdir or f"runs/{name}"),
-            command=shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]]),
-        )
-        return
+def _dispatch(mode: str, workdir: Path | None) -> None:
+    """Imports what the mode needs, and calls it: all modules together take longer to import than sampling does."""
     if mode == "compile":
-        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
+        from pdiff import aot
+
+        print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=_WORKDIR.value))
         return
-    if mode == "compare":
-        print(run.compare(_WORKDIRS.value, _OUT.value or "compare.html"))
-        return
-    if workdir is None:
-        if mode == "check":  # of the installation alone
-            return run.check(None)
+    if mode == "run" and _CONFIG.value is None:
+        raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
+    if mode not in ("run", "compare", "check", *LIGHT) and workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")
-    if _CONFIG.value is not None:
-        config_lib.validate(_CONFIG.value)
-        run.check_same_config(_CONFIG.value, Path(workdir))
-    if mode == "sample":
-        run.sample(
-            Path(workdir), prompt=_PROMPT.value, task=_TASK.value, num_samples=_NUM_SAMPLES.value,
-            sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, out=_OUT.value,
+    if mode != "run" and _CONFIG.value is not None and workdir is not None:
+        config_lib.check_same(_CONFIG.value, workdir)
+    if mode == "serve":
+        from pdiff import serve
+
+        serve.serve(workdir, _PORT.value)
+    elif mode in ("sample", "publish"):
+        from pdiff import request
+
+        if mode == "publish":
+            return request.publish(workdir, _OUT.value)
+        request.sample(
+            workdir, prompt=_PROMPT.value, task=_TASK.value, between=_BETWEEN.value, support=_SUPPORT.value,
+            num_samples=_NUM_SAMPLES.value, sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, force=_FORCE.value,
+            out=_OUT.value,
         )  # fmt: skip
     else:
-        modes = {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}
-        modes[mode](Path(workdir))
+        from pdiff import run
+
+        if mode == "run":
+            name = Path(flags.FLAGS["config"].config_filename).stem
+            command = shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]])
+            run.run(_CONFIG.value, workdir or Path("runs") / name, command=command)
+        elif mode == "compare":
+            print(run.compare(_WORKDIRS.value, _OUT.value or "compare.html"))
+        else:
+            {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}[mode](workdir)
 
 
 if __name__ == "__main__":

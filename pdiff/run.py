@@ -151,42 +151,11 @@ def audit(workdir: Path) -> dict:
     return found
 
 
-def sample(
-    workdir: Path, *, prompt: str | None, task: str | None, num_samples: int, sampler: str | None, seed: int,
-    out: str | None,
-) -> None:  # fmt: skip
-    """Draws networks and writes them to the safetensors file `out`, named by Flax path, samples first."""
-    logs.set_up()
-    if out is None:
-        raise PdiffError("--out: missing; allowed: the safetensors file to write")
-    if Path(out).exists():
-        raise PdiffError(f"--out: {out} exists; allowed: a new file")
-    if not Path(out).absolute().parent.is_dir():
-        raise PdiffError(f"--out: {out} is in no existing folder")
-    if (prompt is None) == (task is None):
-        raise PdiffError("--prompt, --task: give one of them")
-    loaded = api.load(workdir)
-    networks = loaded.sample(prompt=prompt, task_id=task, num_samples=num_samples, sampler=sampler, seed=seed)
-    api.export(networks, Path(out), {"prompt": prompt or "", "task": task or "", "seed": str(seed)})
-    log.info("%d networks: %s", num_samples, out)
-
-
-def check_same_config(config: ConfigDict, workdir: Path) -> None:
-    """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
-    path = workdir / "config.json"
-    if path.exists():
-        different = config_lib.difference(config, config_lib.from_json(path.read_text()))
-        if different:
-            raise PdiffError(
-                f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"
-            )
-
-
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or raises."""
 
     def claim():
-        check_same_config(config, workdir)
+        config_lib.check_same(config, workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
 

@@ -8,10 +8,12 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax  # noqa: E402  after the variables above
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
-from pdiff import dist, generator  # noqa: E402
+from pdiff import dist, generator, published  # noqa: E402
 from pdiff.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
@@ -70,3 +72,56 @@ def tiny(tiny_config, tiny_zoo):
     family = get_family(tiny_config.tasks)
     target = get_target(tiny_config.target, family.image_shape, family.num_classes)
     return generator.make_generator(tiny_config, family, target, tiny_zoo)
+
+
+@pytest.fixture(scope="session")
+def made_up_results():
+    """(family, config) -> what of results.json says what to expect, with made-up numbers that tell tasks apart."""
+
+    def make(family, config):
+        names, splits = config.sample.samplers, {}
+        for split in ("seen", "interp", "unseen"):
+            level = {"seen": 0.9, "interp": 0.8, "unseen": 0.7}[split]
+            rows = [
+                {
+                    "task": t.name, "id": t.id, "factors": list(t.factors), "finetuned": 0.95, "base": 0.1,
+                    "generated": {n: level + 0.001 * i - 0.01 * k for k, n in enumerate(names)}, "controls": {},
+                    "by_condition": {"text": level + 0.001 * i, "support_1_labelled": level - 0.2},
+                }
+                for i, t in enumerate(family.split(split))
+            ]  # fmt: skip
+            conditions = {"text": {}, "support_1_labelled": {}}
+            splits[split] = {"num_tasks": len(rows), "per_task": rows, "by_condition": conditions}
+        several = {"mean": 0.85, "sem": 0.01, "min": 0.8, "max": 0.9}
+        selection = {"sampler": names[0], "validation": {names[0]: several | {"n": 8}}}
+        mixing = [{"separation": s, "accuracy": {"condition_lerp": several | {"n": 9}}} for s in (30.0, 60.0)]
+        return {
+            "config": config.to_dict(), "splits": splits, "selection": selection, "mixing": mixing, "seed": 0,
+            "commit": "unknown", "created": "2026-01-01T00:00:00+00:00", "command": "left out of what is published",
+        }  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def published_folder(tiny_config, tiny_zoo, made_up_results, tmp_path_factory):
+    """A published generator that reads text and images, with parameters that nothing was trained for."""
+    config = tiny_config.copy_and_resolve_references()
+    with config.unlocked():
+        config.condition.use = ("id", "text", "support")
+        config.condition.support_images = 2
+        config.sample.samplers = ("posterior_mean", "ddim")
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    made = generator.make_generator(config, family, target, tiny_zoo)
+    leaves, tree = jax.tree.flatten(jax.jit(made.init)(jax.random.key(0)))
+    random = np.random.default_rng(1)
+    params = jax.tree.unflatten(tree, [x + 0.05 * random.standard_normal(x.shape).astype("f") for x in leaves])
+    where = tmp_path_factory.mktemp("published") / "tiny"
+    published.write(made, params, made_up_results(family, config), where)
+    return where
+
+
+@pytest.fixture(scope="session")
+def loaded(published_folder):
+    return pdiff.load(published_folder)

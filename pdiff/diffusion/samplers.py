@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pdiff.diffusion.denoiser import Denoiser, score
@@ -32,9 +33,10 @@ def noise_levels(path: Path, num_steps: int, rho: float, end: float | None = Non
     `end` is sigma_min by default. Since every sampler takes D at the last level, a higher one draws from a narrower
     distribution: what is still undecided there is replaced by its mean.
     """
-    ramp = jnp.linspace(0, 1, num_steps) if num_steps > 1 else jnp.zeros(1)
+    ramp = np.linspace(0, 1, num_steps) if num_steps > 1 else np.zeros(1)
     high, low = path.sigma_max ** (1 / rho), max(end or 0.0, path.sigma_min) ** (1 / rho)
-    return jnp.append((high + ramp * (low - high)) ** rho, 0.0)
+    # By NumPy: a handful of numbers, for which JAX would compile as many programs.
+    return jnp.asarray(np.append((high + ramp * (low - high)) ** rho, 0.0))
 
 
 def posterior_mean(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:

@@ -7,6 +7,7 @@ numbers, so that a generator that reads digits as words cannot fill in what it h
 """
 
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Iterable
@@ -66,28 +67,38 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-class Tokenizer:
-    """A trained sentencepiece model, and to which lengths texts are padded. Stateless after construction.
-
-    Attention and all else that reads a text take time for its padding too. So texts are padded to the longest of
-    `descriptions`, the family's own, and to `max_length` only where one is longer: two lengths, so that at most two
-    programs are compiled. Without `descriptions` there is `max_length` alone.
+def usual_length(tokenizer: "Tokenizer", descriptions: Iterable[str]) -> int:
+    """The padded length that every one of `descriptions` fits into.
 
     Raises:
-      PdiffError: as `encode`, of any of `descriptions`.
+      PdiffError: as `Tokenizer.encode`, of any of them.
+    """
+    longest = max(int((tokenizer.encode(d).ids != PAD).sum()) for d in descriptions)
+    return min(LENGTH_STEP * -(-longest // LENGTH_STEP), tokenizer.max_length)
+
+
+class Tokenizer:
+    """A trained sentencepiece model, and to which lengths texts are padded.
+
+    Attention and all else that reads a text take time for its padding too. So texts are padded to `usual_length`, what
+    the longest of the family's own descriptions needs (see `usual_length`), and to `max_length` only where one is
+    longer: two lengths, so that at most two programs are compiled. By default there is `max_length` alone.
     """
 
-    def __init__(self, model: bytes, max_length: int, descriptions: Iterable[str] = ()):
+    def __init__(self, model: bytes, max_length: int, usual_length: int | None = None):
         self.model = model
         self.max_length = max_length
+        self.usual_length = usual_length or max_length
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
-        self._known = {d: self.encode(d) for d in descriptions}
-        longest = max((int((t.ids != PAD).sum()) for t in self._known.values()), default=max_length)
-        self.usual_length = min(LENGTH_STEP * -(-longest // LENGTH_STEP), max_length)
+        self._encoded = functools.lru_cache(1 << 16)(self.encode)  # evaluation asks for the same ones over and over
 
     @property
     def vocab_size(self) -> int:
         return self._pieces.vocab_size()
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._pieces.encode(text.lower()))
 
     def encode(self, text: str) -> Text:
         """Tokenizes one description, padded to `max_length`.
@@ -121,9 +132,7 @@ class Tokenizer:
 
     def encode_all(self, texts: Iterable[str]) -> Text:
         """`encode` stacked, without the padding that all share beyond `usual_length`."""
-        texts = list(texts)
-        encoded = {t: self._known.get(t) or self.encode(t) for t in dict.fromkeys(texts)}
-        encoded = [encoded[t] for t in texts]
+        encoded = [self._encoded(t) for t in texts]
         stacked = {f.name: np.stack([getattr(e, f.name) for e in encoded]) for f in dataclasses.fields(Text)}
         if (stacked["ids"][:, self.usual_length :] == PAD).all():
             stacked = {name: values[:, : self.usual_length] for name, values in stacked.items()}

@@ -76,6 +76,8 @@ class Family:
       pretraining_on_all: whether the base is trained on a training image as all of those have it, not as one does.
       backgrounds: images of each task that show no object, for the condition of that name: training draws one, asking
         shows the first. None if there are none.
+      vary: factors -> the variables of a task with them, in the family or not; None if factors do not determine them.
+      class_names: what the labels are called; empty is their numbers.
     """
 
     name: str
@@ -94,11 +96,18 @@ class Family:
     pretraining: Any = None
     pretraining_on_all: bool = False
     backgrounds: Float[np.ndarray, "tasks shots features"] | None = None
+    vary: Callable[[tuple[float, ...]], Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def units(self) -> tuple[float, ...]:
         """`factor_units`, filled in."""
         return self.factor_units or (1.0,) * len(self.factor_names)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """`class_names`, filled in."""
+        return self.class_names or tuple(map(str, range(self.num_classes)))
 
     @property
     def features(self) -> int:

@@ -288,4 +288,5 @@ def make_family(config: ConfigDict) -> Family:
         relabel=relabel,
         pretraining=stacked_pretraining,
         backgrounds=stacked["shots"],
+        class_names=data.class_names,
     )

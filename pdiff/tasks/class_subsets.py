@@ -113,6 +113,8 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         render=render,
         describe=lambda factors: describe(factors, names),
         relabel=relabel,
+        vary=lambda factors: {"member": np.array(factors, np.int32)},
+        class_names=("other", "chosen"),
         pretraining={"member": np.eye(len(names), dtype=np.int32)},
     )
 

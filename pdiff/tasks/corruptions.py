@@ -188,16 +188,17 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
             f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for corruptions: grey images"
         )
     describe_own = functools.partial(describe, kinds=kinds, what=config.data.replace("_", " "))
+    vary = functools.partial(variables_of, kinds=kinds, shape=data.image_shape)
     tasks, variables = [], []
     for split, count in counts.items():
         # The severities of kind i are laid out from 100 i to 100 i + 100.
         laid_out = [(100 * i + a, 100 * i + b) for i in range(len(kinds)) for a, b in regions[split]]
         for value in np.sort(spread(laid_out, count)):
             kind, percent = kinds[int(value // 100)], round(float(value % 100), 2)
-            factors, own = _task(kind, percent, kinds, data.image_shape)
+            factors = _factors(kind, percent, kinds)
             trained, held_out = describe_own(factors)
             tasks.append(Task(f"{kind}_{percent:g}", len(tasks), split, factors, trained, held_out))
-            variables.append(own)
+            variables.append(vary(factors))
     names = factor_names(kinds)
     return Family(
         name="corruptions",
@@ -211,19 +212,28 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         variables=jax.tree.map(lambda *a: np.stack(a), *variables),
         render=render,
         describe=describe_own,
+        vary=vary,
+        class_names=data.class_names,
         arcs={split: tuple((a / 100, b / 100) for a, b in own) for split, own in bands.items()},
     )
 
 
-def _task(kind: str, percent: float, kinds: Sequence[str], shape: Shape) -> tuple[tuple[float, ...], dict]:
-    """The factors and the variables of a kind at a severity; its seed is a hash of the two."""
-    seed = zlib.crc32(f"{kind}_{percent:g}".encode())
-    names = factor_names(kinds)
+def _factors(kind: str, percent: float, kinds: Sequence[str]) -> tuple[float, ...]:
+    """The factors of a kind at a severity; where a block lies is drawn from the task's seed."""
     known = {"severity": percent / 100, kind: 1.0}
-    place = {}
     if kind == "occlusion":
-        across, down = np.random.default_rng(seed).integers(*PLACES, 2, endpoint=True) / 100
-        place = {"across": float(across), "down": float(down)}
-    made = KINDS[kind](percent / 100, shape, **place)
-    own = jax.tree.map(np.float32, made) | {"seed": np.uint32(seed)}
-    return tuple({**known, **place}.get(n, 0.0) for n in names), own
+        across, down = np.random.default_rng(_seed(kind, percent)).integers(*PLACES, 2, endpoint=True) / 100
+        known |= {"across": float(across), "down": float(down)}
+    return tuple(known.get(n, 0.0) for n in factor_names(kinds))
+
+
+def _seed(kind: str, percent: float) -> int:
+    return zlib.crc32(f"{kind}_{percent:g}".encode())
+
+
+def variables_of(factors: tuple[float, ...], *, kinds: Sequence[str], shape: Shape) -> Variables:
+    """The variables of the task with these factors, of one kind."""
+    kind = kinds[int(np.argmax(factors[1 : 1 + len(kinds)]))]
+    place = {"across": factors[-2], "down": factors[-1]} if kind == "occlusion" else {}
+    made = jax.tree.map(np.float32, KINDS[kind](factors[0], shape, **place))
+    return made | {"seed": np.uint32(_seed(kind, round(100 * factors[0], 2)))}

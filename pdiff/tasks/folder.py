@@ -80,6 +80,7 @@ def make_family(config: ConfigDict) -> Family:
         render=render,
         relabel=relabel,
         describe=None,
+        class_names=tuple(class_names),
         pretraining={key: v[[t.split == "seen" for t in tasks]] for key, v in variables.items()},
         pretraining_on_all=True,
     )
@@ -127,6 +128,40 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow's readers raise
         raise PdiffError(f"{path}: unreadable or damaged: {e}") from e
+
+
+def read_support(
+    folder: Path, family: Family
+) -> tuple[Float[np.ndarray, "images features"], Int[np.ndarray, " images"] | None]:
+    """Images of a task of `family` that a user has: all in the folder, without labels, or in a folder for each class.
+
+    Classes are named as the family names them, or by their numbers. Pixels are in [0, 1].
+
+    Raises:
+      PdiffError: there is no such folder, no image in it, one of another size or kind, or no such class.
+    """
+    if not folder.is_dir():
+        raise PdiffError(f"--support: got {str(folder)!r}, no such folder; allowed: a folder of images")
+    named = {n: i for names in (map(str, range(family.num_classes)), family.classes) for i, n in enumerate(names)}
+    classes = _folders(folder)
+    for where in classes:
+        if where.name not in named:
+            raise PdiffError(f"--support: {where}: no class of this generator; allowed: {', '.join(family.classes)}")
+    paths = [p for where in (classes or [folder]) for p in sorted(where.iterdir()) if not p.name.startswith(".")]
+    loose = [p for p in folder.iterdir() if classes and not p.is_dir() and not p.name.startswith(".")]
+    for path in (*loose, *(p for p in paths if p.suffix.lower() not in ENDINGS)):
+        wanted = "images in the classes' folders alone" if path in loose else f"files that end in {', '.join(ENDINGS)}"
+        raise PdiffError(f"--support: {path}: got it among the images; allowed: {wanted}")
+    if not paths:
+        raise PdiffError(f"--support: {folder}: no image in it; allowed: files that end in {', '.join(ENDINGS)}")
+    images = []
+    for path in paths:
+        image = read_image(path)
+        if image.shape != family.image_shape:
+            raise PdiffError(f"--support: {path}: an image of {image.shape}; allowed: {family.image_shape}")
+        images.append(image.reshape(-1))
+    x = np.stack(images).astype(np.float32) / 255
+    return x, np.array([named[p.parent.name] for p in paths], np.int32) if classes else None
 
 
 def _rows(x: Float[Array, "n 1"]) -> Int[Array, " n"]:

@@ -86,4 +86,6 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         render=render,
         describe=describe,
         arcs=arcs,
+        vary=lambda factors: rotation_matrix(factors[0]),
+        class_names=data.class_names,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdiff.errors import PdiffError
-from pdiff.models.text import DIGIT, Tokenizer, train_tokenizer
+from pdiff.models.text import DIGIT, Tokenizer, train_tokenizer, usual_length
 from pdiff.tasks import rotation
 
 DESCRIPTIONS = [d for angle in range(0, 360, 7) for d in rotation.describe((angle + 0.25,))[0]]
@@ -45,7 +45,7 @@ def test_any_number_can_be_read_whatever_digits_training_had():
 
 
 def test_texts_are_padded_to_the_family_s_longest_and_longer_ones_to_the_most(tokenizer):
-    fitted = Tokenizer(tokenizer.model, 64, DESCRIPTIONS)
+    fitted = Tokenizer(tokenizer.model, 64, usual_length(tokenizer, DESCRIPTIONS))
     longest = max((tokenizer.encode(d).ids > 0).sum() for d in DESCRIPTIONS)
     assert longest <= fitted.usual_length < longest + 4 < 64
     few = fitted.encode_all(DESCRIPTIONS[:3])

@@ -296,3 +296,43 @@ def test_a_folder_runs_from_end_to_end(root, tmp_path):
     assert set(results["splits"]["unseen"]["controls"]) == without_factors
     assert results["mixing"] == [] and "interp" not in results["splits"]
     run.check(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def digits_family():
+    return get_family(smoke.get_config().tasks)
+
+
+def test_a_user_s_images_are_read_with_the_classes_that_folders_name(digits_family, tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
+    places = ("three/a.png", "three/b.PNG", "7/c.png", "0/d.png")  # by name or number
+    for place, image in zip(places, pictures, strict=True):
+        save(tmp_path / place, image)
+    x, y = folder.read_support(tmp_path, digits_family)
+    assert y.tolist() == [0, 7, 3, 3]  # folders in order of their names
+    np.testing.assert_allclose(x, pictures[[3, 2, 0, 1]].reshape(4, -1) / np.float32(255), rtol=1e-6)
+    x, y = folder.read_support(tmp_path / "three", digits_family)
+    assert y is None and x.shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    "places, side, message",
+    [
+        ((), 8, "no image in it"),
+        (("a.png", "three/b.png"), 8, "images in the classes' folders alone"),
+        (("eleven/a.png",), 8, "no class of this generator; allowed: zero, one"),
+        (("a.png",), 9, r"an image of \(9, 9\); allowed: \(8, 8\)"),
+        (("a.png", "b.bmp"), 8, "b.bmp.*allowed: files that end in .png"),
+    ],
+)
+def test_a_user_s_images_that_do_not_fit_are_named(digits_family, tmp_path, places, side, message):
+    for place in places:
+        save(tmp_path / place, np.zeros((side, side), np.uint8))
+    with pytest.raises(PdiffError, match=message):
+        folder.read_support(tmp_path, digits_family)
+
+
+def test_damaged_images_of_a_user_are_named(digits_family, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    with pytest.raises(PdiffError, match="a.png: unreadable or damaged"):
+        folder.read_support(tmp_path, digits_family)

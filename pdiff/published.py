@@ -1,0 +1,84 @@
+"""A trained generator as a small folder of its own: what sampling needs, and nothing else.
+
+    config.json           the run's
+    generator/            as in the run's workdir: statistics, base, tokenizer
+    ema.safetensors       the averaged parameters, float16, named by Flax path
+    results.json          what says how well it does
+    manifest.json         the sha256 of every file
+
+It stands wherever a workdir is sampled from.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, Float, PyTree
+
+from pdiff import config as config_lib
+from pdiff import files, generator
+from pdiff.errors import PdiffError
+from pdiff.generator import Generator
+from pdiff.report import results as results_lib
+
+PARAMETERS = "ema.safetensors"
+RESULTS = ("arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits", "target")
+EMBEDDED = Path(__file__).parent / "pretrained" / "interp"  # the one that comes with the package
+
+
+def is_published(where: Path) -> bool:
+    """Whether the folder is a published generator and no workdir."""
+    return (Path(where) / PARAMETERS).exists()
+
+
+def write(made: Generator, params: PyTree[Float[Array, "..."]], results: dict, where: Path) -> None:
+    """Writes the folder, whole or not at all.
+
+    Raises:
+      PdiffError: it exists, is in no existing folder, or a parameter is too large for float16.
+    """
+    where = Path(where)
+    if where.exists():
+        raise PdiffError(f"--out: {where} exists; allowed: a new folder")
+    if not where.absolute().parent.is_dir():
+        raise PdiffError(f"--out: {where} is in no existing folder")
+    with np.errstate(over="ignore"):  # which is told below, by name
+        arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PdiffError(f"{name}: the parameters are not finite in float16; allowed: at most 65504")
+    partial = where.with_name(f".{where.name}.{os.getpid()}.partial")
+    try:
+        generator.save(made, partial)
+        files.write_atomic(partial / PARAMETERS, safetensors.numpy.save(arrays))
+        files.write_atomic(partial / "config.json", config_lib.to_json(made.config).encode())
+        results_lib.write(partial / "results.json", {k: results[k] for k in RESULTS if k in results})
+        files.write_manifest(partial)
+        partial.rename(where)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
+    """The averaged parameters, float32, which have the shapes of `like`.
+
+    Raises:
+      PdiffError: a file is damaged, or the parameters are of another model.
+    """
+    where = Path(where)
+    files.verify_manifest(where, "publish it again, or get a whole copy")
+    arrays = safetensors.numpy.load_file(where / PARAMETERS)
+    wanted = {k: v.shape for k, v in traverse_util.flatten_dict(like, sep="/").items()}
+    for name in sorted(arrays.keys() | wanted.keys()):
+        found = arrays[name].shape if name in arrays else "absent"
+        if found != wanted.get(name, "absent"):
+            raise PdiffError(
+                f"{where / PARAMETERS}: {name} is {found}; allowed in this pdiff: {wanted.get(name, 'absent')}; "
+                "publish it again, from a run of this version"
+            )
+    tree = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in arrays.items()}, sep="/")
+    return jax.tree.map(lambda _, value: value, like, tree)

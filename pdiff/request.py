@@ -1,0 +1,98 @@
+"""What the command line asks of a trained generator: networks in a file, or the generator itself as a small folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from pdiff import api, generator, logs, published
+from pdiff.errors import PdiffError
+from pdiff.expect import Expectation
+from pdiff.logs import log
+from pdiff.report import results as results_lib
+from pdiff.tasks import folder
+
+ASKED = ("prompt", "task", "between", "support")
+
+
+def sample(
+    workdir: Path | None,
+    *,
+    prompt: str | None = None,
+    task: str | None = None,
+    between: str | None = None,
+    support: str | None = None,
+    num_samples: int,
+    sampler: str | None,
+    seed: int,
+    force: bool = False,
+    out: str | None,
+) -> None:
+    """Draws networks, writes them to the safetensors file `out`, samples first, and says what accuracy to expect.
+
+    Args:
+      workdir: of a run or published; None is the generator of the package.
+      between: 'a,b,w': two tasks by id or name, and how far from a to b.
+      support: a folder of images, see `tasks.folder.read_support`.
+
+    Raises:
+      PdiffError: as `LoadedGenerator.sample`; nothing is written then.
+    """
+    logs.set_up()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the safetensors file to write")
+    if Path(out).exists():
+        raise PdiffError(f"--out: {out} exists; allowed: a new file")
+    if not Path(out).absolute().parent.is_dir():
+        raise PdiffError(f"--out: {out} is in no existing folder")
+    given = dict(zip(ASKED, (prompt, task, between, support), strict=True))
+    if sum(v is not None for v in given.values()) != 1:
+        raise PdiffError(f"{', '.join(f'--{n}' for n in ASKED)}: give one of them")
+    mixed = None if between is None else parse_between(between)
+    loaded = api.load(workdir)
+    images, labels = (None, None) if support is None else folder.read_support(Path(support), loaded.family)
+    request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
+    networks = loaded.sample(**request, num_samples=num_samples, sampler=sampler, seed=seed, force=force, progress=True)
+    expected = loaded.expect(**request, sampler=sampler)
+    facts = {n: v or "" for n, v in given.items()} | {
+        "seed": str(seed),
+        "sampler": sampler or loaded.default_sampler,
+        "model": api.model_digest(api.place(workdir)),
+        "expected_accuracy": as_text(expected),
+    }
+    api.export(networks, Path(out), facts)
+    log.info("%d networks: %s", num_samples, out)
+    log.info("%s", expected or "what accuracy to expect is not known: the run measured nothing that is like this")
+
+
+def as_text(expected: Expectation | None) -> str:
+    """For a file's metadata: JSON, or nothing if it is not known."""
+    return "" if expected is None else json.dumps(dataclasses.asdict(expected))
+
+
+def parse_between(text: str) -> tuple[str, str, float]:
+    """'a,b,0.5' as (a, b, 0.5).
+
+    Raises:
+      PdiffError: it is not of that form.
+    """
+    try:
+        a, b, weight = (part.strip() for part in text.split(","))
+        return a, b, float(weight)
+    except ValueError as e:
+        raise PdiffError(f"--between: got {text!r}; allowed: a,b,w: two tasks and a number from 0 to 1") from e
+
+
+def publish(workdir: Path, out: str | None) -> None:
+    """Writes the trained generator of a finished run as a small folder, which stands wherever its workdir does.
+
+    Raises:
+      PdiffError: the run is not finished, or `out` cannot be written.
+    """
+    logs.set_up()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the folder to write")
+    results = results_lib.read(workdir / "results.json")
+    made = generator.load(workdir)
+    published.write(made, api.restore_params(made, workdir), results, Path(out))
+    size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
+    log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)

@@ -1,0 +1,276 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+let facts = null, current = null, asked = 0;
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+async function answer(path, body) {
+  const options = body === undefined ? {} : {
+    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
+  };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("pdiff does not answer; is it still running?");
+  }
+  const said = await response.json().catch(() => ({error: response.statusText}));
+  if (!response.ok) throw new Error(said.error);
+  return said;
+}
+
+function number(value) {
+  return String(Number(Number(value).toFixed(2)));
+}
+
+// --- asking ---------------------------------------------------------------------------------
+
+async function sample(request) {
+  const mine = ++asked;
+  $("status").textContent = "Sampling…";
+  const body = {...request, num_samples: Number($("count").value), seed: Number($("seed").value)};
+  if ($("force").checked) body.force = true;
+  try {
+    const made = await answer("/sample", body);
+    if (mine !== asked) return;  // a later request is on its way
+    $("error").hidden = true;
+    show(made);
+  } catch (error) {
+    if (mine !== asked) return;
+    $("error").textContent = error.message;
+    $("error").hidden = false;
+    $("status").textContent = "";
+    $("result").hidden = true;
+  }
+}
+
+function factors() {
+  return facts.controls.map((control, i) => {
+    const input = $(`factor-${i}`);
+    return control.binary ? Number(input.checked) : Number(input.value) * control.scale;
+  });
+}
+
+let waiting = null;
+function moved() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => { $("task").value = ""; sample({factors: factors()}); }, 150);
+}
+
+// --- what can be asked ----------------------------------------------------------------------
+
+function slider(control, i) {
+  const step = (control.high - control.low) / 400;
+  const value = control.low + (control.high - control.low) / 4;
+  const out = element("span", {"aria-hidden": "true"}, number(value));
+  const input = element("input", {
+    id: `factor-${i}`, type: "range", min: control.low, max: control.high, value,
+    step: step >= 0.5 ? Math.max(1, Math.round(step)) : Number(step.toPrecision(1)),
+  });
+  out.textContent = number(input.value);
+  input.addEventListener("shown", () => { out.textContent = number(input.value); });
+  input.addEventListener("input", () => { out.textContent = number(input.value); moved(); });
+  const parts = [element("label", {for: `factor-${i}`}, element("span", {}, control.name), out), input];
+  if (i === 0 && facts.regions.length) parts.push(strip(control), legend(control));
+  return element("div", {class: "slider"}, ...parts);
+}
+
+function strip(control) {
+  const ns = "http://www.w3.org/2000/svg";
+  const make = (kind, from, to) => {
+    const bar = document.createElementNS(ns, "rect");
+    const span = control.high - control.low;
+    for (const [n, v] of [["x", (from - control.low) / span * 1000], ["width", (to - from) / span * 1000],
+                          ["height", 10]]) bar.setAttribute(n, v);
+    bar.setAttribute("class", kind);
+    return bar;
+  };
+  const svg = document.createElementNS(ns, "svg");
+  for (const [n, v] of [["class", "strip"], ["viewBox", "0 0 1000 10"], ["preserveAspectRatio", "none"],
+                        ["aria-hidden", "true"]]) svg.setAttribute(n, v);  // the legend says the same
+  svg.append(make("ground", control.low, control.high));
+  for (const region of facts.regions) {
+    const [from, to] = [region.from / control.scale, region.to / control.scale];
+    svg.append(make(region.split, from, Math.min(to, control.high)));
+    if (to > control.high) svg.append(make(region.split, control.low, control.low + to - control.high));
+  }
+  return svg;
+}
+
+function legend(control) {
+  const said = {
+    unseen: "held out, nothing near is in the training zoo", interp: "held out, between trained ones",
+    validation: "held out, used for choices",
+  };
+  const splits = [...new Set(facts.regions.map((r) => r.split))];
+  const items = splits.map((split) => {
+    const places = facts.regions.filter((r) => r.split === split)
+      .map((r) => `${number(r.from / control.scale)} to ${number(r.to / control.scale)}`).join(", ");
+    const mark = element("span", {class: split, "aria-hidden": "true"}, "■ ");
+    return element("li", {}, mark, `${split}: ${places} (${said[split] ?? "held out"})`);
+  });
+  return element("ul", {class: "legend"}, ...items);
+}
+
+function choices(controls) {
+  const boxes = controls.map(([control, i], k) => {
+    const input = element("input", {
+      id: `factor-${i}`, name: "indicator", type: facts.exclusive ? "radio" : "checkbox",
+      ...(k < (facts.exclusive ? 1 : 2) ? {checked: ""} : {}),
+    });
+    input.addEventListener("change", moved);
+    return element("label", {for: `factor-${i}`}, input, control.name);
+  });
+  return element("div", {class: "choices"}, ...boxes);
+}
+
+function placeControls(factors) {
+  facts.controls.forEach((control, i) => {
+    const input = $(`factor-${i}`), span = control.high - control.low, value = factors[i] / control.scale;
+    if (control.binary) {
+      input.checked = value > 0.5;
+    } else if (document.activeElement !== input) {  // not under the hand that moves it
+      input.value = value > control.high ? control.low + (value - control.low) % span : value;
+      input.dispatchEvent(new Event("shown"));
+    }
+  });
+}
+
+function prepare() {
+  $("about").textContent = `This generator makes networks (${facts.target}) for the family “${facts.family}”. ` +
+    `Sampler: ${facts.sampler}, chosen on validation tasks.`;
+  $("prompt-row").hidden = !facts.reads_prompts;
+  $("prompt").placeholder = facts.example;
+  $("count").max = facts.most_networks;
+  const numbered = facts.controls.map((control, i) => [control, i]);
+  const binary = numbered.filter(([c]) => c.binary);
+  if (binary.length) $("controls").append(choices(binary));
+  for (const [control, i] of numbered) if (!control.binary) $("controls").append(slider(control, i));
+  $("controls").hidden = !facts.controls.length;
+  for (const split of new Set(facts.tasks.map((t) => t.split))) {
+    const names = facts.tasks.filter((t) => t.split === split).map((t) => element("option", {value: t.name}, t.name));
+    $("task").append(element("optgroup", {label: split}, ...names));
+  }
+  $("more").open = !facts.reads_prompts;
+  $("task").addEventListener("change", () => { if ($("task").value) sample({task: $("task").value}); });
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    $("task").value = "";
+    sample({prompt: $("prompt").value});
+  });
+}
+
+// --- what comes back ------------------------------------------------------------------------
+
+function show(made) {
+  current = made.id;
+  $("prompt").value = made.prompt;
+  $("result").hidden = false;
+  if (made.factors) placeControls(made.factors);
+  const a = made.accuracy;
+  $("accuracy").textContent = a ? a.mean.toFixed(3) : "–";
+  $("accuracy-note").textContent = a
+    ? `accuracy on ${a.images} validation images; ${a.networks} networks, ${a.low.toFixed(3)} to ${a.high.toFixed(3)}`
+    : "Which task this is cannot be told from the prompt, so nothing labels its images.";
+  const parts = /^expect (\S+ ± \S+) \((.*)\)$/.exec(made.expected ?? "");
+  $("expected").textContent = parts ? parts[1] : "–";
+  $("expected-note").textContent = parts ? `expected on test images (${parts[2]})`
+    : "What to expect is not known: the run measured nothing that is like this.";
+  $("answers").hidden = !made.images.length;
+  $("images").replaceChildren(...made.images.map((image) => {
+    const said = image.right ? `${image.predicted} ✓` : `${image.predicted} ✗ is ${image.label}`;
+    const alt = `${image.label}, read as ${image.predicted}: ${image.right ? "right" : "wrong"}`;
+    return element("li", {}, element("img", {src: image.src, alt}),
+      element("span", {class: image.right ? "right" : "wrong", "aria-hidden": "true"}, said));
+  }));
+  $("maps").replaceChildren(...made.maps.map((map) => {
+    const alt = `Weights of ${map.name}, ${map.shape.join(" by ")}, at most ${map.largest} in size`;
+    return element("li", {}, element("img", {src: map.src, alt}), `${map.name} (${map.shape.join("×")})`);
+  }));
+  $("download").href = `/networks/${made.id}.safetensors`;
+  $("draw").hidden = !(facts.drawable && made.images.length);
+  $("status").textContent = `${made.known ? "" : "Like no description that the generator knows. "}` +
+    `Done in ${made.seconds.toFixed(2)} s${a ? `: accuracy ${a.mean.toFixed(3)}` : ""}.`;
+  if (!$("draw").hidden && drawn) ask();
+}
+
+// --- drawing --------------------------------------------------------------------------------
+
+const canvas = $("canvas"), pen = canvas.getContext("2d", {willReadFrequently: true});
+let drawn = false, last = null, place = {x: 112, y: 40};
+
+function line(to) {
+  pen.strokeStyle = pen.fillStyle = "#fff";
+  pen.lineWidth = 26;
+  pen.lineCap = "round";
+  pen.beginPath();
+  pen.moveTo((last ?? to).x, (last ?? to).y);
+  pen.lineTo(to.x, to.y);
+  pen.stroke();
+  last = to;
+  drawn = true;
+}
+
+function at(event) {
+  const box = canvas.getBoundingClientRect();
+  return {x: (event.clientX - box.left) * canvas.width / box.width,
+          y: (event.clientY - box.top) * canvas.height / box.height};
+}
+
+function pixels() {
+  const [height, width] = facts.image_shape, all = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+  const [tall, wide] = [canvas.height / height, canvas.width / width], made = [];
+  for (let row = 0; row < height; row++) for (let column = 0; column < width; column++) {
+    let sum = 0, count = 0;
+    for (let y = Math.floor(row * tall); y < Math.floor((row + 1) * tall); y++)
+      for (let x = Math.floor(column * wide); x < Math.floor((column + 1) * wide); x++, count++)
+        sum += all[4 * (y * canvas.width + x)];
+    made.push(Number((sum / count / 255).toFixed(3)));
+  }
+  return made;
+}
+
+async function ask() {
+  try {
+    const said = await answer("/draw", {id: current, pixels: pixels()});
+    $("seen").src = said.image;
+    $("seen").alt = "The drawing as the task has it";
+    $("seen").hidden = false;
+    $("votes").textContent = said.votes.map(([name, count]) => `${name}: ${count}`).join(", ") +
+      (said.votes.length > 1 ? " networks" : said.votes[0][1] === 1 ? " network" : " networks");
+  } catch (error) {
+    $("votes").textContent = error.message;
+  }
+}
+
+canvas.addEventListener("pointerdown", (e) => { canvas.setPointerCapture(e.pointerId); last = null; line(at(e)); });
+canvas.addEventListener("pointermove", (e) => { if (e.buttons) line(at(e)); });
+canvas.addEventListener("pointerup", () => { last = null; ask(); });
+canvas.addEventListener("keydown", (event) => {
+  const step = {ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8]}[event.key];
+  if (step) {
+    place = {x: Math.min(224, Math.max(0, place.x + step[0])), y: Math.min(224, Math.max(0, place.y + step[1]))};
+    if (event.shiftKey || last) line(place);
+  } else if (event.key === " ") {
+    if (last) { last = null; ask(); } else line(place);
+  } else if (event.key === "Delete") wipe();
+  else return;
+  event.preventDefault();
+});
+
+function wipe() {
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  drawn = false;
+  last = null;
+  $("seen").hidden = true;
+  $("votes").textContent = "";
+}
+$("clear").addEventListener("click", wipe);
+
+answer("/facts").then((found) => { facts = found; prepare(); }, (error) => { $("about").textContent = error.message; });

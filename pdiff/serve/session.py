@@ -1,0 +1,255 @@
+"""What the page asks for, as JSON in and out. No HTTP here."""
+
+import collections
+import dataclasses
+import itertools
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from pdiff.api import LoadedGenerator
+from pdiff.config import DESCRIBING
+from pdiff.errors import PdiffError
+from pdiff.logs import log
+from pdiff.serve import pictures
+from pdiff.zoo import score
+
+MOST_NETWORKS = 16  # of one request
+MOST_IMAGES = 400  # validation images that networks are scored on
+SHOWN = 30  # images in the grid
+MOST_MAPS = 4  # heat maps
+KEPT = 8  # requests whose networks can still be downloaded
+MOST_TASKS = 400  # names in the list of tasks
+FIELDS = {"prompt": str, "task": str, "factors": list, "num_samples": int, "seed": int, "force": bool}
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Networks of one request, with what tells their task's images."""
+
+    networks: PyTree[Float[np.ndarray, "samples ..."]]
+    own: Any  # the task's variables; None where they are not known
+    facts: dict[str, str]
+
+
+class Session:
+    """A loaded generator, its programs compiled, and the last few requests.
+
+    Raises:
+      PdiffError: its family has no images.
+    """
+
+    def __init__(self, loaded: LoadedGenerator):
+        self._loaded, self._family = loaded, loaded.family
+        self._made: collections.OrderedDict[str, Made] = collections.OrderedDict()
+        self._numbers = itertools.count(1)
+        images = loaded.family.data.get("validation")
+        if images is None:
+            raise PdiffError("--mode=serve: the family has no images to show; --mode=sample writes its networks")
+        rows = np.linspace(0, len(images.y) - 1, min(MOST_IMAGES, len(images.y))).round().astype(int)
+        self._x, self._y = images.x[rows], images.y[rows]
+        self._some = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round().astype(int)
+
+        def answers(networks, own, x, y):
+            def one(network):
+                return score.answers(loaded.target.apply, loaded.family.labelled, network, own, x, y)
+
+            predicted, labels = jax.vmap(one)(networks)
+            return predicted, labels[0], loaded.family.render(own, x[: len(self._some)])
+
+        self._answers = jax.jit(answers)
+        self._reads_prompts = not set(DESCRIBING).isdisjoint(loaded.config.condition.use)
+        # A family's shared rows may be something else than images, and then nothing drawn can stand for one.
+        self._drawable = images.x.shape[-1] == loaded.family.features and len(loaded.family.image_shape) == 2
+        self._warm()
+
+    def _warm(self) -> None:
+        """Compiles everything that a click needs, for prompts of both lengths that a tokenizer pads to."""
+        start, task = time.perf_counter(), self._family.tasks[0]
+        self.sample({"task": task.name})
+        if self._reads_prompts and (longer := self._longer()):
+            self._loaded.sample(prompt=longer)
+        if self._drawable:
+            self.draw({"id": next(reversed(self._made)), "pixels": [0.0] * self._family.features})
+        self._made.clear()
+        log.info("compiled in %.1f s", time.perf_counter() - start)
+
+    def facts(self) -> dict:
+        """What the page has to know to be drawn: factors and their ranges, regions, tasks, the network."""
+        family, loaded = self._family, self._loaded
+        values = family.factors() if family.factor_names else np.zeros((1, 0))
+        indicators = [i for i, unit in enumerate(family.units) if not unit]
+        controls = []
+        for i, (name, unit, period) in enumerate(
+            zip(family.factor_names, family.units, family.factor_periods, strict=True)
+        ):
+            binary = unit == 0 or set(np.unique(values[:, i])) <= {0.0, 1.0}
+            scale = unit or 1.0
+            low, high = (0.0, period) if period else (float(values[:, i].min()), float(values[:, i].max()))
+            controls.append({"name": name, "binary": binary, "low": low / scale, "high": high / scale, "scale": scale})
+        exclusive = bool(indicators) and bool((values[:, indicators].sum(1) == 1).all())
+        tasks = family.tasks[:: max(1, -(-len(family.tasks) // MOST_TASKS))]
+        return {
+            "family": family.name,
+            "target": loaded.target.name,
+            "sampler": loaded.default_sampler,
+            "reads_prompts": self._reads_prompts,
+            "example": family.tasks[0].descriptions[0],
+            "controls": controls if family.describe and self._reads_prompts else [],
+            "exclusive": exclusive,
+            "regions": [{"split": s, "from": a, "to": b} for s, arcs in family.arcs.items() for a, b in arcs],
+            "tasks": [{"name": t.name, "split": t.split} for t in tasks],
+            "most_networks": MOST_NETWORKS,
+            "drawable": self._drawable,
+            "image_shape": list(family.image_shape),
+        }
+
+    def sample(self, request: dict) -> dict:
+        """Networks for one of `prompt`, `task` (a name) and `factors`, with how well they do and on what.
+
+        Raises:
+          PdiffError: a field is missing, unknown, of another type or out of range, or the prompt is refused.
+        """
+        start = time.perf_counter()
+        _check_fields(request)
+        asked = [n for n in ("prompt", "task", "factors") if n in request]
+        if len(asked) != 1:
+            raise PdiffError(f"got {', '.join(asked) or 'no request'}; give one of prompt, task, factors")
+        count, seed = request.get("num_samples", 4), request.get("seed", 0)
+        for name, value, low, high in (("num_samples", count, 1, MOST_NETWORKS), ("seed", seed, 0, 2**31 - 1)):
+            if not low <= value <= high:
+                raise PdiffError(f"{name}: got {value}; allowed: {low} to {high}")
+        prompt = self._describe(request["factors"]) if "factors" in request else request.get("prompt")
+        given = {"task_id": request["task"]} if "task" in request else {"prompt": prompt}
+        networks = self._loaded.sample(**given, num_samples=count, seed=seed, force=request.get("force", False))
+        expected = self._loaded.expect(**given)
+        own, factors = self._own(prompt, request.get("task"))
+        said = prompt if prompt is not None else self._loaded.task(request["task"]).descriptions[0]
+        facts = {"prompt": said, "seed": str(seed), "sampler": self._loaded.default_sampler}
+        key = str(next(self._numbers))
+        self._made[key] = Made(networks, own, facts)
+        while len(self._made) > KEPT:
+            self._made.popitem(last=False)
+        return {
+            "id": key,
+            "prompt": said,
+            "factors": None if factors is None else [float(f) for f in factors],
+            "expected": str(expected) if expected else None,
+            "known": self._loaded.descriptions.match(said).known,
+            "maps": self._maps(networks),
+            **self._on_images(networks, own, count),
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+
+    def draw(self, request: dict) -> dict:
+        """What the networks of a request say of a drawing, shown to them as their task has it.
+
+        Raises:
+          PdiffError: the request is not known any more, or the pixels do not fit.
+        """
+        family = self._family
+        made, pixels = self.made(request.get("id")), request.get("pixels")
+        if not self._drawable or made.own is None:
+            raise PdiffError("pixels: nothing can be drawn for this request: its images cannot be told")
+        fits = isinstance(pixels, list) and len(pixels) == family.features
+        if not fits or not all(_is_number(p) and 0 <= p <= 1 for p in pixels):
+            raise PdiffError(f"pixels: got something else; allowed: a list of {family.features} numbers from 0 to 1")
+        x = np.repeat(np.array([pixels], np.float32), len(self._x), 0)  # as many as `sample` scores: one program
+        predicted, _, seen = jax.device_get(self._answers(_padded(made.networks), made.own, x, self._y))
+        count = len(jax.tree.leaves(made.networks)[0])
+        votes = collections.Counter(family.classes[p] for p in predicted[:count, 0])
+        return {"image": pictures.image(seen[0], family.image_shape), "votes": votes.most_common()}
+
+    def made(self, key: Any) -> Made:
+        """The networks of an earlier request.
+
+        Raises:
+          PdiffError: there is no such request, or too many came after it.
+        """
+        if not isinstance(key, str) or key not in self._made:
+            raise PdiffError(f"id: got {str(key)[:20]!r}; allowed: one of the last {KEPT} requests; sample again")
+        return self._made[key]
+
+    def _describe(self, factors: list) -> str:
+        family = self._family
+        names = family.factor_names
+        if not names or family.describe is None or not self._reads_prompts:
+            raise PdiffError("factors: this generator cannot be asked by factors; give a task")
+        if len(factors) != len(names) or not all(_is_number(f) for f in factors):
+            raise PdiffError(f"factors: got {str(factors)[:80]}; allowed: {len(names)} numbers: {', '.join(names)}")
+        values = family.factors()
+        for name, value, period, column in zip(names, factors, family.factor_periods, values.T, strict=True):
+            low, high = (0.0, period) if period else (float(column.min()), float(column.max()))
+            if not low - 1e-6 <= value <= high + 1e-6:
+                raise PdiffError(f"factors: got {value:g} for {name}; allowed: {low:g} to {high:g}")
+        return family.describe(tuple(float(f) for f in factors))[0][0]
+
+    def _own(self, prompt: str | None, task: str | None) -> tuple[Any, tuple[float, ...] | None]:
+        """The variables and the factors of the task that is asked for, each None if it cannot be told."""
+        family, descriptions = self._family, self._loaded.descriptions
+        found = self._loaded.task(task) if task is not None else descriptions.task(prompt)
+        if found is not None:
+            return jax.tree.map(lambda v: v[found.id], family.variables), found.factors or None
+        factors = descriptions.factors(prompt)
+        return (family.vary(factors) if factors is not None and family.vary is not None else None), factors
+
+    def _on_images(self, networks: PyTree, own: Any, count: int) -> dict:
+        if own is None:
+            return {"accuracy": None, "images": []}
+        first = np.argsort(~np.isin(np.arange(len(self._y)), self._some), kind="stable")  # those to be shown
+        answered = self._answers(_padded(networks), own, self._x[first], self._y[first])
+        predicted, labels, rendered = jax.device_get(answered)
+        right = (predicted[:count] == labels).mean(1)
+        accuracy = {
+            "mean": float(right.mean()), "low": float(right.min()), "high": float(right.max()),
+            "networks": count, "images": len(labels),
+        }  # fmt: skip
+        classes = self._family.classes
+        shown = [
+            {"src": pictures.image(x, self._family.image_shape), "label": classes[y], "predicted": classes[p],
+             "right": bool(p == y)}
+            for x, y, p in zip(rendered, labels, predicted[0], strict=False)
+        ]  # fmt: skip
+        return {"accuracy": accuracy, "images": shown}
+
+    def _maps(self, networks: PyTree) -> list[dict]:
+        """Heat maps of the first network's matrices, the largest first."""
+        leaves = jax.tree_util.tree_leaves_with_path(networks)
+        found = [("/".join(k.key for k in path), leaf[0]) for path, leaf in leaves if leaf.ndim > 2]
+        made = []
+        for name, weights in sorted(found, key=lambda f: -f[1].size)[:MOST_MAPS]:
+            src, largest = pictures.heat_map(weights)
+            made.append({"name": name, "shape": list(weights.shape), "src": src, "largest": round(largest, 3)})
+        return made
+
+    def _longer(self) -> str | None:
+        """A prompt just longer than all descriptions, if such can be read."""
+        tokenizer, longest = self._loaded.tokenizer, max((t.descriptions[0] for t in self._family.tasks), key=len)
+        words = f"{longest} {longest}".split()
+        for count in range(1, len(words) + 1):
+            text = " ".join(words[:count])
+            length = tokenizer.count(text)
+            if length > tokenizer.usual_length:
+                return text if length <= tokenizer.max_length else None
+        return None
+
+
+def _padded(networks: PyTree) -> PyTree:
+    """MOST_NETWORKS networks, the last one repeated, so that one program serves any number."""
+    return jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], MOST_NETWORKS - len(a), 0)]), networks)
+
+
+def _check_fields(request: dict) -> None:
+    for name, value in request.items():
+        if name not in FIELDS:
+            raise PdiffError(f"{str(name)[:40]!r}: unknown field; allowed: {', '.join(FIELDS)}")
+        if not isinstance(value, FIELDS[name]) or (isinstance(value, bool) and FIELDS[name] is not bool):
+            raise PdiffError(f"{name}: got a {type(value).__name__}; allowed: a {FIELDS[name].__name__}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

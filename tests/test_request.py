@@ -1,0 +1,130 @@
+"""`--mode=sample` and `--mode=publish`: what is written and said, and that a refused request leaves nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from PIL import Image
+
+from pdiff import api, files, generator, published, request
+from pdiff.errors import PdiffError
+from pdiff.report import results as results_lib
+
+PROMPT = "digits rotated by 75 degrees"
+
+
+@pytest.fixture
+def ask(published_folder, tmp_path):
+    """Samples into `tmp_path`; returns arrays and metadata of the file."""
+
+    def ask(**given):
+        out = tmp_path / "nets.safetensors"
+        request.sample(published_folder, **({"num_samples": 2, "sampler": None, "seed": 0, "out": str(out)} | given))
+        with safetensors.safe_open(out, "numpy") as file:
+            return safetensors.numpy.load_file(out), file.metadata()
+
+    return ask
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What pdiff logs, as text."""
+    monkeypatch.setattr(request.log, "propagate", True)
+    return lambda: caplog.text
+
+
+def test_a_file_says_what_was_asked_for_and_what_to_expect(ask, loaded, published_folder):
+    arrays, facts = ask(prompt=PROMPT, seed=7)
+    expected = loaded.sample(prompt=PROMPT, num_samples=2, seed=7)
+    np.testing.assert_array_equal(arrays["params/Dense_0/kernel"], expected["params"]["Dense_0"]["kernel"])
+    assert facts["prompt"] == PROMPT and facts["seed"] == "7" and facts["sampler"] == "posterior_mean"
+    assert facts["model"] == files.sha256(published_folder / files.MANIFEST)
+    told = json.loads(facts["expected_accuracy"])
+    assert "unseen" in told["basis"]
+    assert told["mean"] == pytest.approx(loaded.expect(prompt=PROMPT).mean)
+
+
+def test_two_tasks_and_a_weight(ask, loaded):
+    a, b = (t.name for t in loaded.family.split("seen")[:2])
+    arrays, facts = ask(between=f"{a}, {b},0.25")
+    expected = loaded.sample(between=(a, b, 0.25), num_samples=2)
+    np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params"]["Dense_1"]["bias"])
+    assert facts["between"] == f"{a}, {b},0.25" and json.loads(facts["expected_accuracy"])["mean"] == 0.85
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_folder_of_images(ask, loaded, tmp_path, labelled):
+    data = loaded.family.data["train"]
+    pixels = (data.x[:4] * 16).round().astype(np.uint8) * 15
+    for i, (x, y) in enumerate(zip(pixels, data.y[:4], strict=True)):
+        folder = tmp_path / "mine" / (loaded.family.classes[y] if labelled else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.reshape(8, 8)).save(folder / f"{i}.png")
+    arrays, _ = ask(support=str(tmp_path / "mine"))
+    order = np.argsort([loaded.family.classes[y] for y in data.y[:4]], kind="stable") if labelled else np.arange(4)
+    x, y = pixels[order].astype(np.float32) / 255, data.y[:4][order]
+    expected = loaded.sample(support=x, labels=y if labelled else None, num_samples=2)
+    np.testing.assert_array_equal(arrays["params/Dense_0/kernel"], expected["params"]["Dense_0"]["kernel"])
+
+
+def test_what_is_not_known_is_said(ask, said):
+    assert ask(prompt="digits", force=True)[1]["expected_accuracy"] == ""
+    assert "warning: prompt 'digits' looks like none" in said()
+    assert "what accuracy to expect is not known" in said()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "--prompt, --task, --between, --support: give one of them"),
+        ({"prompt": PROMPT, "support": "x"}, "give one of them"),
+        ({"prompt": "tourne les chiffres"}, "looks like none"),
+        ({"prompt": ""}, "empty"),
+        ({"between": "0,1"}, "got '0,1'; allowed: a,b,w"),
+        ({"between": "0,1,half"}, "allowed: a,b,w"),
+        ({"between": "0,1,2"}, "weight 2.0; allowed: a number from 0 to 1"),
+        ({"between": "0,nobody,0.5"}, "'nobody'; allowed: an id"),
+        ({"support": "/nowhere"}, "no such folder; allowed: a folder of images"),
+        ({"task": "0", "out": None}, "--out: missing"),
+        ({"task": "0", "out": "/nowhere/x"}, "no existing folder"),
+    ],
+)
+def test_refused_requests_write_nothing(ask, tmp_path, given, message):
+    with pytest.raises(PdiffError, match=message):
+        ask(**given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_folder_gives_the_networks_of_its_run(published_folder, loaded, tmp_path, tiny_zoo):
+    static = generator.load(published_folder)
+    params = api.restore_params(static, published_folder)
+    results = results_lib.read(published_folder / "results.json")
+    assert "command" not in results and set(results) <= set(published.RESULTS)
+    published.write(static, params, results, tmp_path / "again")
+    again = api.load(tmp_path / "again")
+    kernel, twin = (x.sample(prompt=PROMPT)["params"]["Dense_0"]["kernel"] for x in (loaded, again))
+    np.testing.assert_array_equal(kernel, twin)
+    with pytest.raises(PdiffError, match="again exists; allowed: a new folder"):
+        published.write(static, params, results, tmp_path / "again")
+    too_large = {**params, "dit": {"x": np.float32(1e6)}}
+    with pytest.raises(PdiffError, match="not finite in float16"):
+        published.write(static, too_large, results, tmp_path / "large")
+    assert [p.name for p in tmp_path.iterdir()] == ["again"]
+
+
+def test_a_damaged_or_foreign_folder_is_refused(published_folder, tmp_path):
+    static = generator.load(published_folder)
+    params = api.restore_params(static, published_folder)
+    folder = tmp_path / "copy"
+    published.write(static, params, {}, folder)
+    data = bytearray((folder / published.PARAMETERS).read_bytes())
+    data[-1] ^= 1
+    (folder / published.PARAMETERS).write_bytes(data)
+    with pytest.raises(PdiffError, match=r"ema\.safetensors: damaged, its sha256"):
+        api.load(folder)
+    safetensors.numpy.save_file({"other": np.zeros(3, np.float16)}, folder / published.PARAMETERS)
+    files.write_manifest(folder)
+    with pytest.raises(PdiffError, match="is absent; allowed in this pdiff|allowed in this pdiff: absent"):
+        api.load(folder)
