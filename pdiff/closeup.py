@@ -43,7 +43,7 @@ MOST_NETWORKS = 384  # of the zoo, on the plane
 MOST_ELEMENTS = 1 << 26  # weights of all of these together
 MOST_TASKS = 16  # of a split, of which there are networks on the plane and answers
 PATHS = 2  # samples of a task, in each split, whose way from noise is shown
-LEVELS, LEVEL_NETWORKS = 13, 64  # of the loss by noise level
+LEVELS, LEVEL_NETWORKS = 9, 64  # of the loss by noise level
 MOST_IMAGES, MOST_CLASSES = 12, 64  # of a strip; of a confusion matrix
 
 
@@ -185,16 +185,18 @@ def _loss_by_sigma(bench: Bench, plain: Bench | None, networks: dict[str, Networ
 
 
 def _averaging(bench: Bench, plain: Bench, splits: dict, selection: dict, samplers: list[str]) -> dict:
-    """Accuracy with the raw parameters beside that with averaged ones, for the same noise."""
+    """Accuracy with the raw parameters beside that with averaged ones, for the same noise.
+
+    On validation tasks by each of `samplers`, on the others by the chosen one, which takes time enough.
+    """
     found: dict = {"validation": {}}
     for name in samplers:
         raw = plain.scores(name, bench.choosing_tasks(), f"evaluate/validation/{name}", part="validation")
         found["validation"][name] = {"averaged": selection["validation"][name], "raw": raw.summary()}
+    name = selection["sampler"]
     for split in (s for s in SPLITS if s in splits):
-        found[split] = {}
-        for name in samplers:
-            raw = plain.scores(name, bench.tasks(split), f"evaluate/{split}/{name}").summary()
-            found[split][name] = {"averaged": splits[split]["generated"][name], "raw": raw}
+        raw = plain.scores(name, bench.tasks(split), f"evaluate/{split}/{name}").summary()
+        found[split] = {name: {"averaged": splits[split]["generated"][name], "raw": raw}}
     return found
 
 

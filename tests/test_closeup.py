@@ -92,7 +92,7 @@ def test_a_way_from_noise_is_that_of_the_ddim_sampler(found, bench, tiny_zoo):
 
 def test_the_loss_at_a_noise_level_is_the_one_trained_with(found, bench, tiny_zoo):
     made, own = bench.generator, tiny_zoo["validation"]
-    row = found["loss_by_sigma"][6]
+    row = found["loss_by_sigma"][4]
     x0 = np.asarray(made.encode(own.params))
     noise = np.asarray(jax.random.normal(rng.stream(bench.config.seed, "closeup/loss/held_out"), x0.shape))
     sigma = np.full(len(x0), row["sigma"], np.float32)

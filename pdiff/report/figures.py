@@ -24,7 +24,7 @@ def figures(results: dict, metrics: list[dict], closeup: dict) -> list[Figure]:
 
 def _accuracies(results: dict) -> list[Figure]:
     chosen = plots.label(results["selection"]["sampler"])
-    means = {s: e["generated"][results["selection"]["sampler"]]["mean"] for s, e in results["splits"].items()}
+    means = {s: e["generated"][results["selection"]["sampler"]]["mean"] for s, e in plots.ordered_splits(results)}
     spoken = ", ".join(f"{m:.3f} on {s}" for s, m in means.items())
     made = []
     if plots.by_factor(results):

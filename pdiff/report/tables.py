@@ -137,7 +137,9 @@ def changed(config: dict) -> list[dict]:
 def commands(results: dict, closeup: dict, workdir: str) -> list[tuple[str, str]]:
     """What to type: to run the same again, and to go on from here."""
     here = f"python -m pdiff.main --workdir={shlex.quote(workdir)}"
-    made = [("the same run again, in a new workdir", results["command"])] if results.get("command") else []
+    made = []
+    if results.get("command"):
+        made.append(("what made it; with another --workdir, all of it anew", results["command"]))
     tasks = [t for _, e in plots.ordered_splits(results) for t in e["per_task"]]
     asked = f"--task={shlex.quote(tasks[-1]['task'])}" if tasks else None
     if closeup.get("prompt"):

@@ -272,7 +272,8 @@ def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in synthetic.metrics()))
     html.write_report(tmp_path)
     # The same results are the same page, to the byte.
-    assert (tmp_path / "report.html").read_text() == html.page(results, drawn, closeup, workdir=str(tmp_path))
+    read, looked = (results_lib.read(tmp_path / n) for n in ("results.json", html.CLOSEUP))
+    assert (tmp_path / "report.html").read_text() == html.page(read, drawn, looked, workdir=str(tmp_path))
     names = {"accuracy_by_angle.svg", "splits.svg", "novelty.svg", "training.svg", "hero.png"}
     names |= {"accuracy_against_spread.svg", "mixing.svg", "transfer.svg", "likelihood.svg"}
     names |= {"score_likeness.svg", "against_finetuned.svg", "plane.svg", "confusion.svg", "loss_by_sigma.svg"}
