@@ -132,9 +132,7 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            described = self._described()
-            self._check(prompt, force)
-            return self._static.condition([self.family.tasks[0]], [prompt], described)  # ends for unreadable texts
+            return self._prompted(prompt, force)
         if support is not None:
             self._needs(("support",), "support")
             sets = support_lib.of_images(support, labels, self.family.num_classes)
@@ -147,14 +145,17 @@ class LoadedGenerator:
             return Mixture(self._condition(a), self._condition(b), np.array([between[2]], np.float32))
         return self._condition(self.task(task_id))
 
-    def _check(self, prompt: str, force: bool) -> None:
+    def _prompted(self, prompt: str, force: bool) -> dict:
+        """The condition of a prompt, if it can be read and is like a description."""
+        read, longest = self._described(), self.tokenizer.max_length
         prompts.check_length(prompt)
-        if not prompt.strip() or self.tokenizer.count(prompt) > self.tokenizer.max_length:
-            return  # no text to compare: those who read it say what is wrong
-        if not force:
-            self.descriptions.check(prompt)
-        elif not (found := self.descriptions.match(prompt)).known:
-            log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
+        # Of an empty text, or one that is too long, those who read it say what is wrong.
+        if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
+            if not force:
+                self.descriptions.check(prompt)
+            elif not (found := self.descriptions.match(prompt)).known:
+                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
+        return self._static.condition([self.family.tasks[0]], [prompt], read)
 
     def _whole(self, parts: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Whole trees of generated parts; the base's leaves are repeated without using memory."""

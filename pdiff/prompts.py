@@ -148,14 +148,19 @@ class Descriptions:
     def factors(self, prompt: str) -> tuple[float, ...] | None:
         """The factors that the prompt asks for; None if they cannot be told, or the family has none.
 
-        They are those of the nearest description, with the prompt's numbers in place of its own.
+        They are those of the nearest description, with the prompt's numbers in place of its own; or, where a family's
+        factors are whether something is there, such as a class, those whose names are in the prompt.
         """
         if (exact := self.task(prompt)) is not None:
             return exact.factors or None
         found, family = self.match(prompt), self._family
         names = [{w for w in words(t) if w in self.telling and w[0] != "#"} for t in (prompt, found.description)]
         wanted, there = numbers(prompt), numbers(found.description)
-        if not found.known or not family.factor_names or names[0] != names[1] or len(wanted) != len(there):
+        if not found.known or not family.factor_names or family.describe is None:
+            return None
+        if set(family.factors().flat) <= {0, 1}:
+            return self._named(prompt, names[0])
+        if names[0] != names[1] or len(wanted) != len(there):
             return None
         factors = list(found.task.factors)
         for value, old in zip(wanted, there, strict=True):
@@ -166,6 +171,14 @@ class Descriptions:
         which = found.task.descriptions.index(found.description)
         again = numbers(family.describe(tuple(factors))[0][which])
         return tuple(factors) if np.allclose(sorted(again), sorted(wanted), atol=_CLOSE) else None
+
+    def _named(self, prompt: str, telling: set[str]) -> tuple[float, ...] | None:
+        """1 for each factor whose name is in the prompt, if the description of these has the same telling words."""
+        there, family = set(words(prompt)), self._family
+        factors = tuple(float(there.issuperset(words(name))) for name in family.factor_names)
+        if sum(factors) not in family.factors().sum(1):  # with fewer than any task, some name was not understood
+            return None
+        return factors if telling == self.telling.intersection(words(family.describe(factors)[0][0])) else None
 
     @staticmethod
     def _plain(text: str) -> str:

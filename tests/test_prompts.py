@@ -97,6 +97,9 @@ def test_factors_of_a_free_prompt_keep_kinds_and_classes(families, known):
     assert {n: f for n, f in zip(names, factors, strict=True) if f} == pytest.approx({"severity": 0.333, "blur": 1})
     subset = known["class_subsets"].factors("tell images of two and zero from all others")
     assert subset == tuple(float(i in (0, 2)) for i in range(10))
+    for classes in ({0, 1}, {3, 5, 8}, {2, 4, 6, 7, 9}):  # whether they are a task of the family or not
+        wanted = tuple(float(i in classes) for i in range(10))
+        assert known["class_subsets"].factors(families["class_subsets"].describe(wanted)[1][0]) == wanted
     assert known["class_subsets"].factors("tell images of cats and zero from all others") is None
 
 

@@ -91,7 +91,7 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 )
 def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
     generator, prompt = make(use, sampled), "digits at 8 degrees"
-    condition = LoadedGenerator(generator, None, "posterior_mean")._described(prompt)
+    condition = LoadedGenerator(generator, None, {})._prompted(prompt, force=False)
     assert {name for name, c in condition.items() if c["keep"].all()} == given
     if "sentence" in given:
         np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([prompt]))
@@ -100,14 +100,14 @@ def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
 def test_networks_follow_the_prompt(make):
     """Takes 10 s: it compiles a sampler for four devices."""
     generator = make(("sentence",))
-    loaded = LoadedGenerator(generator, randomized(generator), "posterior_mean")
+    loaded = LoadedGenerator(generator, randomized(generator), {})
     a, b = (jax.tree.leaves(loaded.sample(prompt=f"digits at {angle} degrees")) for angle in (8, 200))
     assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) > 1e-4
 
 
 def test_a_prompt_is_refused_by_name_when_nothing_reads_it(make):
     generator = make(("id", "factors"))
-    loaded = LoadedGenerator(generator, None, "posterior_mean")
+    loaded = LoadedGenerator(generator, None, {})
     with pytest.raises(PdiffError, match="prompt: .*trained on id, factors and reads no text or sentence"):
         loaded.sample(prompt="digits")
 
