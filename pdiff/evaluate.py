@@ -6,15 +6,17 @@ validation images; only then is any test image looked at.
 
 import random as python_random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from tqdm import tqdm
 
-from pdiff import closeup, copies, density, rng, studies
+from pdiff import closeup, copies, density, processes, rng, studies
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
@@ -24,13 +26,13 @@ from pdiff.bench import Bench, Scores
 from pdiff.config import DESCRIBING
 from pdiff.evaluators.accuracy import majority, repeat
 from pdiff.generator import Generator
-from pdiff.logs import log
 from pdiff.stopping import StopSignal
 from pdiff.tasks.base import Task
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
 
 REPORTED_SPLITS = ("seen", "interp", "unseen")
+STAGES = 11  # of an evaluation, for its progress
 
 
 class Evaluation:
@@ -65,41 +67,57 @@ class Evaluation:
           Interrupted: a signal came; evaluation starts anew with the next command.
         """
         start = time.perf_counter()
-        selection = self._select_sampler()
-        self._sampler, self._diverse = selection["sampler"], selection.get("many_steps")
-        baselines = self._fit_baselines()
+        progress = tqdm(total=STAGES, desc="evaluate", unit="stage", disable=not processes.is_first())
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            stop.check("in evaluation, with the trained generator in a checkpoint")
+            progress.set_postfix_str(name)
+            yield
+            progress.update()
+
+        with progress:
+            return self._run(stage, start)
+
+    def _run(self, stage: Callable[[str], AbstractContextManager], start: float) -> dict:
+        evaluation, bench, seen = self._config.eval, self._bench, self._networks["seen"]
+        with stage("choice of sampler"):
+            selection = self._select_sampler()
+            self._sampler, self._diverse = selection["sampler"], selection.get("many_steps")
+        with stage("baselines"):
+            baselines = self._fit_baselines()
         splits, seen_networks = {}, {}
         for split in REPORTED_SPLITS:
-            stop.check("in evaluation, with the trained generator in a checkpoint")
-            tasks = self._tasks(split)
-            if tasks:
-                splits[split], made = self._split(split, tasks, baselines)
-                if split == "seen":
-                    seen_networks = made
+            with stage(f"{split} tasks"):
+                tasks = self._tasks(split)
+                if tasks:
+                    splits[split], made = self._split(split, tasks, baselines)
+                    seen_networks = made if split == "seen" else seen_networks
         results = {"selection": selection, "splits": splits}
-        novelty = copies.novelty_in_results(self._bench, self._zoo, seen_networks, self._sampler, baselines["noise"])
-        results["novelty"] = novelty
-        stop.check("in evaluation, with the trained generator in a checkpoint")
-        if self._diverse and self._config.eval.curve_levels:
-            reported = {s: n for s, n in self._networks.items() if s in (*REPORTED_SPLITS, "validation")}
-            results["accuracy_against_spread"] = {
-                "zoo": {s: studies.zoo_spread(self._bench, s, n) for s, n in reported.items()},
-                "curve": studies.accuracy_against_spread(self._bench, self._diverse),
-            }
-        if self._config.eval.mixing_separations:
-            results["mixing"] = studies.mixing(self._bench, self._sampler, self._networks["seen"])
-        if self._config.eval.transfer_pairs and "nearest_seen" in baselines:
-            results["transfer"] = studies.transfer(self._bench, self._sampler, self._networks["seen"], splits)
-        stop.check("in evaluation, with the trained generator in a checkpoint")
-        if self._config.eval.likelihood_networks and (told := density.identification(self._bench, self._networks)):
-            results["likelihood"] = told
-        if self._config.eval.score_levels:
-            results["score_likeness"] = density.score_likeness(self._bench, self._networks)
-        stop.check("in evaluation, with the trained generator in a checkpoint")
-        looked = time.perf_counter()
-        results["closeup"] = closeup.measure(self._bench, self._networks, splits, selection, self._raw)
-        log.info("evaluating: the page's close-ups took %.1f s", time.perf_counter() - looked)
-        seconds = self._time_sampling()
+        with stage("novelty"):
+            noise = baselines["noise"]
+            results["novelty"] = copies.novelty_in_results(bench, self._zoo, seen_networks, self._sampler, noise)
+        with stage("accuracy against spread"):
+            if self._diverse and evaluation.curve_levels:
+                reported = {s: n for s, n in self._networks.items() if s in (*REPORTED_SPLITS, "validation")}
+                results["accuracy_against_spread"] = {
+                    "zoo": {s: studies.zoo_spread(bench, s, n) for s, n in reported.items()},
+                    "curve": studies.accuracy_against_spread(bench, self._diverse),
+                }
+        with stage("mixing and transfer"):
+            if evaluation.mixing_separations:
+                results["mixing"] = studies.mixing(bench, self._sampler, seen)
+            if evaluation.transfer_pairs and "nearest_seen" in baselines:
+                results["transfer"] = studies.transfer(bench, self._sampler, seen, splits)
+        with stage("likelihood and score"):
+            if evaluation.likelihood_networks and (told := density.identification(bench, self._networks)):
+                results["likelihood"] = told
+            if evaluation.score_levels:
+                results["score_likeness"] = density.score_likeness(bench, self._networks)
+        with stage("close-ups for the page"):
+            results["closeup"] = closeup.measure(bench, self._networks, splits, selection, self._raw)
+        with stage("time of sampling"):
+            seconds = self._time_sampling()
         results["timing"] = {
             "sample_s_per_100": seconds[self._sampler],
             "sample_s_per_100_by_sampler": seconds,
