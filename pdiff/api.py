@@ -1,12 +1,10 @@
 """The same from Python: `pdiff.load(workdir)`, then `sample`, `apply` and `accuracy`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree
 
 from pdiff import dist, files, generator, rng
@@ -167,9 +165,8 @@ def restore_params(static: Generator, workdir: Path) -> PyTree:
         checkpoints.close()
 
 
-def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:
-    """Stacked networks as float32 safetensors, named by Flax path."""
-    flat = traverse_util.flatten_dict(networks, sep="/")
-    # safetensors writes non-contiguous arrays wrong without a word.
-    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
-    files.write_atomic(path, safetensors.numpy.save(arrays, dict(metadata)))
+
+def model_digest(workdir: Path) -> str:
+    """sha256 of the manifest of the newest checkpoint, which has the sha256 of each of its files."""
+    found = (p for p in (Path(workdir) / "checkpoints").glob(f"[0-9]*/{files.MANIFEST}"))
+    return files.sha256(max(found, key=lambda p: int(p.parent.name)))

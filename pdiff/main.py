@@ -7,11 +7,11 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from pdiff import aot, exits, machine, processes, run
+from pdiff import aot, exits, exports, machine, processes, run
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "evaluate", "report", "check", "audit", "compile")
+MODES = ("run", "import", "sample", "evaluate", "report", "check", "audit", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
@@ -25,7 +25,10 @@ _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes:
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
-_OUT = flags.DEFINE_string("out", None, "sample: the safetensors file to write.")
+_OUT = flags.DEFINE_string("out", None, "sample: the file or folder to write; one that ends in .safetensors or .npz is one file.")
+_FORMAT = flags.DEFINE_enum("format", None, exports.FORMATS, "sample: what to write, if the ending of --out does not say.")
+_SOURCE = flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
+_MANIFEST = flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes them, if not in --source.")
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +57,9 @@ def _dispatch(argv: list[str]) -> None:
             command=shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]]),
         )
         return
+    if mode == "import":
+        _import(workdir)
+        return
     if mode == "compile":
         print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=workdir))
         return
@@ -65,11 +71,19 @@ def _dispatch(argv: list[str]) -> None:
     if mode == "sample":
         run.sample(
             Path(workdir), prompt=_PROMPT.value, task=_TASK.value, num_samples=_NUM_SAMPLES.value,
-            sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, out=_OUT.value,
+            sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, out=_OUT.value, form=_FORMAT.value,
         )  # fmt: skip
     else:
         modes = {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}
         modes[mode](Path(workdir))
+
+
+def _import(workdir: str | None) -> None:
+    for name, value in (("--config", _CONFIG.value), ("--source", _SOURCE.value), ("--workdir", workdir)):
+        if value is None:
+            raise PdiffError(f"{name}: missing; --mode=import needs --config, --source and --workdir")
+    manifest = _MANIFEST.value and Path(_MANIFEST.value)
+    run.import_networks(_CONFIG.value, Path(_SOURCE.value), manifest, Path(workdir))
 
 
 if __name__ == "__main__":

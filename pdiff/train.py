@@ -160,7 +160,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         rows=rows,
         place=lambda batch: dist.from_local(batch, rows, config.batch_size, mesh),
     )
-    validate = Validation(generator, mesh)
+    validate = Validation(generator, mesh) if generator.family.data else None  # without images nothing is scored
     writer = MetricsWriter(workdir, start)
     schedule = learning_rate_schedule(config)
     pending: list[dict] = []
@@ -195,7 +195,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
                 last, stopping = step == config.steps, stop.requested()
                 if step % config.log_every == 0 or last:
                     flush(step)
-                if step % config.validate_every == 0 or last:
+                if validate and (step % config.validate_every == 0 or last):
                     flush(step)
                     writer.write(step, validate(state.ema))
                     clock = time.perf_counter()

@@ -64,9 +64,9 @@ def _page(results: dict, made: list[figures.Figure]) -> str:
         per_task=_per_task(results),
         controls=plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
         novelty=_novelty(results["novelty"]),
-        timings=_timings(results["timing"], samplers),
-        facts=_facts(results),
-        config=_flat(results["config"]),
+        timings=timings(results["timing"], samplers),
+        facts=facts(results),
+        config=flat(results["config"]),
     )
 
 
@@ -108,7 +108,7 @@ def _novelty(novelty: dict) -> list[dict]:
     return table
 
 
-def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
+def timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
     rows = [
         ("zoo: pretraining and fine-tuning", duration(timing["zoo_s"])),
         ("training the generator", duration(timing["train_s"])),
@@ -124,7 +124,7 @@ def _timings(timing: dict, samplers: list[str]) -> list[tuple[str, str]]:
     return [*rows, ("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")]
 
 
-def _facts(results: dict) -> list[tuple[str, str]]:
+def facts(results: dict) -> list[tuple[str, str]]:
     """What was run, in a few lines; the optional ones only where they were recorded."""
     target = results["target"]
     facts = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
@@ -146,8 +146,8 @@ def _facts(results: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _flat(config: Any, where: str = "") -> list[tuple[str, str]]:
+def flat(config: Any, where: str = "") -> list[tuple[str, str]]:
     """(field, value) of a nested config, as the command line would name them."""
     if isinstance(config, dict):
-        return [row for k in sorted(config) for row in _flat(config[k], f"{where}.{k}" if where else k)]
+        return [row for k in sorted(config) for row in flat(config[k], f"{where}.{k}" if where else k)]
     return [(where, json.dumps(config, ensure_ascii=False))]
