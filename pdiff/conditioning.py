@@ -54,11 +54,12 @@ def training_condition(
     """
     config = generator.config.condition
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    scale = config.number_noise if config.number_period else config.number_noise * number_period(config, generator.family)
+    family = generator.family
+    scale = config.number_noise * (1 if config.number_period else number_period(config, family))
     moved = scale * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
-        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(factor_units(config, generator.family)),
+        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(factor_units(config, family)),
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
         "sentence": lambda: constants["sentence"][task, wording],
         "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),

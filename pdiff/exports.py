@@ -104,7 +104,7 @@ def to_safetensors(flat: Flat, metadata: Mapping[str, str] | None = None) -> byt
 
 
 def _folders(flat: Flat, out: Path, one: Callable[[Flat, Path], None], metadata: Mapping[str, str]) -> None:
-    """A folder with what `one` makes of each network, and of what was asked for, renamed into place when it is whole."""
+    """A folder with what `one` makes of each network, and of what was asked for, renamed into place when whole."""
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     count = len(jax.tree.leaves(flat)[0])
     try:

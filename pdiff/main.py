@@ -25,8 +25,8 @@ _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes:
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
-_OUT = flags.DEFINE_string("out", None, "sample: the file or folder to write; one that ends in .safetensors or .npz is one file.")
-_FORMAT = flags.DEFINE_enum("format", None, exports.FORMATS, "sample: what to write, if the ending of --out does not say.")
+_OUT = flags.DEFINE_string("out", None, "sample: the file (.safetensors, .npz) or folder to write.")
+_FORMAT = flags.DEFINE_enum("format", None, exports.FORMATS, "sample: what to write, if --out does not say.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
 _MANIFEST = flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes them, if not in --source.")
 

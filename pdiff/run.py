@@ -149,7 +149,7 @@ def audit(workdir: Path) -> dict:
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
     made = generator.load(workdir)
     if not made.family.data:
-        raise PdiffError(f"{workdir}: its networks are known by their weights alone; --mode=audit asks for their answers")
+        raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
     networks = build.store.in_memory(_read_zoo(made.config, workdir))
     mesh = dist.make_mesh()
     bench = Bench(made, api.restore_params(made, workdir), mesh)
@@ -262,7 +262,7 @@ def _evaluate(
         space = results["weight_space"]["spaces"][0]
         best = entry["generated"][results["selection"]["sampler"]][space]["distance"]["mean"]
         near = entry["controls"].get("nearest_seen", entry["controls"]["soup"])[space]["distance"]["mean"]
-        log.info("%-7s distance to the task's own: generated %.3f  nearest seen %.3f  mean of the zoo is 1", split, best, near)
+        log.info("%-7s distance to its own: generated %.3f  nearest seen %.3f  (mean of the zoo: 1)", split, best, near)
     for split, entry in results.get("splits", {}).items():
         best = entry["generated"][results["selection"]["sampler"]]
         log.info(

@@ -1,12 +1,12 @@
 """How far are networks from those of their task, where nothing but weights is known of them?
 
-All is computed from inner products. Those of the weights are the plain ones. Adapters have a second space, that of their
-updates B A, in which two adapters that do the same are one point however they are factored; its inner products take
-products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
+All is computed from inner products. Those of the weights are the plain ones. Adapters have a second space, that of
+their updates B A, in which two adapters that do the same are one point however they are factored; its inner products
+take products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
 
-`distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which so
-scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm. `cosine`
-is of the deviations from the zoo's mean: 1 goes the task's way, 0 says nothing of it.
+`distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which
+so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm.
+`cosine` is of the deviations from the zoo's mean: 1 goes the task's way, 0 says nothing of it.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Reference:
         return self._against(made, mine)
 
     def own_measures(self) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " some"]] | None:
-        """The same of each own network against the mean of the others of its task, and the tasks; None if all are alone."""
+        """The same of each own network against the others of its task, and the tasks; None if all are alone."""
         others = [np.flatnonzero((self.own_task == t) & (np.arange(len(self.own_task)) != i))
                   for i, t in enumerate(self.own_task)]  # fmt: skip
         kept = np.array([i for i, o in enumerate(others) if len(o)], int)

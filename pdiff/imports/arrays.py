@@ -101,8 +101,8 @@ def check_names(names: Mapping[str, Any]) -> None:
         parts = name.split("/")
         if len(name) > LONGEST_NAME or not name.isprintable() or not all(p.strip(". ") for p in parts):
             raise PdiffError(
-                f"the name {shown(name)} of an array; allowed: at most {LONGEST_NAME} printable characters, keys joined "
-                "by '/' and none of them empty or of dots alone"
+                f"the name {shown(name)} of an array; allowed: at most {LONGEST_NAME} printable characters, "
+                "keys joined by '/' and none of them empty or of dots alone"
             )
         if name in branches:
             raise PdiffError(f"{shown(name)} is an array and also the beginning of another's name")

@@ -2,9 +2,10 @@
 
 (B M) (M^-1 A) is B A for every invertible M (r, r): training ends in any of these, by where it started and by chance.
 A generator of A and B would have to learn that spread too, and its mean over two adapters that do the same can do
-something else. Here each update is split evenly, B^T B = A A^T, which leaves a rotation; and the rotation is the one that
-brings the factors nearest to those of a reference (orthogonal Procrustes), itself the mean of the seen networks so
-rotated. It moves smoothly with the update where single singular vectors jump. B A stays what it was, but for rounding.
+something else. Here each update is split evenly, B^T B = A A^T, which leaves a rotation; and the rotation is the one
+that brings the factors nearest to those of a reference (orthogonal Procrustes), itself the mean of the seen networks
+so rotated. It moves smoothly with the update where single singular vectors jump. B A stays what it was, but for
+rounding.
 """
 
 import numpy as np

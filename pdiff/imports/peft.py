@@ -1,7 +1,7 @@
 """LoRA adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors.
 
-An adapter adds (lora_alpha / r) B A to the weight of each adapted module, with A (r, inputs) and B (outputs, r). Here it
-is the tree lora/MODULE/A, lora/MODULE/B. What changes this formula, or adds to it, is refused by name.
+An adapter adds (lora_alpha / r) B A to the weight of each adapted module, with A (r, inputs) and B (outputs, r). Here
+it is the tree lora/MODULE/A, lora/MODULE/B. What changes this formula, or adds to it, is refused by name.
 """
 
 import dataclasses

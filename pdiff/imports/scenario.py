@@ -133,6 +133,7 @@ def restricted(family: Family, names: Sequence[str]) -> Family:
         tasks=tuple(dataclasses.replace(known[n], id=i) for i, n in enumerate(names)),
         variables=jax.tree.map(lambda v: v[rows], family.variables),
         backgrounds=None if family.backgrounds is None else family.backgrounds[rows],
+        arcs={s: a for s, a in family.arcs.items() if any(known[n].split == s for n in names)},
     )
     kept.check()
     return kept

@@ -33,7 +33,8 @@ from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
 from pdiff.zoo.parts import Parts
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
-NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")  # fields of `zoo` that say where it lies and how it is made and read
+# Fields of `zoo` that say where it lies and how it is made and read.
+NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
 RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
