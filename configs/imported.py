@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.tasks.update(dict(family="imported", unseen="", num_seen=100_000, num_interp=0, num_unseen=1, num_validation=1))
     c.tasks.update(dict(num_gaps=0, validation_gaps=()))
     c.target.name = "imported"
-    c.zoo.align = "balanced"  # LoRA factors in one gauge; "none" keeps every bit, and is for all other networks
+    c.zoo.align = "balanced"  # LoRA factors in one gauge, other networks as they are; "none" keeps every bit
     c.weights.update(dict(token_dim=0, scale="param"))
     c.model.update(dict(width=64, depth=2, mean_width=64))
     c.condition.update(dict(drop_id=0.9, drop_factors=0.0, text_vocab_size=0, text_width=32))

@@ -11,15 +11,15 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
+import tensorstore as ts
 from flax import traverse_util
 from jaxtyping import Shaped
 
@@ -303,36 +303,45 @@ def _orbax_tree(path: Path) -> Path | None:
 
 
 def _orbax(path: Path, budget: Budget) -> Arrays:
+    """Reads each array by TensorStore itself, as Orbax's own reader prints tracebacks over what is damaged."""
     where = _orbax_tree(path)
     for file in where.rglob("*"):
         if file.is_symlink() or not (file.is_dir() or stat.S_ISREG(file.stat().st_mode)):
             raise PdiffError(f"{file.name} in it is a link or no regular file")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        index = _orbax_called(lambda: checkpointer.metadata(where.absolute()).item_metadata.tree)
-        shapes = _orbax_flat(index)
-        for name, leaf in shapes.items():
-            if str(leaf.dtype) not in ALLOWED:
-                raise PdiffError(f"{shown('/'.join(name))} is {leaf.dtype}; allowed: {', '.join(ALLOWED)}")
-        budget.take(sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in shapes.values()))
-        how = traverse_util.unflatten_dict({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes})
-        return _leaves(_orbax_called(lambda: checkpointer.restore(where.absolute(), restore_args=how)))
-
-
-def _orbax_flat(index: Any) -> dict[tuple[str, ...], Any]:
-    if not isinstance(index, dict) or not index:
-        raise PdiffError("holds no tree of arrays")
-    flat = traverse_util.flatten_dict(index)
-    if len(flat) > MOST_LEAVES:
-        raise PdiffError(f"holds {len(flat)} arrays; allowed: at most {MOST_LEAVES}")
-    for name, leaf in flat.items():
-        if not all(isinstance(k, str) for k in name) or not hasattr(leaf, "shape") or leaf.dtype is None:
-            raise PdiffError(f"{shown(name)} is no array; allowed: nested dicts of arrays")
-    return flat
-
-
-def _orbax_called(call: Callable[[], Any]) -> Any:
+    index = json_of(where / ORBAX_INDEX)
+    names = _orbax_names(index)
+    store = {"driver": "file", "path": f"{where.absolute()}/"}
+    store = {"driver": "ocdbt", "base": store} if index.get("use_ocdbt", True) else store
+    driver, context = "zarr3" if index.get("use_zarr3") else "zarr", ts.Context()
+    found = {}
     try:
-        return call()
-    except Exception as e:  # Orbax and TensorStore raise whatever the bytes make them stumble over
-        first = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise PdiffError(f"is damaged or no Orbax checkpoint: {first[:300]}") from e
+        for name in names:
+            keys = {**store, "path": f"{store['path']}{'.'.join(name)}" if "path" in store else ".".join(name)}
+            spec = {"driver": driver, "kvstore": keys, "fill_missing_data_reads": False}
+            array = ts.open(spec, read=True, open=True, context=context).result()
+            dtype = array.dtype.numpy_dtype
+            if str(dtype) not in ALLOWED:
+                raise PdiffError(f"{shown('/'.join(name))} is {dtype}; allowed: {', '.join(ALLOWED)}")
+            chunk = array.chunk_layout.read_chunk.shape or array.shape  # which is read as a whole
+            budget.take(max(math.prod(array.shape), math.prod(chunk)) * dtype.itemsize)
+            found["/".join(name)] = np.asarray(array.read().result())
+    except (ValueError, NotImplementedError, OverflowError, OSError, RuntimeError) as e:
+        reason = str(e).split(" [")[0].splitlines()[0]
+        raise PdiffError(f"is damaged or no Orbax checkpoint: {reason[:300]}") from e
+    return found
+
+
+def _orbax_names(index: Any) -> list[tuple[str, ...]]:
+    """The keys of each leaf that Orbax's index of a tree lists."""
+    tree = index.get("tree_metadata") if isinstance(index, dict) else None
+    if not isinstance(tree, dict) or not tree or len(tree) > MOST_LEAVES:
+        raise PdiffError(f"{ORBAX_INDEX} lists no tree of 1 to {MOST_LEAVES} arrays")
+    names = []
+    for leaf in tree.values():
+        keys = leaf.get("key_metadata") if isinstance(leaf, dict) else None
+        keys = [k.get("key") if isinstance(k, dict) else None for k in keys] if isinstance(keys, list) else []
+        if not keys or not all(isinstance(k, str) and k.strip(". ") and "/" not in k for k in keys):
+            raise PdiffError(f"{ORBAX_INDEX} lists {shown(keys)}; allowed: keys that are texts without '/'")
+        names.append(tuple(keys))
+    check_names({"/".join(n): None for n in names})
+    return names

@@ -102,7 +102,8 @@ def _csv_records(content: str) -> list[tuple[str, dict[str, Any]]]:
     records: list[tuple[str, dict[str, Any]]] = []
     try:
         header = [name.strip() for name in next(reader, [])]
-        _check_columns(header)
+        if header:
+            _check_columns(header)
         for cells in reader:
             if not any(c.strip() for c in cells):
                 continue

@@ -40,8 +40,6 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
             f"zoo.dir: got {config.zoo.dir!r}; allowed with --mode=import: '', its zoo lies in the workdir"
         )
     found = source.read(folder, config.zoo.import_mb, manifest)
-    if config.zoo.align == "balanced" and found.adapter is None:
-        raise PdiffError("zoo.align: got 'balanced'; allowed for networks that are no LoRA folders: none")
     gathered = tasks.gathered(found.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
         described, factor_names = tasks.described(gathered, config)
@@ -122,7 +120,7 @@ def _networks(
 ) -> dict[str, Networks]:
     params = found.params
     rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
-    if config.zoo.align == "balanced":
+    if config.zoo.align == "balanced" and facts.adapter is not None:
         params = gauge.of_all(params, np.array(rows["seen"]))
     base = found.base
     if config.tasks.family != scenario.IMPORTED:
@@ -137,6 +135,9 @@ def _networks(
         own = rows[split]
         made = _stacked({p: v[own] for p, v in params.items()}, [task_of[i] for i in own], [seed_of[i] for i in own])
         networks[split] = made
+    if config.zoo.align == "weight_matching":
+        held = {split: n for split, n in networks.items() if split != "base"}
+        networks |= build.aligned(held, target.generated_permutations("zoo.align"))
     if config.tasks.family == scenario.IMPORTED:
         return networks
     return _measured(config, family, target, networks)

@@ -109,7 +109,7 @@ def _finetune_all(
             by_split[split] = parts_lib.Rows(everything, int(own[0]), int(own[-1]) + keep)
     if config.zoo.align != "none":
         held = {split: rows[:] for split, rows in by_split.items()}  # matching needs all at once
-        by_split = _aligned(held, target.generated_permutations("zoo.align"))
+        by_split = aligned(held, target.generated_permutations("zoo.align"))
     return {"base": base, "task_blind": blind} | by_split
 
 
@@ -149,7 +149,7 @@ def _of_first(parts: Path, name: str, make: Callable[[], Networks]) -> Networks:
     return parts_lib.kept(parts, name, make)
 
 
-def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
+def aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
     """The seen networks in one order of hidden units, and those of other splits matched to the mean of these."""
     seen, mean = matching.align_to_mean(symmetry, networks["seen"].params)
     aligned = {s: seen if s == "seen" else matching.align(symmetry, n.params, mean) for s, n in networks.items()}
