@@ -41,11 +41,6 @@ class Adapter:
     arrays: dict[str, Shaped[ndarray, "..."]]
     config: dict[str, Any]
 
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.config["lora_alpha"] / self.config["r"]
-
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder is one adapter."""

@@ -49,11 +49,6 @@ class Facts:
     adapter: dict[str, Any] | None
     accuracies: dict[str, list[float]]
 
-    @property
-    def lora_scale(self) -> float | None:
-        """What B A of adapters is multiplied by; None for other networks."""
-        return None if self.adapter is None else self.adapter["lora_alpha"] / self.adapter["r"]
-
 
 def save(facts: Facts, workdir: Path) -> None:
     """Keeps the facts in `workdir`, with a manifest."""

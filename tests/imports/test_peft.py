@@ -16,7 +16,7 @@ from tests.imports import zoos
 def test_an_adapter_is_read_by_module(tmp_path):
     made = zoos.lora(tmp_path / "a", 0.5)
     found = peft.read(tmp_path / "a", arrays.Budget(1))
-    assert found.scale == 2.0
+    assert found.config == zoos.lora_config()
     assert set(found.arrays) == {f"lora/{m}/{k}" for m in zoos.MODULES for k in "AB"}
     for path, name in peft.names(list(found.arrays)).items():
         np.testing.assert_array_equal(found.arrays[path], made[name])
@@ -102,8 +102,7 @@ def test_peft_itself_loads_what_is_written_and_adds_the_update(tmp_path):
     adapted = library.PeftModel.from_pretrained(base, tmp_path / "out" / "sample_1")
     with torch.no_grad():
         moved = adapted(x).numpy() - plain
-    expected = sum(
-        found.scale * x.numpy() @ (2 * found.arrays[f"lora/{m}/A"]).T @ (2 * found.arrays[f"lora/{m}/B"]).T
-        for m in zoos.MODULES
+    expected = sum(  # lora_alpha / r is 2
+        2 * x.numpy() @ (2 * found.arrays[f"lora/{m}/A"]).T @ (2 * found.arrays[f"lora/{m}/B"]).T for m in zoos.MODULES
     )
     np.testing.assert_allclose(moved, expected, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from configs import imported
-from pdiff import run
+from pdiff import exits, run
 from pdiff.errors import Faults, PdiffError
 from pdiff.generator import suited_token_dim
 from pdiff.imports import scenario
@@ -65,7 +65,7 @@ def test_adapters_keep_their_updates_and_tasks_are_held_out(tmp_path):
             left, right = (kept[f"lora/{module}/{k}"].astype(float) for k in "BA")
             np.testing.assert_allclose(left @ right, b @ a, atol=1e-5)
             np.testing.assert_allclose(left.T @ left, right @ right.T, atol=1e-4)
-    assert scenario.load(tmp_path / "w").lora_scale == 2.0
+    assert scenario.load(tmp_path / "w").adapter == zoos.lora_config()
 
 
 def test_a_manifest_says_what_tasks_are(tmp_path):
@@ -201,3 +201,12 @@ def test_facts_are_plain_json(tmp_path):
     facts = scenario.load(tmp_path / "w")
     assert json.loads(json.dumps(dataclasses.asdict(facts))) == dataclasses.asdict(facts)
     assert facts.leaves["params/Dense_0/kernel"] == [[3, 2], "float32", "params/Dense_0/kernel", "none"]
+
+
+def test_faults_are_a_line_each_and_not_too_many(capsys):
+    with pytest.raises(SystemExit) as e, exits.said():
+        raise Faults("my_zoo", ["a: is\nbroken", *(f"{i}: is too" for i in range(24))])
+    lines = capsys.readouterr().err.splitlines()
+    assert e.value.code == 1 and len(lines) == 22
+    assert lines[0] == "pdiff: error: my_zoo: 25 faults, nothing was written"
+    assert lines[1] == "  a: is broken" and lines[-1] == "  and 5 more"
