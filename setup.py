@@ -32,6 +32,8 @@ setup(
         "sentencepiece>=0.2.3,<0.3",
         "jaxtyping>=0.3,<0.4",
         "safetensors>=0.5,<0.9",
+        "tensorstore>=0.1.71,<0.2",  # reads the arrays of checkpoints that are imported
+        "ml_dtypes>=0.5,<1",
         "numpy>=2,<3",
         "pillow>=11",  # image files; TFDS decodes its images with it, but does not ask for it
         "scipy>=1.14,<2",

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     c.zoo = ConfigDict(
         dict(
             dir="",  # '' is <workdir>/zoo; name a directory to share one zoo between runs
+            import_mb=4096.0,  # --mode=import: most MB that all its networks may hold
             memory_mb=4096.0,  # seen networks that take more MB (10^6 bytes) are read from disk, batch by batch
             seeds_per_task=6,
             reference_seeds=3,  # networks for each interp, unseen and validation task
@@ -57,7 +58,9 @@ def get_config() -> ConfigDict:
             # Where fine-tuning starts: the pretrained base, or a random initialisation of each network's own. Then
             # diffusion.base_penalty should be 0, as the distance from the base means nothing.
             init="base",  # base | random
-            align="none",  # none | weight_matching: hidden units reordered to fit those of the seen networks' mean
+            # weight_matching: hidden units reordered to fit those of the seen networks' mean. balanced: imported LoRA
+            # factors brought into one gauge, see pdiff/imports/gauge.py.
+            align="none",  # none | weight_matching | balanced
             steps=1000,
             batch_size=64,
             learning_rate=1e-2,
@@ -73,7 +76,7 @@ def get_config() -> ConfigDict:
     c.weights = ConfigDict(
         dict(
             layout="chunk",  # chunk | neuron
-            token_dim=256,  # width of a chunk token; the neuron layout finds its own
+            token_dim=256,  # width of a chunk token, 0 is chosen by the network's size; the neuron layout finds its own
             center="mean",  # mean | base
             scale="leaf",  # param | leaf | global
             permute=False,  # augmentation: hidden units in a new random order each time a network is trained on
@@ -107,14 +110,16 @@ def get_config() -> ConfigDict:
             background_noise=0.0,  # standard deviation of the noise on background images in training, of white
             drop_support=0.5,
             drop_all=0.05,
-            text_vocab_size=400,
+            text_vocab_size=400,  # 0 is as many pieces as the descriptions fill, about 400 at most
             text_max_length=64,
             text_width=64,
             text_depth=1,
             support_images=16,  # most support images of a class
             num_harmonics=4,  # Fourier harmonics of a number in a text, and of a factor
             number_noise=8.0,  # standard deviation of the noise on them in training, in the numbers' own units
-            number_period=360.0,  # the numbers' period: those harmonics of it are told apart
+            # The numbers' period: those harmonics of it are told apart. 0 is twice the range of the numbers in the seen
+            # tasks' descriptions, and of each factor; number_noise then counts in periods.
+            number_period=360.0,
         )
     )
 

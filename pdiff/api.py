@@ -1,12 +1,10 @@
 """The same from Python: `pdiff.load(workdir)`, then `sample`, `expect`, `apply` and `accuracy`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
@@ -279,16 +277,3 @@ def model_digest(workdir: Path) -> str:
         return files.sha256(workdir / files.MANIFEST)
     steps = (workdir / "checkpoints").glob(f"[0-9]*/{files.MANIFEST}")
     return files.sha256(max(steps, key=lambda p: int(p.parent.name)))
-
-
-def export(networks: PyTree[Float[np.ndarray, "samples ..."]], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes `as_bytes`."""
-    files.write_atomic(path, as_bytes(networks, metadata))
-
-
-def as_bytes(networks: PyTree[Float[np.ndarray, "samples ..."]], metadata: Mapping[str, str]) -> bytes:
-    """Stacked networks as float32 safetensors, named by Flax path."""
-    flat = traverse_util.flatten_dict(networks, sep="/")
-    # safetensors writes non-contiguous arrays wrong without a word.
-    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
-    return safetensors.numpy.save(arrays, dict(metadata))

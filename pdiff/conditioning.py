@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pdiff.generator import Generator
+from pdiff.models.conditions import factor_units, number_period
 from pdiff.tasks import support
 from pdiff.tasks.base import Task
 
@@ -16,8 +17,10 @@ def make_constants(generator: Generator) -> dict:
 
     They are an argument of the step, replicated once, and not baked into its program.
     """
-    family, images = generator.family, generator.family.data["train"]
-    constants = {"variables": family.variables, "x": images.x, "y": images.y, "factors": family.factors()}
+    family, images = generator.family, generator.family.data.get("train")
+    constants = {"variables": family.variables, "factors": family.factors()}
+    if images is not None:
+        constants |= {"x": images.x, "y": images.y}
     constants["generator"] = generator.arrays()
     if "text" in generator.config.condition.use:
         wordings = len(family.tasks[0].descriptions)
@@ -51,10 +54,12 @@ def training_condition(
     """
     config = generator.config.condition
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    moved = config.number_noise * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
+    family = generator.family
+    scale = config.number_noise * (1 if config.number_period else number_period(config, family))
+    moved = scale * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
-        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(generator.family.units),
+        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(factor_units(config, family)),
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
         "sentence": lambda: constants["sentence"][task, wording],
         "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),

@@ -101,12 +101,13 @@ FIELDS: dict[str, Field] = {
     "target.lora_modules": Field(str),
     "zoo.dir": Field(str),
     "zoo.memory_mb": _POSITIVE,
+    "zoo.import_mb": _POSITIVE,
     "zoo.seeds_per_task": _COUNT,
     "zoo.reference_seeds": _COUNT,
     "zoo.pretrain_steps": _COUNT,
     "zoo.pretrain_learning_rate": _RATE,
     "zoo.init": Field(str, choices=("base", "random")),
-    "zoo.align": Field(str, choices=("none", "weight_matching")),
+    "zoo.align": Field(str, choices=("none", "weight_matching", "balanced")),
     "zoo.steps": _COUNT,
     "zoo.batch_size": _COUNT,
     "zoo.learning_rate": _RATE,
@@ -116,7 +117,7 @@ FIELDS: dict[str, Field] = {
     "zoo.keep_every": _COUNT,
     "zoo.chunk_size": _COUNT_OR_NONE,
     "weights.layout": Field(str, choices=("chunk", "neuron")),
-    "weights.token_dim": _COUNT,
+    "weights.token_dim": _COUNT_OR_NONE,
     "weights.center": Field(str, choices=("mean", "base")),
     "weights.scale": Field(str, choices=("param", "leaf", "global")),
     "weights.permute": Field(bool),
@@ -138,13 +139,13 @@ FIELDS: dict[str, Field] = {
     "condition.drop_support": _SHARE,
     "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,
-    "condition.text_vocab_size": _COUNT,
+    "condition.text_vocab_size": _COUNT_OR_NONE,
     "condition.text_max_length": _COUNT,
     "condition.text_width": _COUNT,
     "condition.text_depth": _COUNT_OR_NONE,
     "condition.num_harmonics": _COUNT,
     "condition.number_noise": _NOT_NEGATIVE,
-    "condition.number_period": _POSITIVE,
+    "condition.number_period": _NOT_NEGATIVE,
     "diffusion.path": Field(str, choices=("ve", "vp", "rectified_flow")),
     "diffusion.precondition": Field(str, choices=("conditional", "edm")),
     "diffusion.sigma_min": _POSITIVE,
@@ -255,6 +256,10 @@ def validate(config: ConfigDict) -> None:
     _require(
         not c.train.wandb or importlib.util.find_spec("wandb") is not None, values, "train.wandb",
         "'' unless wandb is installed; pip install -e '.[wandb]'",
+    )  # fmt: skip
+    _require(
+        c.zoo.align != "balanced" or c.tasks.family == "imported", values, "zoo.align",
+        "balanced with tasks.family=imported alone",
     )  # fmt: skip
     rivals(c.eval.rivals)
     for field in ("generate", "lora_modules"):

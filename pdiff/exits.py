@@ -5,7 +5,7 @@ import traceback
 from contextlib import contextmanager
 
 from pdiff import processes
-from pdiff.errors import PdiffError
+from pdiff.errors import Faults, PdiffError
 from pdiff.stopping import Interrupted
 
 
@@ -19,6 +19,9 @@ def said():
         yield
     except Interrupted as e:
         _leave(str(e), e.exit_code, alone=True)
+    except Faults as e:
+        processes.fail(" ".join(str(e).split()), 1)
+        _end(str(e), 1)  # a line for each
     except PdiffError as e:
         _leave(str(e), 1)
     except KeyboardInterrupt:
@@ -39,5 +42,9 @@ def _leave(message: str, code: int, alone: bool = False) -> None:
     message = " ".join(message.split())
     if not alone:
         processes.fail(message, code)
+    _end(message, code)
+
+
+def _end(message: str, code: int) -> None:
     print(f"pdiff: error: {message}", file=sys.stderr)
     sys.exit(code)

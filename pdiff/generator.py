@@ -6,6 +6,7 @@ sampling needs no zoo.
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ from pdiff import config as config_lib
 from pdiff import files
 from pdiff.diffusion import denoiser, sde
 from pdiff.errors import PdiffError
+from pdiff.imports import scenario
 from pdiff.models.conditions import Context, Mixture, mix
 from pdiff.models.dit import ConditionalDiT, make_model
 from pdiff.models.sentence import SentenceEncoder, find_minilm
 from pdiff.models.text import Tokenizer, train_tokenizer, usual_length
-from pdiff.targets import Target, get_target
-from pdiff.tasks import Family, get_family
+from pdiff.targets import Target
+from pdiff.tasks import Family
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
 from pdiff.tasks.support import Support
@@ -272,22 +274,26 @@ def load(workdir: Path) -> Generator:
     for name in ("base", "stats", "spread", "usual_length"):
         if name not in tree:
             raise PdiffError(f"{where}: made by another version of pdiff, it has no {name}; use another --workdir")
-    family = get_family(config.tasks)
+    family, target = scenario.family_and_target(config, workdir)
     model = (where / "tokenizer.model").read_bytes()
     tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
-    target = get_target(config.target, family.image_shape, family.num_classes)
     return _assemble(
         config, family, target, stats.Stats(**tree["stats"]), tree["spread"].item(), tree["base"], tokenizer
     )
 
 
 def _spec(config: ConfigDict, target: Target) -> Spec:
-    return make_spec(
-        target.abstract(),
-        generate=target.generate,
-        layout=config.weights.layout,
-        token_dim=config.weights.token_dim,
-    )
+    tree, weights = target.abstract(), config.weights
+    width = weights.token_dim or suited_token_dim(make_spec(tree, generate=target.generate).num_params)
+    return make_spec(tree, generate=target.generate, layout=weights.layout, token_dim=width)
+
+
+def suited_token_dim(num_params: int) -> int:
+    """The width of chunk tokens for networks of that size: the power of two next above twice its square root.
+
+    The sequence, and what a token says, then grow alike: 10 k parameters are 40 tokens of 256, 4 M are 977 of 4096.
+    """
+    return 1 << max(5, math.ceil(math.log2(2 * math.sqrt(num_params))))
 
 
 def _assemble(config, family, target, fitted, spread, base, tokenizer) -> Generator:

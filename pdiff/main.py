@@ -11,7 +11,7 @@ from pdiff import config as config_lib
 from pdiff import exits, machine, processes
 from pdiff.errors import PdiffError
 
-MODES = ("run", "sample", "serve", "publish", "evaluate", "report", "compare", "check", "audit", "compile")
+MODES = ("run", "import", "sample", "serve", "publish", "evaluate", "report", "compare", "check", "audit", "compile")
 LIGHT = ("sample", "serve")  # a device is enough for them, and more take longer to compile for
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
@@ -37,8 +37,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
 _OUT = flags.DEFINE_string(
-    "out", None, "sample: the safetensors file to write; publish: the folder; compare: the page, compare.html."
+    "out", None, "sample: the file (.safetensors, .npz) or folder to write; publish: the folder; compare: the page."
 )
+_FORMAT = flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, peft or files, if --out does not say.")
+_SOURCE = flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
+_MANIFEST = flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes them, if not in --source.")
 
 
 def main(argv: list[str]) -> None:
@@ -61,11 +64,13 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
 
         print(aot.compile_config(_CONFIG.value, _TOPOLOGY.value, workdir=_WORKDIR.value))
         return
-    if mode == "run" and _CONFIG.value is None:
+    if mode in ("run", "import") and _CONFIG.value is None:
         raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
+    if mode == "import" and None in (_SOURCE.value, workdir):
+        raise PdiffError("--source, --workdir: missing; --mode=import reads a folder of networks into a new workdir")
     if mode not in ("run", "compare", "check", *LIGHT) and workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")
-    if mode != "run" and _CONFIG.value is not None and workdir is not None:
+    if mode not in ("run", "import") and _CONFIG.value is not None and workdir is not None:
         config_lib.check_same(_CONFIG.value, workdir)
     if mode == "serve":
         from pdiff import serve
@@ -79,7 +84,7 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
         request.sample(
             workdir, prompt=_PROMPT.value, task=_TASK.value, between=_BETWEEN.value, support=_SUPPORT.value,
             num_samples=_NUM_SAMPLES.value, sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, force=_FORCE.value,
-            out=_OUT.value,
+            out=_OUT.value, form=_FORMAT.value,
         )  # fmt: skip
     else:
         from pdiff import run
@@ -88,10 +93,21 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
             name = Path(flags.FLAGS["config"].config_filename).stem
             command = shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]])
             run.run(_CONFIG.value, workdir or Path("runs") / name, command=command)
+        elif mode == "import":
+            manifest = Path(_MANIFEST.value) if _MANIFEST.value else None
+            run.import_networks(_CONFIG.value, Path(_SOURCE.value), manifest, workdir)
         elif mode == "compare":
             print(run.compare(_WORKDIRS.value, _OUT.value or "compare.html"))
         else:
             {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}[mode](workdir)
+
+
+def _import(workdir: str | None) -> None:
+    for name, value in (("--config", _CONFIG.value), ("--source", _SOURCE.value), ("--workdir", workdir)):
+        if value is None:
+            raise PdiffError(f"{name}: missing; --mode=import needs --config, --source and --workdir")
+    manifest = _MANIFEST.value and Path(_MANIFEST.value)
+    run.import_networks(_CONFIG.value, Path(_SOURCE.value), manifest, Path(workdir))
 
 
 if __name__ == "__main__":

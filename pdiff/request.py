@@ -4,9 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from pdiff import api, generator, logs, published
+from pdiff import api, exports, generator, logs, published
 from pdiff.errors import PdiffError
 from pdiff.expect import Expectation
+from pdiff.imports import scenario
 from pdiff.logs import log
 from pdiff.report import results as results_lib
 from pdiff.tasks import folder
@@ -26,10 +27,12 @@ def sample(
     seed: int,
     force: bool = False,
     out: str | None,
+    form: str | None = None,
 ) -> None:
-    """Draws networks, writes them to the safetensors file `out`, samples first, and says what accuracy to expect.
+    """Draws networks, writes them to `out`, and says what accuracy to expect.
 
     Args:
+      form: one of `exports.FORMATS`, or as `out` ends.
       workdir: of a run or published; None is the generator of the package.
       between: 'a,b,w': two tasks by id or name, and how far from a to b.
       support: a folder of images, see `tasks.folder.read_support`.
@@ -39,15 +42,14 @@ def sample(
     """
     logs.set_up()
     if out is None:
-        raise PdiffError("--out: missing; allowed: the safetensors file to write")
-    if Path(out).exists():
-        raise PdiffError(f"--out: {out} exists; allowed: a new file")
-    if not Path(out).absolute().parent.is_dir():
-        raise PdiffError(f"--out: {out} is in no existing folder")
+        raise PdiffError("--out: missing; allowed: the file or folder to write")
+    exports.check_out(Path(out))
     given = dict(zip(ASKED, (prompt, task, between, support), strict=True))
     if sum(v is not None for v in given.values()) != 1:
         raise PdiffError(f"{', '.join(f'--{n}' for n in ASKED)}: give one of them")
     mixed = None if between is None else parse_between(between)
+    imported = scenario.load(api.place(workdir))
+    made = exports.format_of(Path(out), form, imported)
     loaded = api.load(workdir)
     images, labels = (None, None) if support is None else folder.read_support(Path(support), loaded.family)
     request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
@@ -59,7 +61,7 @@ def sample(
         "model": api.model_digest(api.place(workdir)),
         "expected_accuracy": as_text(expected),
     }
-    api.export(networks, Path(out), facts)
+    exports.write(networks, Path(out), made, facts, imported)
     log.info("%d networks: %s", num_samples, out)
     log.info("%s", expected or "what accuracy to expect is not known: the run measured nothing that is like this")
 

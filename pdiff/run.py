@@ -23,14 +23,14 @@ from pdiff import train as train_lib
 from pdiff.bench import Bench
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
+from pdiff.evaluate_weights import WeightEvaluation
+from pdiff.imports import scenario, zoo
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
-from pdiff.report import audit_page, html
+from pdiff.report import audit_page, html, weights_page
 from pdiff.report import compare as compare_lib
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
-from pdiff.targets import get_target
-from pdiff.tasks import get_family
 from pdiff.zoo import build, finetune
 
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
@@ -46,10 +46,10 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """
     logs.set_up()
     config_lib.validate(config)
-    family = get_family(config.tasks)
-    target = get_target(config.target, family.image_shape, family.num_classes)
+    family, target = scenario.family_and_target(config, workdir)
     generator.check(config, family, target)
-    finetune.check(target, config.zoo)
+    if family.data:
+        finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
     sharding.check(config, mesh)
     _claim(config, workdir)
@@ -66,11 +66,34 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
         log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
         with _timed(workdir, "train_s"):
-            zoo = build.fingerprint(config)
-            params = train_lib.train(made, networks["seen"], zoo, workdir, mesh, stop)
+            name = build.fingerprint(config)
+            params = train_lib.train(made, networks["seen"], name, workdir, mesh, stop)
         results = _evaluate(made, params, networks, workdir, command, stop)
     report(workdir)
     return results
+
+
+def import_networks(config: ConfigDict, source: Path, manifest: Path | None, workdir: Path) -> None:
+    """Reads networks that others made from the folder `source`, checks all of them, and makes a new workdir of them.
+
+    A run with the same config in that workdir then trains on them. Nothing is written if anything is wrong.
+
+    Raises:
+      PdiffError: a network, the manifest or the config is wrong, or the workdir holds anything else than this import.
+    """
+    logs.set_up()
+    config_lib.validate(config)
+    zoo.check_workdir(workdir)
+    found, facts = zoo.read(config, source, manifest)
+    if zoo.check_workdir(workdir, facts):
+        config_lib.check_same(config, workdir)
+        log.info("%s holds this import already", workdir)
+        return
+    family, target = scenario.made_of(config, facts)
+    generator.check(config, family, target)
+    counts = zoo.write(config, found, facts, family, target, workdir)
+    log.info("%s: %s", workdir, ", ".join(f"{n} {split}" for split, n in counts.items()) + " networks")
+    log.info("run the same command without --mode and --source to train on them")
 
 
 def evaluate(workdir: Path) -> dict:
@@ -89,7 +112,9 @@ def evaluate(workdir: Path) -> dict:
 def report(workdir: Path) -> None:
     """Writes report.html and plots/ from results.json and metrics.jsonl."""
     logs.set_up()
-    processes.on_first(partial(html.write_report, workdir), "done with the report")
+    by_weights = "weight_space" in results_lib.read(workdir / "results.json")
+    write = weights_page.write_report if by_weights else html.write_report
+    processes.on_first(partial(write, workdir), "done with the report")
     log.info("report: %s", workdir / "report.html")
 
 
@@ -129,19 +154,21 @@ def audit(workdir: Path) -> dict:
         raise PdiffError(f"{workdir}: not finished, it has no results.json; --mode=audit works on a finished run")
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
     made = generator.load(workdir)
+    if not made.family.data:
+        raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
     networks = build.store.in_memory(_read_zoo(made.config, workdir))
     mesh = dist.make_mesh()
     bench = Bench(made, api.restore_params(made, workdir), mesh)
     seen = networks["seen"]
     log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
-    zoo = copies.seen_zoo(bench, seen)
-    found = copies.audit_run(bench, zoo, sampler) | {
+    learned = copies.seen_zoo(bench, seen)
+    found = copies.audit_run(bench, learned, sampler) | {
         "sampler": sampler,
         "seed": made.config.seed,
         "commit": _commit(),
         "target": {"name": made.target.name, "num_params": made.spec.num_params},
     }
-    others = {n: copies.audit_baseline(bench, zoo, r) for n, r in rivals.kept(made, workdir, mesh).items()}
+    others = {n: copies.audit_baseline(bench, learned, r) for n, r in rivals.kept(made, workdir, mesh).items()}
     if others:
         found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
     results_lib.write(workdir / "audit.json", found)
@@ -172,11 +199,15 @@ def _evaluate(
 ) -> dict:
     mesh, held = dist.make_mesh(), build.store.in_memory(networks)
     with _timed(workdir, "rivals_s"):
-        zoo, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
-        fitted, facts = rivals.fit_all(made, held["seen"], zoo, workdir, mesh, stop, seconds)
+        name, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
+        fitted, facts = rivals.fit_all(made, held["seen"], name, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    measured = Evaluation(made, params, held, mesh, fitted, raw=api.restore_params(made, workdir, "params")).run(stop)
-    looked = measured.pop("closeup")
+    if made.family.data:
+        raw = api.restore_params(made, workdir, "params")
+        measured = Evaluation(made, params, held, mesh, fitted, raw=raw).run(stop)
+    else:
+        measured = WeightEvaluation(made, params, held, mesh, scenario.load(workdir), fitted).run(stop)
+    looked = measured.pop("closeup", None)
     timing = _timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
@@ -194,7 +225,7 @@ def _evaluate(
         "zoo": {split: len(n) for split, n in networks.items()},
         "model": {"num_params": count_parameters(params)},
         "rivals": facts,
-        "base_accuracy": float(networks["base"].test_accuracy[0]),
+        **({"base_accuracy": float(networks["base"].test_accuracy[0])} if made.family.data else {}),
         "factors": {
             "names": list(made.family.factor_names),
             "indicators": [n for n, u in zip(made.family.factor_names, made.family.units, strict=True) if not u],
@@ -203,9 +234,15 @@ def _evaluate(
         "timing": timing,
         **measured,
     }
-    processes.on_first(partial(results_lib.write, workdir / closeup.FILE, looked), "done with the close-ups")
+    if looked is not None:
+        processes.on_first(partial(results_lib.write, workdir / closeup.FILE, looked), "done with the close-ups")
     processes.on_first(partial(results_lib.write, workdir / "results.json", results), "done with the results")
-    for split, entry in results["splits"].items():
+    for split, entry in results.get("weight_space", {}).get("splits", {}).items():
+        space = results["weight_space"]["spaces"][0]
+        best = entry["generated"][results["selection"]["sampler"]][space]["distance"]["mean"]
+        near = entry["controls"].get("nearest_seen", entry["controls"]["soup"])[space]["distance"]["mean"]
+        log.info("%-7s distance to its own: generated %.3f  nearest seen %.3f  (mean of the zoo: 1)", split, best, near)
+    for split, entry in results.get("splits", {}).items():
         best = entry["generated"][results["selection"]["sampler"]]
         log.info(
             "%-7s generated %.3f  fine-tuned %.3f  base %.3f",

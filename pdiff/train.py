@@ -161,7 +161,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         rows=rows,
         place=lambda batch: dist.from_local(batch, rows, config.batch_size, mesh),
     )
-    validate = Validation(generator, mesh)
+    validate = Validation(generator, mesh) if generator.family.data else None  # without images nothing is scored
     writer = MetricsWriter(workdir, start, config.wandb, generator.config.to_dict())
     schedule, factors = learning_rate_schedule(config), generator.family.factor_names
     pending: list[dict] = []
@@ -196,7 +196,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
                 last, stopping = step == config.steps, stop.requested()
                 if step % config.log_every == 0 or last:
                     flush(step)
-                if step % config.validate_every == 0 or last:
+                if validate and (step % config.validate_every == 0 or last):
                     flush(step)
                     scores = validate(state.ema)
                     writer.write(step, {f"validation/{n}": float(s.mean()) for n, s in scores.items()})

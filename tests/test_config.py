@@ -94,7 +94,7 @@ def test_every_scenario_loads_locks_and_validates(name):
     assert importlib.import_module(f"configs.{name}").__doc__.count(f"--config=configs/{name}.py") >= 1
 
 
-@pytest.mark.parametrize("name", [n for n in SCENARIOS if n != "smoke"])  # test_main runs that one
+@pytest.mark.parametrize("name", [n for n in SCENARIOS if n not in ("smoke", "imported")])  # which other tests run
 def test_every_scenario_runs_shrunken(name, tmp_path):
     """Takes 20 s each, on four simulated devices, with one rival. Images in a folder are replaced by the digits."""
     config, i = scenario(name), SCENARIOS.index(name)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pdiff import dist
+from pdiff.errors import PdiffError
 from pdiff.generator import Generator
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
@@ -48,7 +49,10 @@ class Scorer:
     """
 
     def __init__(self, generator: Generator, part: str, mesh: Mesh):
-        family, images = generator.family, generator.family.data[part]
+        family = generator.family
+        if part not in family.data:
+            raise PdiffError(f"the family {family.name} has no images, so no accuracy can be measured")
+        images = family.data[part]
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
         own, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)

@@ -8,12 +8,14 @@ classifier-free guidance, and what a sample that gives only some of the conditio
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.models.layers import Attention, Dense, Mlp
+from pdiff.models.text import NUMBER
 from pdiff.tasks import Family
 
 INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
@@ -142,6 +144,25 @@ class Conditions(nn.Module):
         return Context(tokens, jnp.where(keep.any(1), mean, nothing))
 
 
+def number_period(condition: ConfigDict, family: Family) -> float:
+    """The period of the numbers in descriptions: what the config says, or for 0 twice their range over seen tasks."""
+    if condition.number_period:
+        return condition.number_period
+    found = [float(n) for t in family.split("seen") for d in t.descriptions for n in NUMBER.findall(d)]
+    return 2 * (max(found) - min(found)) if found and max(found) > min(found) else 1.0
+
+
+def factor_units(condition: ConfigDict, family: Family) -> tuple[float, ...]:
+    """How much of each factor is 1 in the numbers of a description: the family's, or where the config leaves the
+    period open as much as makes twice the factor's own range one period.
+    """
+    if condition.number_period or not family.factor_names:
+        return family.units
+    span = np.ptp(family.factors(family.split("seen")), 0)
+    period = number_period(condition, family)
+    return tuple(float(2 * s / period) if s and u else u for s, u in zip(span, family.units, strict=True))
+
+
 def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Conditions:
     """The encoders of a run's config for the tasks of `family`.
 
@@ -149,6 +170,7 @@ def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Cond
       PdiffError: the family lacks what a condition reads.
     """
     width, condition = config.model.width, config.condition
+    period = number_period(condition, family)
     if "background" in condition.use and family.backgrounds is None:
         raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
     if "factors" in condition.use and not family.factor_names:
@@ -158,13 +180,13 @@ def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Cond
         "factors": lambda: FactorsCondition(
             width, condition.num_harmonics,
             tuple(
-                p or condition.number_period * unit or INDICATOR_PERIOD
-                for p, unit in zip(family.factor_periods, family.units, strict=True)
+                p or period * unit or INDICATOR_PERIOD
+                for p, unit in zip(family.factor_periods, factor_units(condition, family), strict=True)
             ),
         ),
         "text": lambda: TextCondition(
             width, condition.text_width, condition.text_depth, vocab_size, condition.text_max_length,
-            condition.num_harmonics, condition.number_period,
+            condition.num_harmonics, period,
         ),
         "sentence": lambda: SentenceCondition(width),
         "background": lambda: BackgroundCondition(width),

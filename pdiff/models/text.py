@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import io
 import re
+import string
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,8 @@ from pdiff.errors import PdiffError
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
 LENGTH_STEP = 4  # padded lengths are multiples of it
+USUAL_SIZE = 400  # of a vocabulary whose size is not said, beside a piece for each character
+DIGITS = "0123456789."  # any number can be asked for, whatever digits the zoo's tasks have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +42,22 @@ class Text:
 def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
     """A serialized sentencepiece model; the same bytes for the same descriptions.
 
+    With a `vocab_size` of 0 it has as many pieces as the descriptions fill, about USUAL_SIZE at most, and knows every
+    letter and sign of ASCII, as a few descriptions do not have them all.
+
     Raises:
       PdiffError: the vocabulary is larger than the descriptions can fill, or too small for their characters.
     """
     model = io.BytesIO()
+    texts = sorted({d.lower() for d in descriptions})
+    required = DIGITS if vocab_size else "".join(sorted({*string.printable.lower().split()[0]}))
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(sorted({d.lower() for d in descriptions})),
+            sentence_iterator=iter(texts),
             model_writer=model,
             model_type="bpe",
-            vocab_size=vocab_size,
+            vocab_size=vocab_size or USUAL_SIZE + len({*required, *"".join(texts)}),
+            hard_vocab_limit=bool(vocab_size),
             pad_id=PAD,
             unk_id=UNKNOWN,
             bos_id=-1,
@@ -56,7 +65,7 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
             control_symbols=["<digit>"],
             byte_fallback=True,
             split_digits=True,
-            required_chars="0123456789.",  # any number can be asked for, whatever digits the zoo's tasks have
+            required_chars=required,
             normalization_rule_name="identity",
             num_threads=1,
             minloglevel=2,

@@ -35,7 +35,8 @@ CONTROLS = (
 SPLITS = ("seen", "interp", "unseen", "validation")
 SUMMARY_KEYS = ("mean", "sem", "min", "max", "n")
 POINT_KINDS = ("generated", "zoo", "noise")
-_OBJECTS = ("config", "target", "selection", "splits", "novelty", "timing")
+_OBJECTS = ("config", "target", "selection", "timing")
+_BY_ANSWERS, _BY_WEIGHTS = ("splits", "novelty"), ("weight_space",)  # a run has the one or the other
 _TOP = ("seed", "commit", "command", "created", *_OBJECTS)
 _TIMES = ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")
 _ROUNDING = 1e-6  # a float32 mean may leave its range by this much
@@ -107,22 +108,27 @@ def check(results: dict, controls: Sequence[str] | None = None) -> list[str]:
     Args:
       controls: the controls that every split must have. By default those of `expected_controls`.
     """
-    faults = [f"{key}: missing" for key in _TOP if key not in results]
+    by_weights = "weight_space" in results
+    objects = (*_OBJECTS, *(_BY_WEIGHTS if by_weights else _BY_ANSWERS))
+    faults = [f"{key}: missing" for key in dict.fromkeys((*_TOP, *objects)) if key not in results]
     measured = {k: v for k, v in results.items() if k != "config"}  # a config may hold what it likes
     for where, value in _leaves(measured):
         if value is None:
             faults.append(f"{where}: null; what does not apply is left out")
         elif isinstance(value, float) and not math.isfinite(value):
             faults.append(f"{where}: {value}")
-    shapeless = [f"{k}: not an object" for k in _OBJECTS if not isinstance(results.get(k, {}), dict)]
+    shapeless = [f"{k}: not an object" for k in objects if not isinstance(results.get(k, {}), dict)]
     if shapeless:
         return faults + shapeless
     faults += _missing("target", results.get("target", {}), ("name", "num_params"))
-    faults += _check_selection(results.get("selection", {}))
-    faults += _check_splits(results, controls)
-    faults += _check_novelty(results.get("novelty", {}))
-    faults += _check_likelihood(results)
-    faults += _check_score_likeness(results)
+    faults += _check_selection(results.get("selection", {}), fractions=not by_weights)
+    if by_weights:
+        faults += _check_weight_space(results)
+    else:
+        faults += _check_splits(results, controls)
+        faults += _check_novelty(results.get("novelty", {}))
+        faults += _check_likelihood(results)
+        faults += _check_score_likeness(results)
     timing = results.get("timing", {})
     faults += _missing("timing", timing, _TIMES)
     bad = [k for k in _TIMES if _negative(timing.get(k, 0))]
@@ -162,12 +168,26 @@ def _rivals(text: Any) -> tuple[str, ...]:
         return ()
 
 
-def _check_selection(selection: dict) -> list[str]:
+def _check_weight_space(results: dict) -> list[str]:
+    """The section that stands for accuracies where networks are known by their weights alone."""
+    found, where = results["weight_space"], "weight_space"
+    faults = _missing(where, found, ("spaces", "units", "splits", "novelty"))
+    faults += _missing(f"{where}.splits", _object(found, "splits"), ["seen"])
+    for split, entry in _object(found, "splits").items():
+        for kind, name in (("generated", _object(results, "selection").get("sampler")), ("controls", "soup")):
+            for space in found.get("spaces", []):
+                measured = _object(_object(_object(entry, kind), str(name)), str(space))
+                place = f"{where}.splits.{split}.{kind}.{name}.{space}.distance"
+                faults += _check_summary(place, measured.get("distance"), fractions=False)
+    return faults
+
+
+def _check_selection(selection: dict, fractions: bool = True) -> list[str]:
     if not isinstance(selection.get("sampler"), str):
         return [f"selection.sampler: {selection.get('sampler')!r}; allowed: the name of a sampler"]
     if "validation" not in selection:
         return []
-    return _check_summaries("selection.validation", selection["validation"], [selection["sampler"]])
+    return _check_summaries("selection.validation", selection["validation"], [selection["sampler"]], fractions)
 
 
 def _check_splits(results: dict, controls: Sequence[str] | None) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pdiff.api import as_bytes
+from pdiff import exports
 from pdiff.errors import PdiffError
 from pdiff.logs import log
 from pdiff.serve.session import Session
@@ -141,7 +141,8 @@ class Application:
     def _download(self, key: str):
         made = self.session.made(key)
         name = {"Content-Disposition": f'attachment; filename="networks_{key}.safetensors"'}
-        return self._respond(200, as_bytes(made.networks, made.facts), "application/octet-stream", name)
+        data = exports.to_safetensors(exports.flat(made.networks), made.facts)
+        return self._respond(200, data, "application/octet-stream", name)
 
     def _json(self, value: dict, status: int = 200):
         return self._respond(status, json.dumps(value, allow_nan=False).encode(), "application/json")

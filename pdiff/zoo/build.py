@@ -33,7 +33,8 @@ from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
 from pdiff.zoo.parts import Parts
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
-NOT_THE_ZOO = ("dir", "memory_mb", "chunk_size")  # fields of `zoo` that say where it lies and how it is made and read
+# Fields of `zoo` that say where it lies and how it is made and read.
+NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
 RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
@@ -96,7 +97,7 @@ def _finetune_all(
     jobs, keep = _jobs(family, config.zoo), config.zoo.keep_last
     base = _of_first(parts, "base", lambda: _base(family, target, config))
     base_params = jax.tree.map(lambda a: a[0], base.params)
-    blind = _of_first(parts, "task_blind", lambda: _task_blind(family, target, config, base_params))
+    blind = _of_first(parts, "task_blind", lambda: task_blind(family, target, config, base_params))
     step = chunk_step(family, target, config, mesh)
     constants = dist.replicate(chunk_constants(family, base_params), mesh)
     _finetune_jobs(jobs, lambda job: step(job, constants), config, parts, mesh, stop)
@@ -108,7 +109,7 @@ def _finetune_all(
             by_split[split] = parts_lib.Rows(everything, int(own[0]), int(own[-1]) + keep)
     if config.zoo.align != "none":
         held = {split: rows[:] for split, rows in by_split.items()}  # matching needs all at once
-        by_split = _aligned(held, target.generated_permutations("zoo.align"))
+        by_split = aligned(held, target.generated_permutations("zoo.align"))
     return {"base": base, "task_blind": blind} | by_split
 
 
@@ -148,7 +149,7 @@ def _of_first(parts: Path, name: str, make: Callable[[], Networks]) -> Networks:
     return parts_lib.kept(parts, name, make)
 
 
-def _aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
+def aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
     """The seen networks in one order of hidden units, and those of other splits matched to the mean of these."""
     seen, mean = matching.align_to_mean(symmetry, networks["seen"].params)
     aligned = {s: seen if s == "seen" else matching.align(symmetry, n.params, mean) for s, n in networks.items()}
@@ -239,10 +240,10 @@ def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
     """The pretrained base, a whole tree, with its accuracy on images like those it was trained on."""
     params = finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, config.seed)
     stacked = jax.tree.map(lambda p: p[None], params)
-    return _without_task(family, target, lambda p: p, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
+    return without_task(family, target, lambda p: p, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
 
 
-def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree) -> Networks:
+def task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree) -> Networks:
     """Networks fine-tuned on the images of all seen tasks together: what one network for everything can do."""
     zoo, images = config.zoo, family.data["train"]
     seen = jnp.array([t.id for t in family.split("seen")])
@@ -268,10 +269,10 @@ def _task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree
     params = fit(base, jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
     spec = make_spec(base, generate=target.generate)
     stacked = jax.tree.map(lambda p: p[:, -1], params)
-    return _without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
+    return without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
 
 
-def _without_task(
+def without_task(
     family: Family, target: Target, whole: Callable[[PyTree], PyTree], params: PyTree, seeds: np.ndarray, step: int
 ) -> Networks:
     """Networks that belong to no task; their accuracies are on the images that the base was pretrained on.

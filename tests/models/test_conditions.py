@@ -1,9 +1,12 @@
 """Contexts: null where nothing is given, blind to order and padding of a support set, and mixed exactly."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pdiff.models.conditions import (
     BackgroundCondition,
@@ -14,10 +17,13 @@ from pdiff.models.conditions import (
     SentenceCondition,
     SupportCondition,
     TextCondition,
+    factor_units,
     lerp,
     mix,
+    number_period,
     slerp,
 )
+from pdiff.tasks.base import Task
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,20 @@ def test_mixing_is_per_example():
     mixed = mix(a, b, jnp.array([0.25, 1.0]))
     np.testing.assert_allclose(mixed.pooled[:, 0], [1.5, 3.0])
     np.testing.assert_allclose(mixed.tokens[:, 0, 0], [1.5, 3.0])
+
+
+def test_periods_that_the_config_leaves_open_follow_the_seen_tasks():
+    def task(i, split, x, y):
+        return Task(f"t{i}", i, split, (x, y), (f"at {x:g} and {y:g}",), ())
+
+    tasks = (task(0, "seen", 1, 30), task(1, "seen", 3, 10), task(2, "unseen", 90, 90))
+    family = SimpleNamespace(
+        factor_names=("x", "y"), units=(1.0, 1.0), tasks=tasks,
+        split=lambda name: [t for t in tasks if t.split == name],
+        factors=lambda some: np.array([t.factors for t in some], np.float32),
+    )  # fmt: skip
+    opened, said = (ConfigDict({"number_period": p}) for p in (0.0, 360.0))
+    assert number_period(opened, family) == 2 * (30 - 1)  # held-out tasks choose nothing
+    assert number_period(said, family) == 360 and factor_units(said, family) == (1.0, 1.0)
+    units = factor_units(opened, family)
+    np.testing.assert_allclose(np.array(units) * number_period(opened, family), [2 * 2, 2 * 20])

@@ -81,3 +81,12 @@ def test_too_long_a_prompt_is_refused(tokenizer):
 def test_a_vocabulary_that_does_not_fit_is_refused(size):
     with pytest.raises(PdiffError, match="condition.text_vocab_size"):
         train_tokenizer(DESCRIPTIONS, size)
+
+
+def test_a_vocabulary_of_no_size_suits_a_few_descriptions_and_reads_every_letter():
+    few = Tokenizer(train_tokenizer(["strength 0.1", "strength 0.2"], 0), 64)
+    assert 256 < few.vocab_size <= 500
+    assert few.encode("zebra; quartz (0.75)!").values.max() == 0.75
+    with pytest.raises(PdiffError, match="characters that no training description has"):
+        few.encode("größe")
+    assert Tokenizer(train_tokenizer(["größe 1", "größe 2"], 0), 64).encode("größe 3").values.max() == 3

@@ -1,0 +1,31 @@
+"""Your own networks, imported: ten LoRA folders of one base model, or a few hundred, or networks of any kind.
+
+    python -m pdiff.main --config=configs/imported.py --mode=import --source=my_zoo --workdir=runs/mine
+    python -m pdiff.main --config=configs/imported.py --workdir=runs/mine
+
+The first reads and checks the folder, the second trains a generator on it, compares what it draws with the tasks' own
+networks, and writes the report. Nothing is known of images here, so all is measured in the weights: `distance` is 1 for
+the mean of the zoo and 0 for the task's own network. docs/importing.md has the whole way.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    # Held out where the manifest does not say what is; with a few tasks each is dear, so one of each.
+    c.tasks.update(dict(family="imported", unseen="", num_seen=100_000, num_interp=0, num_unseen=1, num_validation=1))
+    c.tasks.update(dict(num_gaps=0, validation_gaps=()))
+    c.target.name = "imported"
+    c.zoo.align = "balanced"  # LoRA factors in one gauge, other networks as they are; "none" keeps every bit
+    c.weights.update(dict(token_dim=0, scale="param"))
+    c.model.update(dict(width=64, depth=2, mean_width=64))
+    c.condition.update(dict(drop_id=0.9, drop_factors=0.0, text_vocab_size=0, text_width=32))
+    c.condition.update(dict(number_noise=0.01, number_period=0.0, num_harmonics=2))
+    c.diffusion.update(dict(functional_weight=0.0, at_sigma_max=0.5))
+    c.train.update(dict(steps=800, batch_size=32, warmup_steps=50, validate_every=800, checkpoint_every=400))
+    c.sample.update(dict(samplers=("posterior_mean", "heun"), batch_size=16))
+    c.eval.update(dict(test_time_samples=0, curve_levels=(), mixing_separations=(), score_levels=()))
+    return c.lock()

@@ -1,0 +1,63 @@
+"""One choice of the factors of every low-rank update, so that networks that do the same are also the same numbers.
+
+(B M) (M^-1 A) is B A for every invertible M (r, r): training ends in any of these, by where it started and by chance.
+A generator of A and B would have to learn that spread too, and its mean over two adapters that do the same can do
+something else. Here each update is split evenly, B^T B = A A^T, which leaves a rotation; and the rotation is the one
+that brings the factors nearest to those of a reference (orthogonal Procrustes), itself the mean of the seen networks
+so rotated. It moves smoothly with the update where single singular vectors jump. B A stays what it was, but for
+rounding.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+ROUNDS = 5  # of the mean and the rotations to it
+
+Params = dict[str, Float[np.ndarray, "nets ..."]]
+Factors = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
+
+
+def of_all(params: Params, seen: np.ndarray) -> Params:
+    """Adapters, by path, with the factors of each module in one gauge, which the networks `seen` choose; float32.
+
+    B A is then what it was to the rounding of float32, as the factors of a pair are of one size.
+    """
+    turned = {}
+    for module in (p[:-2] for p in params if p.endswith("/A")):
+        b, a = canonical(params[f"{module}/B"], params[f"{module}/A"], seen)
+        turned |= {f"{module}/A": a.astype(np.float32), f"{module}/B": b.astype(np.float32)}
+    return {p: turned[p] for p in params}
+
+
+def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:
+    """The factors of one module of all networks in float64, in a common gauge; `seen` are those that choose it."""
+    balanced = [_balanced(*pair) for pair in zip(b, a, strict=True)]
+    joined = np.stack([np.concatenate([left, right.T]) for left, right in balanced])  # (nets, out + in, r)
+    reference = joined[seen[0]]
+    for _ in range(ROUNDS):
+        reference = np.mean([_turned(joined[i], reference) for i in seen], 0)
+    turned = np.stack([_turned(one, reference) for one in joined])
+    outputs = b.shape[1]
+    return turned[:, :outputs], turned[:, outputs:].swapaxes(1, 2)
+
+
+def _balanced(b: Float[np.ndarray, "out r"], a: Float[np.ndarray, "r in"]) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of b a with equal Gram matrices, by its singular values; b a itself is never made.
+
+    The sign of each pair of singular vectors is that of its largest entry in the left one.
+    """
+    left, inner_left = np.linalg.qr(b.astype(np.float64))
+    right, inner_right = np.linalg.qr(a.astype(np.float64).T)
+    u, s, vt = np.linalg.svd(inner_left @ inner_right.T, full_matrices=False)
+    rank, root = b.shape[1], np.sqrt(s)
+    left, right = left @ u, right @ vt.T
+    sign = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])]) if left.size else 1.0
+    left, right = left * sign * root, right * sign * root
+    missing = ((0, 0), (0, rank - left.shape[1]))  # of a rank above the matrix's smaller side
+    return np.pad(left, missing), np.pad(right, missing).T
+
+
+def _turned(factors: Float[np.ndarray, "sides r"], reference: Float[np.ndarray, "sides r"]) -> np.ndarray:
+    """`factors` times the orthogonal matrix that brings them nearest to `reference` (Schönemann 1966)."""
+    u, _, vt = np.linalg.svd(factors.T @ reference)
+    return factors @ (u @ vt)

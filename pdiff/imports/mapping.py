@@ -1,0 +1,181 @@
+"""layout.json: how the arrays of another library's networks become those of a Flax tree.
+
+    {"leaves": [{"from": "net.0.weight", "to": "params/Dense_0/kernel", "transform": "transpose"},
+                {"from": "blocks.*.norm.weight", "to": "params/block_*/LayerNorm_0/scale"}],
+     "ignore": ["*.num_batches_tracked"]}
+
+Names are literal but for `*`, which stands for any characters of one part between dots; the n-th `*` of `to` takes what
+the n-th of `from` stood for. Each part holds at most one, so matching takes time in proportion to the name. Every array
+has to be told where it goes, or ignored, by exactly one rule, and no two go to one place.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from pdiff.errors import PdiffError
+from pdiff.imports import arrays
+from pdiff.imports.arrays import Arrays, shown
+
+NAME = "layout.json"
+MOST_RULES, MOST_STARRED = 10_000, 200
+# name: the order of the axes there, as positions of those here. PyTorch's linear weights are (outputs, inputs), its
+# convolutions' (outputs, inputs, *window); Flax has (inputs, outputs) and (*window, inputs, outputs).
+TRANSFORMS: dict[str, tuple[int, ...]] = {
+    "none": (),
+    "transpose": (1, 0),
+    "conv1d": (2, 1, 0),
+    "conv2d": (2, 3, 1, 0),
+    "conv3d": (2, 3, 4, 1, 0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where arrays with such a name go, and how their axes are ordered there. `target` is None for an ignored one."""
+
+    source: str
+    target: str | None
+    transform: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a path of the tree was called, and how it was ordered."""
+
+    name: str
+    transform: str = "none"
+
+
+def read(path: Path) -> tuple[Rule, ...]:
+    """The rules of a layout.json.
+
+    Raises:
+      PdiffError: names the file and the rule that is wrong.
+    """
+    try:
+        return parse(arrays.json_of(path))
+    except PdiffError as e:
+        raise PdiffError(f"{path}: {e}") from e
+
+
+def parse(found: Any) -> tuple[Rule, ...]:
+    """The rules of the JSON value `found`; raises PdiffError as `read` does."""
+    if not isinstance(found, dict) or set(found) - {"leaves", "ignore"} or not isinstance(found.get("leaves"), list):
+        raise PdiffError("is no layout; allowed: an object with leaves, a list, and perhaps ignore, another")
+    ignored = found.get("ignore", [])
+    if not isinstance(ignored, list) or len(found["leaves"]) + len(ignored) > MOST_RULES:
+        raise PdiffError(f"ignore: allowed: a list; of both lists at most {MOST_RULES} rules")
+    rules = [_rule(i, r) for i, r in enumerate(found["leaves"])] + [Rule(_pattern("ignore", n), None) for n in ignored]
+    for source, count in Counter(r.source for r in rules).most_common(1):
+        if count > 1:
+            raise PdiffError(f"{shown(source)} has {count} rules; allowed: one")
+    if sum("*" in r.source for r in rules) > MOST_STARRED:
+        raise PdiffError(f"has more than {MOST_STARRED} rules with '*'; allowed: at most as many")
+    return tuple(rules)
+
+
+def apply(rules: tuple[Rule, ...], found: Arrays) -> tuple[Arrays, dict[str, Place]]:
+    """The arrays by their paths in the Flax tree, and what each was called.
+
+    Raises:
+      PdiffError: an array has no rule or two, a rule no array, two go to one place, or axes do not fit.
+    """
+    places = _places(rules, tuple(found))
+    tree = {path: transformed(found[p.name], p.transform, p.name) for path, p in places.items()}
+    arrays.check_names(tree)
+    return {path: tree[path] for path in sorted(tree)}, places
+
+
+@functools.lru_cache(8)  # the networks of an import have the same names
+def _places(rules: tuple[Rule, ...], names: tuple[str, ...]) -> dict[str, Place]:
+    places: dict[str, Place] = {}
+    literal = {r.source: r for r in rules if "*" not in r.source}
+    starred = [r for r in rules if "*" in r.source]
+    unused = set(rules)
+    for name in names:
+        matching = [(rule, stars) for rule in starred if (stars := _match(rule.source, name)) is not None]
+        matching += [(literal[name], [])] if name in literal else []
+        if len(matching) != 1:
+            rivals = ", ".join(shown(rule.source) for rule, _ in matching[:3]) or "none"
+            raise PdiffError(f"{shown(name)} has {len(matching)} rules in {NAME} ({rivals}); allowed: one")
+        (rule, stars) = matching[0]
+        unused.discard(rule)
+        if rule.target is None:
+            continue
+        path = _filled(rule.target, stars)
+        if path in places:
+            raise PdiffError(f"{shown(name)} and {shown(places[path].name)} both go to {shown(path)}; allowed: one")
+        places[path] = Place(name, rule.transform)
+    if unused:
+        raise PdiffError(f"has nothing for the rule {shown(min(r.source for r in unused))} of {NAME}")
+    return places
+
+
+def transformed(value: Shaped[np.ndarray, "..."], transform: str, name: str) -> Shaped[np.ndarray, "..."]:
+    """`value` with its axes in the order of Flax."""
+    order = TRANSFORMS[transform]
+    if order and value.ndim != len(order):
+        raise PdiffError(f"{shown(name)} has shape {value.shape}; {transform} is for {len(order)} axes")
+    return value.transpose(order) if order else value
+
+
+def inverse(value: Shaped[np.ndarray, "..."], transform: str) -> Shaped[np.ndarray, "..."]:
+    """`value` with its axes as they came."""
+    order = TRANSFORMS[transform]
+    return value.transpose(tuple(np.argsort(order))) if order else value
+
+
+def to_json(places: Mapping[str, Place]) -> dict[str, list[str]]:
+    """Plain lists for JSON."""
+    return {path: [p.name, p.transform] for path, p in places.items()}
+
+
+def _rule(i: int, found: Any) -> Rule:
+    where = f"leaves[{i}]"
+    if not isinstance(found, dict) or not {"from", "to"} <= set(found) <= {"from", "to", "transform"}:
+        raise PdiffError(f"{where}: {shown(found)}; allowed: an object with from, to and perhaps transform")
+    source, target = _pattern(f"{where}.from", found["from"]), _pattern(f"{where}.to", found["to"], "/")
+    transform = found.get("transform", "none")
+    if not isinstance(transform, str) or transform not in TRANSFORMS:
+        raise PdiffError(f"{where}.transform: {shown(transform)}; allowed: {', '.join(TRANSFORMS)}")
+    if source.count("*") != target.count("*"):
+        raise PdiffError(f"{where}: {shown(source)} and {shown(target)} have not as many '*'; allowed: as many")
+    return Rule(source, target, transform)
+
+
+def _pattern(where: str, found: Any, separator: str = ".") -> str:
+    if not isinstance(found, str) or not found or len(found) > arrays.LONGEST_NAME or not found.isprintable():
+        raise PdiffError(f"{where}: {shown(found)}; allowed: a name of at most {arrays.LONGEST_NAME} characters")
+    if any(part.count("*") > 1 for part in found.split(separator)):
+        raise PdiffError(f"{where}: {shown(found)}; allowed: at most one '*' in each part between '{separator}'")
+    return found
+
+
+def _match(pattern: str, name: str) -> list[str] | None:
+    """What the stars of `pattern` stand for in `name`; None where it does not fit."""
+    wanted, parts, stars = pattern.split("."), name.split("."), []
+    if len(wanted) != len(parts):
+        return None
+    for want, part in zip(wanted, parts, strict=True):
+        start, star, end = want.partition("*")
+        if not star:
+            if want != part:
+                return None
+        elif part.startswith(start) and part.endswith(end) and len(part) > len(start) + len(end):
+            stars.append(part[len(start) : len(part) - len(end)])
+        else:
+            return None
+    return stars
+
+
+def _filled(target: str, stars: list[str]) -> str:
+    for star in stars:
+        target = target.replace("*", star, 1)
+    return target

@@ -1,0 +1,179 @@
+"""All networks of a folder, read and compared with one another: of one shape, finite, none twice."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pdiff.errors import Faults, PdiffError
+from pdiff.imports import arrays, manifest, mapping, peft
+from pdiff.imports.arrays import Arrays, shown
+from pdiff.imports.manifest import Row
+from pdiff.imports.mapping import Place
+
+BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """What all networks have at one path: the shape, the dtype that it came in, and what it was called."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What was read.
+
+    Attributes:
+      rows: one for each network.
+      params: by path, float32, which holds every value of the allowed dtypes; the leading axis is that of `rows`.
+      leaves: by path.
+      base: the whole tree that the networks started from, if the folder has it.
+      adapter: the config of the first, where the networks are adapters of PEFT; they agree in what counts.
+      digest: sha256 of all of this.
+    """
+
+    rows: tuple[Row, ...]
+    params: dict[str, Float[np.ndarray, "nets ..."]]
+    leaves: dict[str, Leaf]
+    base: dict[str, Float[np.ndarray, "..."]] | None
+    adapter: dict[str, Any] | None
+    digest: str
+
+
+def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> Source:
+    """Everything in the folder `source`, of which at most `megabytes` (of 10^6 bytes) are read.
+
+    Raises:
+      PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
+    """
+    rows = manifest.rows(source, manifest_path)
+    layout = source / mapping.NAME
+    rules = mapping.read(layout) if layout.is_file() else None
+    budget = arrays.Budget(megabytes)
+    networks, faults = [], []
+    for row in rows:
+        try:
+            networks.append(_network(source, row, rules, budget))
+            faults += [f"{row.file}: {f}" for f in _unlike(networks[0], rows, networks[-1])]
+        except (PdiffError, OSError) as e:
+            if _no_room(e):
+                raise PdiffError(f"{source / row.file}: {e}") from e
+            faults.append(f"{row.file}: {e}")
+    faults = faults or _twice(rows, networks)
+    if faults:
+        raise Faults(str(source), faults)
+    first = networks[0]
+    leaves = {p: Leaf(a.shape, str(a.dtype), first.places[p]) for p, a in first.arrays.items()}
+    params = {p: np.stack([n.arrays[p].astype(np.float32) for n in networks]) for p in leaves}
+    base = _base(source, rules, budget)
+    digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
+    digest.update(b"" if base is None else _digest(base).encode())
+    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    arrays: Arrays
+    places: dict[str, Place]
+    adapter: dict[str, Any] | None
+    digest: str
+
+
+def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
+    path, adapter = inside(source, row.file), None
+    if peft.is_adapter(path):
+        for name in (peft.CONFIG, peft.MODEL):
+            if (path / name).is_symlink():
+                inside(source, f"{row.file}/{name}")
+        if rules is not None:
+            raise PdiffError(f"is a LoRA folder, which needs no {mapping.NAME}; allowed: a source without it")
+        found = peft.read(path, budget)
+        named, adapter = found.arrays, found.config
+        places = {p: Place(name) for p, name in peft.names(list(named)).items()}
+    elif path.is_dir() and arrays.kind_of(path) is None:
+        raise PdiffError("is a folder without a network; allowed: one of PEFT or of Orbax, or the path of a file")
+    else:
+        found = arrays.read(path, budget)
+        named, places = mapping.apply(rules, found) if rules is not None else (found, {p: Place(p) for p in found})
+    named = {p: named[p] for p in sorted(named)}
+    return _Network(named, places, adapter, _digest(named))
+
+
+def inside(source: Path, file: str) -> Path:
+    """The path of `file` below `source`.
+
+    Raises:
+      PdiffError: there is nothing, or what is there lies elsewhere, through a link or upwards.
+    """
+    path = source / file
+    if not path.exists():
+        raise PdiffError("does not exist")
+    if not path.resolve().is_relative_to(source.resolve()):
+        raise PdiffError(f"leads out of {source}, through a link or '..'; copy the files themselves into it (cp -L)")
+    return path
+
+
+def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> Arrays | None:
+    there = [name for name in BASES if (source / name).exists()]
+    if not there:
+        return None
+    if len(there) > 1:
+        raise PdiffError(f"{source}: holds {' and '.join(there)}; allowed: one base")
+    try:
+        found = arrays.read(inside(source, there[0]), budget)
+        named = found if rules is None else mapping.apply(rules, found)[0]
+    except PdiffError as e:
+        raise PdiffError(f"{source / there[0]}: {e}") from e
+    return {p: a.astype(np.float32) for p, a in named.items()}
+
+
+def _unlike(first: _Network, rows: Sequence[Row], other: _Network) -> list[str]:
+    """How a network differs from the first that could be read; one line, of what differs first."""
+    odd = sorted(set(first.arrays) ^ set(other.arrays))
+    what = []
+    if odd:
+        lacks = [n for n in odd if n in first.arrays]
+        what.append(f"{'lacks' if lacks else 'has also'} {shown((lacks or odd)[0])}, which the first network "
+                    f"{'has' if lacks else 'lacks'} ({len(odd)} such arrays)")  # fmt: skip
+    for name in sorted(set(first.arrays) & set(other.arrays)):
+        a, b = first.arrays[name], other.arrays[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype) and not what:
+            what.append(f"{shown(name)} is {b.dtype} {b.shape}; the first network has {a.dtype} {a.shape}")
+    if (first.adapter is None) != (other.adapter is None):
+        what = ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
+    elif first.adapter is not None:
+        fields = peft.differing(other.adapter, first.adapter)
+        what = [f"{peft.CONFIG} differs from the first: {'; '.join(fields)}"] if fields else what
+    return what
+
+
+def _twice(rows: Sequence[Row], networks: Sequence[_Network]) -> list[str]:
+    """A line for each network that is another bit for bit: it would count twice, or be in two splits."""
+    known: dict[str, str] = {}
+    lines = []
+    for row, network in zip(rows, networks, strict=True):
+        if network.digest in known:
+            lines.append(f"{row.file}: is bit for bit {known[network.digest]}; leave one of them out")
+        known.setdefault(network.digest, row.file)
+    return lines
+
+
+def _digest(named: Arrays) -> str:
+    found = hashlib.sha256()
+    for path, value in named.items():
+        found.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        found.update(np.ascontiguousarray(value).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether the import has read as much as it may, so that every later file would only say the same."""
+    return isinstance(error, PdiffError) and "zoo.import_mb" in str(error)

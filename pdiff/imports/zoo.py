@@ -1,0 +1,224 @@
+"""Imported networks as the zoo of a run, checked as a whole and written to a new workdir or not at all."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from pdiff import config as config_lib
+from pdiff import files, processes
+from pdiff.errors import Faults, PdiffError
+from pdiff.imports import gauge, scenario, source, tasks
+from pdiff.imports.arrays import shown
+from pdiff.imports.scenario import Facts
+from pdiff.logs import log
+from pdiff.targets import Target
+from pdiff.tasks import Family
+from pdiff.tasks.base import SPLITS
+from pdiff.weights import codec
+from pdiff.weights.spec import flatten, make_spec
+from pdiff.zoo import build, score, store
+from pdiff.zoo.networks import Networks
+
+
+def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[source.Source, Facts]:
+    """The networks of a folder, and what is known of their tasks.
+
+    Raises:
+      PdiffError: something is wrong with them, or with the config for them.
+    """
+    if config.zoo.dir:
+        raise PdiffError(
+            f"zoo.dir: got {config.zoo.dir!r}; allowed with --mode=import: '', its zoo lies in the workdir"
+        )
+    found = source.read(folder, config.zoo.import_mb, manifest)
+    gathered = tasks.gathered(found.rows, str(folder))
+    if config.tasks.family == scenario.IMPORTED:
+        described, factor_names = tasks.described(gathered, config)
+    else:
+        described, factor_names = _of_family(gathered, config)
+    leaves = {p: [list(v.shape), v.dtype, v.place.name, v.place.transform] for p, v in found.leaves.items()}
+    said = {
+        split: [found.rows[i].accuracy for t in described if t["split"] == split for i in t["rows"]] for split in SPLITS
+    }
+    accuracies = {split: values for split, values in said.items() if values and None not in values}
+    facts = Facts(found.digest, str(folder), described, factor_names, leaves, found.adapter, accuracies)
+    return found, facts
+
+
+def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str]]:
+    """Tasks of one of pdiff's own families that networks came for, by split; its own words and factors hold."""
+    family = scenario.made_of(config, None)[0]
+    wrong = [f"task {shown(n)}: says factors, descriptions or a split, which the family {family.name} has already"
+             for n, t in gathered.items() if t["factors"] or t["descriptions"] or t["split"]]  # fmt: skip
+    if wrong:
+        raise Faults("manifest", wrong)
+    names = [t.name for split in SPLITS for t in family.split(split) if t.name in gathered]
+    scenario.restricted(family, [*names, *(n for n in gathered if n not in names)])  # refuses strange names
+    found = [
+        {"name": t.name, "split": t.split, "factors": list(t.factors), "descriptions": list(t.descriptions),
+         "rows": gathered[t.name]["rows"]}
+        for t in (next(t for t in family.tasks if t.name == n) for n in names)
+    ]  # fmt: skip
+    for split in SPLITS:
+        counts = {t["name"]: len(t["rows"]) for t in found if t["split"] == split}
+        if len(set(counts.values())) > 1:
+            few, many = min(counts, key=counts.get), max(counts, key=counts.get)
+            raise PdiffError(
+                f"{split} tasks: {many} has {counts[many]} networks and {few} has {counts[few]}; allowed: as many each"
+            )
+    return found, list(family.factor_names)
+
+
+def write(
+    config: ConfigDict, found: source.Source, facts: Facts, family: Family, target: Target, workdir: Path
+) -> dict[str, int]:
+    """Writes the zoo, the facts and the config beside `workdir`, and renames; returns the networks of each split.
+
+    Raises:
+      PdiffError: the networks are not the target's, or the workdir is taken.
+    """
+    networks = _networks(config, found, facts, family, target)
+    partial = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        store.write(build.directory(config, partial), build.fingerprint(config), networks)
+        scenario.save(facts, partial)
+        files.write_atomic(partial / "config.json", config_lib.to_json(config).encode())
+        os.replace(partial, workdir)  # which an empty folder may already be
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {split: len(n) for split, n in networks.items() if split in SPLITS}
+
+
+def check_workdir(workdir: Path, facts: Facts | None = None) -> bool:
+    """Whether `workdir` holds this very import already; with `facts` alone can that be said.
+
+    Raises:
+      PdiffError: it holds anything else.
+    """
+    if processes.count() > 1:
+        raise PdiffError("--mode=import: runs in one process; allowed: --num_processes=1")
+    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+        return False
+    there = scenario.load(workdir) if workdir.is_dir() else None
+    if there is not None and (facts is None or facts.digest == there.digest):
+        return facts is not None
+    raise PdiffError(f"--workdir: {workdir} is not empty; allowed: a new one, or one of the very same networks")
+
+
+def _networks(
+    config: ConfigDict, found: source.Source, facts: Facts, family: Family, target: Target
+) -> dict[str, Networks]:
+    params = found.params
+    rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
+    if config.zoo.align == "balanced" and facts.adapter is not None:
+        params = gauge.of_all(params, np.array(rows["seen"]))
+    base = found.base
+    if config.tasks.family != scenario.IMPORTED:
+        base = _base_of_family(params, base, rows["seen"], target)
+    task_of = {i: n for n, t in enumerate(facts.tasks) for i in t["rows"]}
+    seed_of = {i: j for t in facts.tasks for j, i in enumerate(t["rows"])}
+    base = base or {p: v[rows["seen"]].mean(0, dtype=np.float64).astype(np.float32) for p, v in params.items()}
+    if set(base) < set(params) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
+        raise PdiffError("base: is another tree than the networks; allowed: their arrays and shapes")
+    networks = {"base": _stacked({p: v[None] for p, v in base.items()}, [-1], [0])}
+    for split in (s for s in SPLITS if rows[s]):
+        own = rows[split]
+        made = _stacked({p: v[own] for p, v in params.items()}, [task_of[i] for i in own], [seed_of[i] for i in own])
+        networks[split] = made
+    if config.zoo.align == "weight_matching":
+        held = {split: n for split, n in networks.items() if split != "base"}
+        networks |= build.aligned(held, target.generated_permutations("zoo.align"))
+    if config.tasks.family == scenario.IMPORTED:
+        return networks
+    return _measured(config, family, target, networks)
+
+
+def _stacked(params: dict[str, np.ndarray], task: list[int], seed: list[int]) -> Networks:
+    """Networks whose accuracy nobody here has measured: NaN."""
+    unknown = np.full(len(task), np.nan, np.float32)
+    return Networks(
+        params=traverse_util.unflatten_dict(params, sep="/"),
+        task=np.array(task, np.int32),
+        seed=np.array(seed, np.int32),
+        step=np.zeros(len(task), np.int32),
+        validation_accuracy=unknown,
+        test_accuracy=unknown,
+    )
+
+
+def _base_of_family(params: dict, base: dict | None, seen: list[int], target: Target) -> dict[str, np.ndarray]:
+    """The whole tree of a target's base, after a check that the networks are the generated part of such a tree."""
+    abstract = dict(flatten(target.abstract()))
+    spec = make_spec(target.abstract(), generate=target.generate)
+    generated = {leaf.path: leaf.shape for leaf in spec.leaves}
+    odd = sorted(set(params) ^ set(generated))
+    if odd:
+        raise PdiffError(
+            f"{shown(odd[0])} is {'not generated by' if odd[0] in params else 'missing, and generated by'} the target "
+            f"{target.name} (target.generate = {target.generate!r}); a layout.json renames arrays (docs/importing.md)"
+        )
+    for path, value in params.items():
+        if value.shape[1:] != generated[path]:
+            raise PdiffError(
+                f"{shown(path)} has shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
+            )
+    if base is None:
+        rest = sorted(set(abstract) - set(generated))
+        if rest:
+            raise PdiffError(
+                f"base: missing; {shown(rest[0])} is not generated, so it has to come from a base.safetensors"
+            )
+        return {p: v[seen].mean(0, dtype=np.float64).astype(np.float32) for p, v in params.items()}
+    wrong = [p for p, v in abstract.items() if p not in base or base[p].shape != v.shape]
+    if wrong or set(base) - set(abstract):
+        raise PdiffError(
+            f"base: {shown((wrong or sorted(set(base) - set(abstract)))[0])} is not as in the target {target.name}"
+        )
+    return base
+
+
+def _measured(config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks]) -> dict[str, Networks]:
+    """The same with accuracies on the family's images, and with a control of the zoo's own, trained on all tasks."""
+    base = jax.tree.map(lambda a: a[0], networks["base"].params)
+    spec = make_spec(target.abstract(), generate=target.generate)
+    log.info("import: measuring accuracies, and training the task-blind control")
+    accuracy = {part: _accuracy(family, target, spec, base, part) for part in ("validation", "test")}
+    measured = {
+        split: dataclasses.replace(
+            n,
+            validation_accuracy=accuracy["validation"](n.params, n.task),
+            test_accuracy=accuracy["test"](n.params, n.task),
+        )
+        for split, n in networks.items()
+        if split != "base"
+    }
+    whole = build.without_task(family, target, lambda p: p, networks["base"].params, np.zeros(1, np.int32), 0)
+    return {"base": whole, "task_blind": build.task_blind(family, target, config, base)} | measured
+
+
+def _accuracy(family: Family, target: Target, spec, base: PyTree, part: str) -> Callable:
+    images = family.data[part]
+
+    @jax.jit
+    def of(params, own):
+        def one(pair):
+            network = codec.complete(spec, pair[0], base)
+            return score.right(target.apply, family.labelled, network, pair[1], images.x, images.y).mean()
+
+        return jax.lax.map(one, (params, own))
+
+    def measure(params: PyTree, task: np.ndarray) -> np.ndarray:
+        own = jax.tree.map(lambda v: jnp.asarray(v)[task], family.variables)
+        return np.asarray(of(params, own), np.float32)
+
+    return measure

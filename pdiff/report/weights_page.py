@@ -1,0 +1,125 @@
+"""report.html of a run whose networks are known by their weights alone, and its table.md and plot."""
+
+from pathlib import Path
+
+from pdiff import files
+from pdiff.report import html, plots, style, tables
+from pdiff.report import results as results_lib
+from pdiff.report.figures import Figure
+
+TITLES = {"distance": "distance, in the zoo's units", "relative_error": "relative error", "cosine": "cosine"}
+SPACES = {"updates": "updates B·A", "weights": "weights"}
+
+
+def write_report(workdir: Path) -> None:
+    """Writes report.html, table.md and plots/ from results.json.
+
+    Raises:
+      PdiffError: results.json is missing or damaged.
+    """
+    workdir = Path(workdir)
+    results = results_lib.read(workdir / "results.json")
+    figure = per_task(results)
+    (workdir / "plots").mkdir(exist_ok=True)
+    files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
+    files.write_atomic(workdir / "table.md", markdown(results).encode())
+    files.write_atomic(workdir / "report.html", render(results, [figure]).encode())
+
+
+def render(results: dict, made: list[Figure]) -> str:
+    """The page for the contents of results.json."""
+    found = results["weight_space"]
+    return (
+        html.environment()
+        .get_template("weights.html")
+        .render(
+            results=results,
+            chosen=results["selection"]["sampler"],
+            spaces=[(space, SPACES[space], rows(results, space)) for space in found["spaces"]],
+            splits=_ordered(results),
+            titles=TITLES,
+            novelty=[(SPACES[s], n) for s, n in found["novelty"].items()],
+            figures=html.embedded(made),
+            facts=tables.facts(results, html.score),
+            phases=tables.phases(results["timing"]),
+            timings=tables.timings(results["timing"], list(results["selection"]["validation"]), html.duration),
+            config=tables.flat_config(results["config"]).items(),
+        )
+    )
+
+
+def rows(results: dict, space: str) -> list[dict]:
+    """What is compared, a row each: `title`, `kind`, and by split the summaries of all measures in a space."""
+    chosen, splits = results["selection"]["sampler"], _ordered(results)
+
+    def row(kind: str, title: str, found: dict) -> dict:
+        return {"kind": kind, "title": title, "by_split": {s: f[space] for s, f in found.items() if f}}
+
+    names = {n: None for _, e in splits for n in e["generated"]}
+    controls = [c for c in results_lib.CONTROLS if any(c in e["controls"] for _, e in splits)]
+    made = [row("own", "another of the task's own networks", {s: e.get("own") for s, e in splits})]
+    made += [
+        row(
+            "chosen" if n == chosen else "generated",
+            f"generated, {plots.label(n)}",
+            {s: e["generated"].get(n) for s, e in splits},
+        )
+        for n in names
+    ]
+    made += [row("control", plots.label(c), {s: e["controls"].get(c) for s, e in splits}) for c in controls]
+    return [r for r in made if r["by_split"]]
+
+
+def markdown(results: dict) -> str:
+    """The mean distance and its standard error by row and split, a table for each space."""
+    lines = []
+    for space in results["weight_space"]["spaces"]:
+        names = [s for s, _ in _ordered(results)]
+        lines += [f"| distance of {SPACES[space]} | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+        for r in rows(results, space):
+            found = [r["by_split"].get(s) for s in names]
+            cells = ["" if f is None else f"{f['distance']['mean']:.4f} ± {f['distance']['sem']:.4f}" for f in found]
+            title = f"**{r['title']} (chosen on validation)**" if r["kind"] == "chosen" else r["title"]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+@style.styled
+def per_task(results: dict) -> Figure:
+    """Distance of each task's networks: generated, of the nearest seen task, and the mean of the zoo."""
+    found = results["weight_space"]
+    space, chosen = found["spaces"][0], results["selection"]["sampler"]
+    tasks = [(split, t) for split, e in _ordered(results) for t in e["per_task"]]
+    figure = style.figure(max(5.0, min(12.0, 1.5 + 0.35 * len(tasks))), 3.6)
+    axes = figure.add_subplot()
+    drawn = [("generated", style.BLUE, "o", lambda t: t["generated"][chosen]),
+             ("nearest seen", style.ORANGE, "s", lambda t: t["controls"].get("nearest_seen")),
+             ("mean of the zoo", style.MUTED, "_", lambda t: t["controls"]["soup"])]  # fmt: skip
+    for label, colour, marker, of in drawn:
+        points = [(i, of(t)[space]["distance"]) for i, (_, t) in enumerate(tasks) if of(t)]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("distance to its own network")
+    axes.set_xlabel(f"task (splits: {', '.join(s for s, _ in _ordered(results))})")
+    axes.set_xticks(
+        range(len(tasks)),
+        [t["task"] for _, t in tasks] if len(tasks) <= 24 else [""] * len(tasks),
+        rotation=60,
+        ha="right",
+    )
+    style.legend_above(axes, 3)
+    best = ", ".join(f"{s} {e['generated'][chosen][space]['distance']['mean']:.2f}" for s, e in _ordered(results))
+    return Figure(
+        "distance_per_task", "Task by task",
+        f"Distance of generated networks to the task's own, task by task, beside two controls. Means: {best}.",
+        "0 is the task's own network, and 1 about as far as the mean of the zoo is from the seen ones. Held-out tasks "
+        "stand at the right.",
+        style.svg(figure),
+    )  # fmt: skip
+
+
+def _ordered(results: dict) -> list[tuple[str, dict]]:
+    splits = results["weight_space"]["splits"]
+    return [(s, splits[s]) for s in results_lib.SPLITS if s in splits]
