@@ -29,6 +29,8 @@ def write_report(workdir: Path) -> None:
 def render(results: dict, made: list[Figure]) -> str:
     """The page for the contents of results.json."""
     found = results["weight_space"]
+    timings = html.timings(results["timing"], list(results["selection"]["validation"]))
+    timings = [(title, value) for title, value in timings if not title.startswith("zoo")]  # nothing was fine-tuned
     return (
         html.environment()
         .get_template("weights.html")
@@ -41,7 +43,7 @@ def render(results: dict, made: list[Figure]) -> str:
             novelty=[(SPACES[s], n) for s, n in found["novelty"].items()],
             figures=html.embedded(made),
             facts=html.facts(results),
-            timings=html.timings(results["timing"], list(results["selection"]["validation"])),
+            timings=timings,
             config=html.flat(results["config"]),
         )
     )
