@@ -4,8 +4,10 @@
     python -m pdiff.main --config=configs/imported.py --workdir=runs/mine
 
 The first reads and checks the folder, the second trains a generator on it, compares what it draws with the tasks' own
-networks, and writes the report. Nothing is known of images here, so all is measured in the weights: `distance` is 1 for
-the mean of the zoo and 0 for the task's own network. docs/importing.md has the whole way.
+networks, and writes the report; two minutes on 2 cores for adapters of some thousand parameters. Nothing is known of
+images here, so all is measured in weights: `distance` is 1 for the mean of the zoo and 0 for the task's own network.
+Ten LoRAs that PEFT trained for strengths from 0 to 1, seed 0, distance of updates: seen .080, unseen .749 (nearest seen
+task 1.059, ridge .971). docs/importing.md has the whole way.
 """
 
 from ml_collections import ConfigDict

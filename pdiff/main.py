@@ -102,13 +102,5 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
             {"evaluate": run.evaluate, "report": run.report, "check": run.check, "audit": run.audit}[mode](workdir)
 
 
-def _import(workdir: str | None) -> None:
-    for name, value in (("--config", _CONFIG.value), ("--source", _SOURCE.value), ("--workdir", workdir)):
-        if value is None:
-            raise PdiffError(f"{name}: missing; --mode=import needs --config, --source and --workdir")
-    manifest = _MANIFEST.value and Path(_MANIFEST.value)
-    run.import_networks(_CONFIG.value, Path(_SOURCE.value), manifest, Path(workdir))
-
-
 if __name__ == "__main__":
     app.run(main, flags_parser=config_lib.parse_flags)

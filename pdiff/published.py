@@ -23,10 +23,13 @@ from pdiff import config as config_lib
 from pdiff import files, generator
 from pdiff.errors import PdiffError
 from pdiff.generator import Generator
+from pdiff.imports import scenario
+from pdiff.imports.scenario import Facts
 from pdiff.report import results as results_lib
 
 PARAMETERS = "ema.safetensors"
-RESULTS = ("arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits", "target")
+RESULTS = ("arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits", "target",
+           "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parent / "pretrained" / "interp"  # the one that comes with the package
 
 
@@ -35,8 +38,10 @@ def is_published(where: Path) -> bool:
     return (Path(where) / PARAMETERS).exists()
 
 
-def write(made: Generator, params: PyTree[Float[Array, "..."]], results: dict, where: Path) -> None:
-    """Writes the folder, whole or not at all.
+def write(
+    made: Generator, params: PyTree[Float[Array, "..."]], results: dict, where: Path, imported: Facts | None = None
+) -> None:
+    """Writes the folder, whole or not at all. What an import left in the workdir of a run is kept, as loading reads it.
 
     Raises:
       PdiffError: it exists, is in no existing folder, or a parameter is too large for float16.
@@ -54,6 +59,8 @@ def write(made: Generator, params: PyTree[Float[Array, "..."]], results: dict, w
     partial = where.with_name(f".{where.name}.{os.getpid()}.partial")
     try:
         generator.save(made, partial)
+        if imported is not None:
+            scenario.save(imported, partial)
         files.write_atomic(partial / PARAMETERS, safetensors.numpy.save(arrays))
         files.write_atomic(partial / "config.json", config_lib.to_json(made.config).encode())
         results_lib.write(partial / "results.json", {k: results[k] for k in RESULTS if k in results})

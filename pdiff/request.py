@@ -95,6 +95,6 @@ def publish(workdir: Path, out: str | None) -> None:
         raise PdiffError("--out: missing; allowed: the folder to write")
     results = results_lib.read(workdir / "results.json")
     made = generator.load(workdir)
-    published.write(made, api.restore_params(made, workdir), results, Path(out))
+    published.write(made, api.restore_params(made, workdir), results, Path(out), scenario.load(workdir))
     size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
     log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)

@@ -29,6 +29,7 @@ def write_report(workdir: Path) -> None:
 def render(results: dict, made: list[Figure]) -> str:
     """The page for the contents of results.json."""
     found = results["weight_space"]
+    timing = {k: v for k, v in results["timing"].items() if k != "zoo_s"}  # nothing was fine-tuned
     return (
         html.environment()
         .get_template("weights.html")
@@ -41,8 +42,8 @@ def render(results: dict, made: list[Figure]) -> str:
             novelty=[(SPACES[s], n) for s, n in found["novelty"].items()],
             figures=html.embedded(made),
             facts=tables.facts(results, html.score),
-            phases=tables.phases(results["timing"]),
-            timings=tables.timings(results["timing"], list(results["selection"]["validation"]), html.duration),
+            phases=tables.phases(timing),
+            timings=tables.timings(timing, list(results["selection"]["validation"]), html.duration),
             config=tables.flat_config(results["config"]).items(),
         )
     )
