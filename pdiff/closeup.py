@@ -52,7 +52,8 @@ def measure(bench: Bench, networks: dict[str, Networks], splits: dict, selection
 
     Args:
       networks: the zoo.
-      splits, selection: as in results.json.
+      splits: as in results.json.
+      selection: as in results.json.
       raw: the parameters that were trained, where `bench` has their moving average; None leaves comparisons out.
     """
     samplers = list(dict.fromkeys(selection[k] for k in ("sampler", "many_steps") if k in selection))
