@@ -1,4 +1,18 @@
-"""The command line: flags, and which function each mode calls. The rest lives elsewhere, for tests and notebooks."""
+"""Describe a task, get a network.
+
+  python -m pdiff.main --config=configs/interp.py    a whole run in runs/interp: zoo, training, evaluation, report
+  python -m pdiff.main --config=configs/interp.py --config.train.steps=3000 --workdir=runs/long    any field is a flag
+  python -m pdiff.main --mode=sample --prompt="digits rotated by 75 degrees" --out=nets.safetensors
+  python -m pdiff.main --mode=serve                                       the same as a page on this machine
+  python -m pdiff.main --mode=check                                       what is installed; with --workdir, of a run
+  python -m pdiff.main --mode=import --config=configs/imported.py --source=my_loras --workdir=runs/mine
+  python -m pdiff.main --mode=compare --workdirs=runs/a,runs/b            runs side by side
+
+Of a finished run (--workdir): --mode=evaluate scores again, report writes its page again, audit looks for copies,
+publish makes a small folder of it. --mode=compile asks whether a config fits a TPU. What can be set in a config, and
+what each field means, is in configs/common.py; what each mode does, in README.md and docs/.
+"""
+# Flags, and which function each mode calls. The rest lives elsewhere, for tests and notebooks.
 
 import shlex
 import sys

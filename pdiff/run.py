@@ -70,6 +70,8 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
             params = train_lib.train(made, networks["seen"], name, workdir, mesh, stop)
         results = _evaluate(made, params, networks, workdir, command, stop)
     report(workdir)
+    onwards = "sample, serve or audit" if made.family.data else "sample"
+    log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
 
 

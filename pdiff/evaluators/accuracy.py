@@ -15,7 +15,6 @@ from pdiff.generator import Generator
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
 
-RENDER_BYTES = 1 << 28  # all tasks' images are rendered once for all scoring, if they fit into this
 AT_ONCE_ON_CPU = 4  # networks of a chunk that a CPU's device answers for together: their images fit into its cache
 MOST_PROBABILITIES = 256  # images for which class probabilities are kept
 
@@ -56,7 +55,7 @@ class Scorer:
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
         own, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)
-        ahead = len(family.tasks) * len(y) * family.features * 4 <= RENDER_BYTES
+        ahead = family.fit_rendered(len(family.tasks), len(y))
         if ahead:
             own, x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(own, x, y), None, None
         constants = dist.replicate({"own": own, "x": x, "y": y, "generator": generator.arrays()}, mesh)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from pdiff.errors import PdiffError
 
 SPLITS = ("seen", "validation", "interp", "unseen")
+RENDER_BYTES = 1 << 28  # of rendered images that are kept, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Family:
     def features(self) -> int:
         """Numbers in one rendered image."""
         return math.prod(self.image_shape)
+
+    def fit_rendered(self, tasks: int, images: int) -> bool:
+        """Whether so many images of so many tasks fit into RENDER_BYTES: then they are rendered once, ahead of use."""
+        return tasks * images * self.features * 4 <= RENDER_BYTES
 
     @property
     def source_classes(self) -> int:

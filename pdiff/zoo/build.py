@@ -36,7 +36,6 @@ TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes
 # Fields of `zoo` that say where it lies and how it is made and read.
 NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
-RENDER_BYTES = 1 << 28  # a chunk's training images are rendered once, ahead of its steps, if they fit into this
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -176,7 +175,7 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
         own = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         distinct = _most_tasks(zoo, len(task))
-        if distinct * len(y) * family.features * 4 <= RENDER_BYTES:
+        if family.fit_rendered(distinct, len(y)):
             tasks, drawn_from = jnp.unique(task, size=distinct, return_inverse=True)
             rendered = _rendered(family, jax.tree.map(lambda v: v[tasks], constants["variables"]), x, y)
 

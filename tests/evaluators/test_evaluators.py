@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff.evaluators import accuracy, novelty
+from pdiff.evaluators import novelty
 from pdiff.evaluators.accuracy import Scorer, repeat
+from pdiff.tasks import base as tasks_base
 
 
-@pytest.mark.parametrize(("devices", "room"), [(1, accuracy.RENDER_BYTES), (4, accuracy.RENDER_BYTES), (4, 0)])
+@pytest.mark.parametrize(("devices", "room"), [(1, tasks_base.RENDER_BYTES), (4, tasks_base.RENDER_BYTES), (4, 0)])
 def test_scorer_equals_a_loop(tiny, tiny_zoo, devices, room, mesh, mesh4, monkeypatch):
     """With room for the images of all tasks, and without: then they are rendered for each network."""
-    monkeypatch.setattr(accuracy, "RENDER_BYTES", room)
+    monkeypatch.setattr(tasks_base, "RENDER_BYTES", room)
     networks = tiny_zoo["seen"][:11]  # not a multiple of the chunk, nor of the devices
     tasks = networks.task[::-1]
     right = Scorer(tiny, "test", mesh if devices == 1 else mesh4).right(networks.params, tasks)

@@ -12,6 +12,7 @@ import pytest
 from pdiff import hlo, rng
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
+from pdiff.tasks import base as tasks_base
 from pdiff.tasks import get_family
 from pdiff.weights import codec
 from pdiff.weights.spec import make_spec
@@ -109,8 +110,8 @@ def test_rendering_ahead_or_in_each_step_is_the_same(tiny_config, mesh, monkeypa
     base = target.init(jax.random.key(0))
     job = (np.array([0, 0, 5, 5], np.int32), np.array([0, 1, 0, 1], np.int32))
     constants, made = build.chunk_constants(family, base), []
-    for room in (0, build.RENDER_BYTES):
-        monkeypatch.setattr(build, "RENDER_BYTES", room)
+    for room in (0, tasks_base.RENDER_BYTES):
+        monkeypatch.setattr(tasks_base, "RENDER_BYTES", room)
         made.append(build.chunk_step(family, target, tiny_config, mesh)(job, constants))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *made)
 
