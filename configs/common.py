@@ -195,6 +195,7 @@ def get_config() -> ConfigDict:
             likelihood_networks=0,  # held-out networks whose tasks are told by likelihood; 0 is none
             likelihood_steps=24,  # Heun steps of each likelihood, from sigma_min to sigma_max
             likelihood_probes=1,  # probes of each trace
+            closeup_tasks=16,  # of each split, of which the report shows networks on a plane and at work; 0 is none
             score_levels=(0.05, 0.1, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0, 40.0),  # noise at which the score is compared
         )
     )

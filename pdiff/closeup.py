@@ -41,7 +41,6 @@ FILE = "closeup.json"
 SPLITS = ("seen", "interp", "unseen")
 MOST_NETWORKS = 384  # of the zoo, on the plane
 MOST_ELEMENTS = 1 << 26  # weights of all of these together
-MOST_TASKS = 16  # of a split, of which there are networks on the plane and answers
 PATHS = 2  # samples of a task, in each split, whose way from noise is shown
 LEVELS, LEVEL_NETWORKS = 9, 64  # of the loss by noise level
 MOST_IMAGES, MOST_CLASSES = 12, 64  # of a strip; of a confusion matrix
@@ -58,7 +57,7 @@ def measure(bench: Bench, networks: dict[str, Networks], splits: dict, selection
     """
     samplers = list(dict.fromkeys(selection[k] for k in ("sampler", "many_steps") if k in selection))
     plain = None if raw is None else bench.with_params(raw)
-    tasks = {s: bench.tasks(s, MOST_TASKS) for s in SPLITS if s in splits}
+    tasks = {s: bench.tasks(s, bench.config.eval.closeup_tasks) for s in SPLITS if s in splits}
     made = {s: {n: bench.generate(n, own, f"closeup/{s}/{n}") for n in samplers} for s, own in tasks.items()}
     found = {
         "prompt": _prompt(bench),

@@ -193,6 +193,7 @@ FIELDS: dict[str, Field] = {
     "eval.likelihood_networks": _COUNT_OR_NONE,
     "eval.likelihood_steps": _COUNT,
     "eval.likelihood_probes": _COUNT,
+    "eval.closeup_tasks": _COUNT_OR_NONE,
     "eval.score_levels": Field(float, above=0, each=True),
 }
 

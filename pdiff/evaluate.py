@@ -115,7 +115,8 @@ class Evaluation:
             if evaluation.score_levels:
                 results["score_likeness"] = density.score_likeness(bench, self._networks)
         with stage("close-ups for the page"):
-            results["closeup"] = closeup.measure(bench, self._networks, splits, selection, self._raw)
+            if evaluation.closeup_tasks:
+                results["closeup"] = closeup.measure(bench, self._networks, splits, selection, self._raw)
         with stage("time of sampling"):
             seconds = self._time_sampling()
         results["timing"] = {

@@ -60,7 +60,7 @@ def test_everything_is_there(found, bench, tiny_zoo):
     count = {k: sum(p["kind"] == k for p in points) for k in ("zoo", "finetuned", "generated")}
     assert count["zoo"] == len(tiny_zoo["seen"])
     assert count["finetuned"] == sum(len(tiny_zoo[s]) for s in ("interp", "unseen"))
-    tasks = sum(len(bench.tasks(s, closeup.MOST_TASKS)) for s in ("seen", "interp", "unseen"))
+    tasks = sum(len(bench.tasks(s, bench.config.eval.closeup_tasks)) for s in ("seen", "interp", "unseen"))
     assert count["generated"] == tasks * bench.config.eval.samples_per_task
 
 
@@ -72,7 +72,7 @@ def test_a_way_from_noise_is_that_of_the_ddim_sampler(found, bench, tiny_zoo):
     center, axes, _ = closeup._main_axes(x)
     path = found["plane"]["paths"][-1]
     assert path["sigma"][0] == pytest.approx(made.path.sigma_max) and path["sigma"][-1] == 0
-    chosen = [bench.tasks(s, closeup.MOST_TASKS) for s in ("seen", "interp", "unseen")]
+    chosen = [bench.tasks(s, bench.config.eval.closeup_tasks) for s in ("seen", "interp", "unseen")]
     chosen = [own[len(own) // 2] for own in chosen for _ in range(closeup.PATHS)]
     assert path["task"] == chosen[-1].name
     shape = (len(chosen), made.spec.num_tokens, made.spec.token_dim)

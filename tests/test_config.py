@@ -53,6 +53,7 @@ SHRUNKEN = {
     "eval.likelihood_steps": 2,
     "eval.likelihood_probes": 1,
     "eval.score_levels": (),
+    "eval.closeup_tasks": 0,
     "eval.chunk_size": 32,
 }
 # Studies of an evaluation, small. Each takes seconds to compile, so each scenario runs one; test_main runs all of them.
@@ -63,6 +64,7 @@ STUDIES = (
     {"eval.transfer_pairs": 6},
     {"eval.likelihood_networks": 3},
     {"eval.score_levels": (0.5,)},
+    {"eval.closeup_tasks": 2},
 )
 
 

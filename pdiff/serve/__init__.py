@@ -1,5 +1,6 @@
 """An interactive page on this machine: ask a trained generator, see the networks answer on images."""
 
+import signal
 from pathlib import Path
 
 from pdiff import api, logs
@@ -15,6 +16,7 @@ def serve(workdir: Path | None, port: int) -> None:
       PdiffError: there is no trained generator, a package of the extra `serve` is missing, or the port is taken.
     """
     logs.set_up()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script started it in the background
     server, application, address = make_server(port)  # first, so that a port that is taken is said at once
     try:
         application.session = Session(api.load(workdir))

@@ -171,10 +171,13 @@ def test_control_c_ends_the_command_cleanly(published_folder):
     command = [sys.executable, "-m", "pdiff.main", "--mode=serve", f"--workdir={published_folder}", f"--port={port}"]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
     lines = []
-    while "is ready" not in "".join(lines):
-        lines.append(process.stderr.readline())
-        assert process.poll() is None, lines
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=30)
+    try:
+        while "is ready" not in "".join(lines):
+            lines.append(process.stderr.readline())
+            assert process.poll() is None, lines
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 0 and "Traceback" not in rest and rest.splitlines()[-1] == "pdiff: ended"
     assert f"http://localhost:{port} is ready" in lines[-1]
