@@ -1,5 +1,6 @@
 """The same from Python: `pdiff.load(workdir)`, then `sample`, `expect`, `apply` and `accuracy`."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -213,13 +214,18 @@ class LoadedGenerator:
         """Logits of one network; `vmap` it over stacked ones."""
         return self.target.apply(params, x)
 
+    @functools.cached_property
+    def _score(self) -> Scorer:
+        """Made once: it renders and compiles."""
+        return Scorer(self._static, "test", self._mesh)
+
     def accuracy(
         self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str
     ) -> Float[np.ndarray, " samples"]:
         """Test accuracy of stacked networks on a task's images."""
         count = len(jax.tree.leaves(params)[0])
         parts = jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
-        return Scorer(self._static, "test", self._mesh)(parts, np.full(count, self.task(task).id))
+        return self._score(parts, np.full(count, self.task(task).id))
 
 
 def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[PyTree]:
