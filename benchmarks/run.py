@@ -1,7 +1,7 @@
 """Measures every hot path against a rival and its physical limit, and prints a table.
 
     pip install -e '.[bench]'                       # PyTorch, for the rivals; without it they are left out
-    python -m benchmarks.run                        # everything, 16 minutes on 2 cores
+    python -m benchmarks.run                        # everything, 13 minutes on 2 cores
     python -m benchmarks.run --only=codec,zoo --effort=0.3
     python -m benchmarks.run --out=docs/performance.json --plots=docs
 
