@@ -189,15 +189,15 @@ class LoadedGenerator:
             raise PdiffError(f"between: got {between!r}; allowed: two tasks and a number from 0 to 1") from e
         if not between_them:
             raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")
-        return self.task(a), self.task(b)
+        return self.task(a, "between"), self.task(b, "between")
 
     def _sampler(self, name: str | None) -> str:
         if name is not None and name not in SAMPLERS:
             raise PdiffError(f"sampler: got {name!r}; allowed: {', '.join(SAMPLERS)}")
         return name or self.default_sampler
 
-    def task(self, name: int | str) -> Task:
-        """A task by id or name.
+    def task(self, name: int | str, argument: str = "task") -> Task:
+        """A task by id or name; `argument` is for the message.
 
         Raises:
           PdiffError: there is no such task.
@@ -206,7 +206,7 @@ class LoadedGenerator:
             if str(name) in (task.name, str(task.id)):
                 return task
         raise PdiffError(
-            f"task: got {name!r}; allowed: an id from 0 to {len(self.family.tasks) - 1}, "
+            f"{argument}: got {name!r}; allowed: an id from 0 to {len(self.family.tasks) - 1}, "
             f"or a name such as {self.family.tasks[0].name}"
         )
 

@@ -18,7 +18,7 @@ from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
 from pdiff.zoo import build, store
 
-OPTIONAL = ("bench", "text")  # extras of users; the others are for developers or for one kind of device
+OPTIONAL = ("bench", "serve", "text", "wandb")  # extras of users; others are for developers, or a device
 
 
 def environment() -> Iterator[str]:

@@ -138,7 +138,7 @@ class Descriptions:
         if match.tells:
             return f"{said})"
         examples = [w for w in words(match.description) if w in self.telling]
-        example = examples[0].replace("# ", "a number and ") if examples else "those in it"
+        example = examples[0].replace("# ", "a number and ").removesuffix(" and ") if examples else "those in it"
         return f"{said}, and something that tells its tasks apart, such as '{example}')"
 
     def task(self, prompt: str) -> Task | None:

@@ -63,7 +63,9 @@ def sample(
     }
     exports.write(networks, Path(out), made, facts, imported)
     log.info("%d networks: %s", num_samples, out)
-    log.info("%s", expected or "what accuracy to expect is not known: the run measured nothing that is like this")
+    measured = bool(loaded.family.data)
+    unknown = "the run measured nothing that is like this" if measured else "networks were imported without images"
+    log.info("%s", expected or f"what accuracy to expect is not known: {unknown}")
 
 
 def as_text(expected: Expectation | None) -> str:

@@ -95,6 +95,9 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     generator.check(config, family, target)
     counts = zoo.write(config, found, facts, family, target, workdir)
     log.info("%s: %s", workdir, ", ".join(f"{n} {split}" for split, n in counts.items()) + " networks")
+    for split in ("validation", "interp", "unseen"):
+        if held_out := [t.name for t in family.split(split)]:
+            log.info("held out, %s: %s", split, ", ".join(held_out[:8]) + (", …" if len(held_out) > 8 else ""))
     log.info("run the same command without --mode and --source to train on them")
 
 

@@ -5,7 +5,8 @@ their updates B A, in which two adapters that do the same are one point however 
 take products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
 
 `distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which
-so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm.
+so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm, or by the zoo's unit where that
+norm is zero, as of an adapter that changes nothing.
 `cosine` is of the deviations from the zoo's mean: 1 goes the task's way, 0 says nothing of it.
 """
 
@@ -100,9 +101,10 @@ class Reference:
         moved, wanted = square - 2 * to_zoo + zoo_zoo, own_own - 2 * own_zoo + zoo_zoo
         size = np.sqrt(np.maximum(moved, 0) * np.maximum(wanted, 0))
         there = (moved > 1e-10 * square) & (wanted > 1e-10 * own_own)  # else a deviation is rounding alone
+        norm = np.where(own_own > 1e-10 * self.unit**2, np.sqrt(np.abs(own_own)), self.unit)
         return {
             "distance": distance / self.unit,
-            "relative_error": distance / np.sqrt(np.maximum(own_own, 1e-300)),
+            "relative_error": distance / norm,
             "cosine": np.where(there, (to_own - to_zoo - own_zoo + zoo_zoo) / np.where(there, size, 1), 0),
         }
 

@@ -29,6 +29,7 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 ALLOWED = tuple(str(d) for d in DTYPES.values())
 MOST_LEAVES, LONGEST_NAME = 20_000, 400
 HEADER_BYTES = 64 << 20  # most of a safetensors header, or of the text beside networks
+FILES = (".safetensors", ".npz", ".msgpack")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 ORBAX_INDEX = "_METADATA"  # in the folder of each tree that Orbax saved
 
@@ -64,7 +65,7 @@ def kind_of(path: Path) -> str | None:
     if path.is_dir():
         return "orbax" if _orbax_tree(path) else None
     ending = path.suffix.lower()
-    return ending[1:] if ending in (".safetensors", ".npz", ".msgpack") else None
+    return ending[1:] if ending in FILES else None
 
 
 def read(path: Path, budget: Budget) -> Arrays:

@@ -7,15 +7,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports.arrays import shown
+from pdiff.imports.arrays import FILES, shown
 from pdiff.imports.manifest import Row, words_of
 from pdiff.tasks.base import SPLITS
 
 
 def named(row: Row) -> str:
     """The task of a network: what the manifest says, else the first folder below the source, or the file itself."""
-    parts = Path(row.file).parts
-    return row.task or (parts[0] if len(parts) > 1 else Path(row.file).stem)
+    path = Path(row.file)
+    alone = path.stem if path.suffix.lower() in FILES else path.name  # a folder's name may have a dot: strength_0.5
+    return row.task or (path.parts[0] if len(path.parts) > 1 else alone)
 
 
 def gathered(rows: tuple[Row, ...], where: str) -> dict[str, dict[str, Any]]:

@@ -76,3 +76,10 @@ def test_how_updates_are_factored_does_not_matter():
     other = {p: v @ mixed if p.endswith("B") else np.linalg.inv(mixed) @ v for p, v in made.items()}
     reference = Reference.of(gram_of_updates, made, np.arange(3), made, np.arange(3))
     np.testing.assert_allclose(reference.measures(other, np.arange(3))["distance"], 0, atol=1e-3)
+
+
+def test_a_network_of_norm_zero_has_a_relative_error_in_units_of_the_zoo():
+    seen = {"w": np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])}
+    reference = Reference.of(gram_of_weights, seen, np.arange(3), seen, np.arange(3))
+    found = reference.measures({"w": np.array([[0.3, 0.4]])}, np.array([0]))
+    assert found["relative_error"][0] == pytest.approx(0.5 / reference.unit) == found["distance"][0]

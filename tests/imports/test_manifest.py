@@ -6,6 +6,8 @@ import pytest
 
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import manifest
+from pdiff.imports.manifest import Row
+from pdiff.imports.tasks import named
 from tests.imports import zoos
 
 TABLE = """\ufefffile,task,description,description,factor:x,accuracy,split
@@ -100,3 +102,9 @@ def test_folders_without_networks_and_pickles_are_each_told(tmp_path):
         manifest.rows(tmp_path, None)
     assert len(e.value.lines) == 2
     assert "empty: holds no network" in e.value.lines[0] and "task_0: old.pt is a pickle" in e.value.lines[1]
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_task_of_its_own():
+    rows = [Row(f"strength_0.{i}", "", ()) for i in range(3)]
+    assert [named(r) for r in rows] == ["strength_0.0", "strength_0.1", "strength_0.2"]
+    assert named(Row("a.safetensors", "", ())) == "a" and named(Row("b_0.1/net.npz", "", ())) == "b_0.1"
