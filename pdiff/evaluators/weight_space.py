@@ -5,9 +5,9 @@ their updates B A, in which two adapters that do the same are one point however 
 take products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
 
 `distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which
-so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm, or by the zoo's unit where that
-norm is zero, as of an adapter that changes nothing.
-`cosine` is of the deviations from the zoo's mean: 1 goes the task's way, 0 says nothing of it.
+so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm, or
+by the zoo's unit where that norm is zero, as of an adapter that changes nothing. `cosine` is of the deviations from
+the zoo's mean: 1 goes the task's way, 0 says nothing of it.
 """
 
 import dataclasses
