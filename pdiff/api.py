@@ -154,6 +154,8 @@ class LoadedGenerator:
                 self.descriptions.check(prompt)
             elif not (found := self.descriptions.match(prompt)).known:
                 log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
+            if said := self.descriptions.beyond(prompt):
+                log.warning("warning: prompt %s: %s", shortened(prompt), said)
         return self._static.condition([self.family.tasks[0]], [prompt], read)
 
     def _whole(self, parts: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:

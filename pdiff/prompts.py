@@ -118,6 +118,16 @@ class Descriptions:
         tells = not self.telling or not self.telling.isdisjoint(bag)
         return Match(float(distance.min()), description, task, tells)
 
+    def beyond(self, prompt: str) -> str:
+        """'' or, for a number outside of what seen tasks' descriptions in such words have, a warning that says so."""
+        found = self.match(prompt)
+        like = self._like[tuple(sorted(words(found.description)))]
+        columns = zip(numbers(prompt), zip(*(numbers(d) for d, _ in like), strict=False), strict=False)
+        for value, known in columns:
+            if not min(known) <= value <= max(known):
+                return f"{value:g} lies beyond the numbers that it was trained on, {min(known):g} to {max(known):g}"
+        return ""
+
     def check(self, prompt: str) -> Match:
         """`match`, if the prompt is a description of the family.
 

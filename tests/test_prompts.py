@@ -110,3 +110,9 @@ def test_a_refusal_says_how_far_from_what(known):
         known["interp"].check("recognise digits after blur of 20 percent")
     with pytest.raises(PdiffError, match=f"1001 characters; allowed: at most {MOST_CHARACTERS}"):
         check_length("x" * 1001)
+
+
+def test_a_number_beyond_all_that_was_trained_on_is_told(known):
+    assert known["interp"].beyond("digits rotated by 75 degrees") == ""
+    said = known["interp"].beyond("digits rotated by 400 degrees")
+    assert said.startswith("400 lies beyond the numbers that it was trained on, 0.72 to 359")
