@@ -84,6 +84,10 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
         raise PdiffError("--source, --workdir: missing; --mode=import reads a folder of networks into a new workdir")
     if mode not in ("run", "compare", "check", *LIGHT) and workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={mode} works on a finished run")
+    if mode not in ("run", "import", "compare") and workdir is not None and not workdir.is_dir():
+        raise PdiffError(f"--workdir: {workdir}: no such folder; allowed: the workdir of a run")
+    if mode == "import" and not Path(_SOURCE.value).is_dir():
+        raise PdiffError(f"--source: {_SOURCE.value}: no such folder; allowed: the folder of the networks")
     if mode not in ("run", "import") and _CONFIG.value is not None and workdir is not None:
         config_lib.check_same(_CONFIG.value, workdir)
     if mode == "serve":

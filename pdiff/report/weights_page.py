@@ -44,7 +44,7 @@ def render(results: dict, made: list[Figure]) -> str:
             facts=tables.facts(results, html.score),
             phases=tables.phases(timing),
             timings=tables.timings(timing, list(results["selection"]["validation"]), html.duration),
-            config=tables.flat_config(results["config"]).items(),
+            config=[(c["field"], c["here"]) for c in tables.changed(results["config"])],
         )
     )
 
