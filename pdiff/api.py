@@ -150,11 +150,10 @@ class LoadedGenerator:
         prompts.check_length(prompt)
         # Of an empty text, or one that is too long, those who read it say what is wrong.
         if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
-            if not force:
-                self.descriptions.check(prompt)
-            elif not (found := self.descriptions.match(prompt)).known:
+            found = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
+            if not found.known:
                 log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
-            if said := self.descriptions.beyond(prompt):
+            if said := self.descriptions.beyond(prompt, found):
                 log.warning("warning: prompt %s: %s", shortened(prompt), said)
         return self._static.condition([self.family.tasks[0]], [prompt], read)
 

@@ -33,12 +33,11 @@ from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.samplers import noise_levels
 from pdiff.evaluators.novelty import evenly
 from pdiff.report.results import summary
-from pdiff.tasks.base import Family, Task
+from pdiff.tasks.base import REPORTED_SPLITS, Family, Task
 from pdiff.weights import stats
 from pdiff.zoo.store import Networks
 
 FILE = "closeup.json"
-SPLITS = ("seen", "interp", "unseen")
 MOST_NETWORKS = 384  # of the zoo, on the plane
 MOST_ELEMENTS = 1 << 26  # weights of all of these together
 PATHS = 2  # samples of a task, in each split, whose way from noise is shown
@@ -57,7 +56,7 @@ def measure(bench: Bench, networks: dict[str, Networks], splits: dict, selection
     """
     samplers = list(dict.fromkeys(selection[k] for k in ("sampler", "many_steps") if k in selection))
     plain = None if raw is None else bench.with_params(raw)
-    tasks = {s: bench.tasks(s, bench.config.eval.closeup_tasks) for s in SPLITS if s in splits}
+    tasks = {s: bench.tasks(s, bench.config.eval.closeup_tasks) for s in REPORTED_SPLITS if s in splits}
     made = {s: {n: bench.generate(n, own, f"closeup/{s}/{n}") for n in samplers} for s, own in tasks.items()}
     found = {
         "prompt": _prompt(bench),
@@ -194,7 +193,7 @@ def _averaging(bench: Bench, plain: Bench, splits: dict, selection: dict, sample
         raw = plain.scores(name, bench.choosing_tasks(), f"evaluate/validation/{name}", part="validation")
         found["validation"][name] = {"averaged": selection["validation"][name], "raw": raw.summary()}
     name = selection["sampler"]
-    for split in (s for s in SPLITS if s in splits):
+    for split in (s for s in REPORTED_SPLITS if s in splits):
         raw = plain.scores(name, bench.tasks(split), f"evaluate/{split}/{name}").summary()
         found[split] = {name: {"averaged": splits[split]["generated"][name], "raw": raw}}
     return found

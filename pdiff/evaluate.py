@@ -27,11 +27,10 @@ from pdiff.config import DESCRIBING
 from pdiff.evaluators.accuracy import majority, repeat
 from pdiff.generator import Generator
 from pdiff.stopping import StopSignal
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
 
-REPORTED_SPLITS = ("seen", "interp", "unseen")
 STAGES = 11  # of an evaluation, for its progress
 
 

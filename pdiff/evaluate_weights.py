@@ -25,11 +25,9 @@ from pdiff.imports.scenario import Facts
 from pdiff.report.results import summary
 from pdiff.sample import Samplers
 from pdiff.stopping import StopSignal
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.weights import codec
 from pdiff.zoo.networks import Networks
-
-REPORTED_SPLITS = ("seen", "interp", "unseen")
 
 
 class WeightEvaluation:

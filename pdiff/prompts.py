@@ -118,9 +118,8 @@ class Descriptions:
         tells = not self.telling or not self.telling.isdisjoint(bag)
         return Match(float(distance.min()), description, task, tells)
 
-    def beyond(self, prompt: str) -> str:
-        """'' or, for a number outside of what seen tasks' descriptions in such words have, a warning that says so."""
-        found = self.match(prompt)
+    def beyond(self, prompt: str, found: Match) -> str:
+        """'' or, for a number outside of what descriptions in the words of `found` have, a warning that says so."""
         like = self._like[tuple(sorted(words(found.description)))]
         columns = zip(numbers(prompt), zip(*(numbers(d) for d, _ in like), strict=False), strict=False)
         for value, known in columns:

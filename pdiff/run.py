@@ -208,7 +208,7 @@ def _evaluate(
         fitted, facts = rivals.fit_all(made, held["seen"], name, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
     if made.family.data:
-        raw = api.restore_params(made, workdir, "params")
+        raw = api.restore_params(made, workdir, "params") if made.config.eval.closeup_tasks else None
         measured = Evaluation(made, params, held, mesh, fitted, raw=raw).run(stop)
     else:
         measured = WeightEvaluation(made, params, held, mesh, scenario.load(workdir), fitted).run(stop)

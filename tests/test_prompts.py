@@ -113,6 +113,9 @@ def test_a_refusal_says_how_far_from_what(known):
 
 
 def test_a_number_beyond_all_that_was_trained_on_is_told(known):
-    assert known["interp"].beyond("digits rotated by 75 degrees") == ""
-    said = known["interp"].beyond("digits rotated by 400 degrees")
+    def beyond(prompt):
+        return known["interp"].beyond(prompt, known["interp"].match(prompt))
+
+    assert beyond("digits rotated by 75 degrees") == ""
+    said = beyond("digits rotated by 400 degrees")
     assert said.startswith("400 lies beyond the numbers that it was trained on, 0.72 to 359")

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from pdiff.errors import PdiffError
 
 SPLITS = ("seen", "validation", "interp", "unseen")
+REPORTED_SPLITS = ("seen", "interp", "unseen")  # validation tasks choose, so they prove nothing
 RENDER_BYTES = 1 << 28  # of rendered images that are kept, at most
 
 
