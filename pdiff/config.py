@@ -18,8 +18,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from pdiff import files
 from pdiff.errors import PdiffError
 
+REMEDY = "delete it, and run the command that started the run again"
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
 CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
@@ -309,22 +311,41 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), sort_keys=True, indent=1)
 
 
+def write(path: Path, config: ConfigDict) -> None:
+    """Keeps a config, which `read` reads."""
+    files.write_json(path, config.to_dict())
+
+
+def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
+    """The config that `write` kept.
+
+    Raises:
+      PdiffError: it is missing or damaged.
+    """
+    return _restored(files.read_json(path, remedy))
+
+
 def from_json(text: str) -> ConfigDict:
     """The config of `to_json`'s text, locked.
 
     Raises:
       PdiffError: the text is not such a config.
     """
+    try:
+        return _restored(json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise PdiffError(f"config.json: not a config: {e}") from e
+
+
+def _restored(values: dict) -> ConfigDict:
+    """A locked config of plain JSON: lists are tuples again."""
 
     def restore(value):
         if isinstance(value, dict):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    try:
-        return ConfigDict(restore(json.loads(text))).lock()
-    except (ValueError, TypeError, AttributeError) as e:
-        raise PdiffError(f"config.json: not a config: {e}") from e
+    return ConfigDict(restore(values)).lock()
 
 
 def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
@@ -341,7 +362,7 @@ def check_same(config: ConfigDict, workdir: Path) -> None:
     """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
     path = workdir / "config.json"
     if path.exists():
-        different = difference(config, from_json(path.read_text()))
+        different = difference(config, read(path))
         if different:
             raise PdiffError(
                 f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"
