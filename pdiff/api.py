@@ -288,8 +288,13 @@ def restore_params(static: Generator, workdir: Path, part: str = "ema", final: b
 
 
 def model_digest(workdir: Path) -> str:
-    """A sha256 of the trained parameters: of the manifest that has those of each of their files."""
+    """A sha256 of the trained parameters that are loaded: of the manifest that has those of each of their files."""
     if published.is_published(workdir):
         return files.sha256(workdir / files.MANIFEST)
-    steps = (workdir / "checkpoints").glob(f"[0-9]*/{files.MANIFEST}")
-    return files.sha256(max(steps, key=lambda p: int(p.parent.name)))
+    from pdiff.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", 1)
+    try:
+        return files.sha256(checkpoints.directory / str(checkpoints.newest()) / files.MANIFEST)
+    finally:
+        checkpoints.close()

@@ -36,6 +36,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(partial, path)
         _sync(path.parent)
+    except OSError as e:  # of a write, which does not say to what file
+        raise OSError(e.errno, e.strerror, str(path)) from e
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -63,6 +64,11 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
+
+    def sync(self) -> None:
+        """Brings all entries to the disk, so that a power cut cannot take those before a checkpoint."""
+        if self._writes:
+            os.fsync(self._file.fileno())
 
     def draw(self, step: int, name: str, figure: Figure) -> None:
         """Adds an image, to the boards alone."""

@@ -211,6 +211,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
                     clock = time.perf_counter()
                 if step % config.checkpoint_every == 0 or last or stopping:
                     flush(step)
+                    writer.sync()
                     checkpoints.save(state, identity)
                     stop.check(f"after {step} of {config.steps} training steps, all in a checkpoint")
                     clock = time.perf_counter()
