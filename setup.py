@@ -27,6 +27,7 @@ setup(
         "absl-py>=2.3,<3",
         "tensorflow-datasets>=4.9.10,<5",
         "array_record>=0.8,<0.9",  # TFDS reads and writes it, but does not ask for it
+        "protobuf>=5,<8",  # the words in which TFDS describes data sets
         "importlib_resources>=6",  # TFDS imports it, but does not ask for it
         "grain>=0.2.18,<0.3",
         "sentencepiece>=0.2.3,<0.3",

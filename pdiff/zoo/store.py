@@ -23,7 +23,7 @@ from jaxtyping import Int
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from pdiff import files, processes
+from pdiff import datasets, files, processes
 from pdiff.errors import PdiffError
 from pdiff.logs import log
 from pdiff.zoo import parts
@@ -103,7 +103,7 @@ def read(directory: Path, fingerprint: str, memory_mb: float = float("inf")) -> 
     where = location(directory, fingerprint)
     remedy = f"delete {where} and run again to rebuild it"
     processes.on_first(lambda: files.verify_manifest(where, remedy), "sure of the zoo")
-    builder = tfds.builder_from_directory(str(where))
+    builder = datasets.open_folder(where)
     networks = {"base": parts.from_bytes((where / BASE).read_bytes())}
     for split in (s for s in NETWORK_SPLITS if s in builder.info.splits):
         stored = _stored(builder, split, memory_mb * 1e6)
