@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, printable
 
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
@@ -39,13 +38,18 @@ class Field:
     choices: tuple[str, ...] | None = None
     each: bool = False
 
+    @property
+    def most(self) -> float | None:
+        """The highest value. Whole numbers become int32 on devices."""
+        return 2**31 - 1 if self.type is int and self.high is None else self.high
+
     def __str__(self) -> str:
         if self.choices:
             what = ", ".join(self.choices)
         else:
             bounds = [f"at least {self.low:g}"] if self.low is not None else []
             bounds += [f"above {self.above:g}"] if self.above is not None else []
-            bounds += [f"at most {self.high:g}"] if self.high is not None else []
+            bounds += [f"at most {self.most:.10g}"] if self.most is not None else []
             names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
             what = " ".join([names[self.type], " and ".join(bounds)]).strip()
         return f"a tuple, each {what}" if self.each else what
@@ -60,11 +64,12 @@ class Field:
         if not isinstance(value, (int, float) if self.type is float else self.type):
             return False
         if self.type in (int, float):
-            if not math.isfinite(value):
+            # Also of a whole number that no float can hold, and false of NaN.
+            if not abs(value) <= sys.float_info.max:
                 return False
             return (
                 (self.low is None or value >= self.low)
-                and (self.high is None or value <= self.high)
+                and (self.most is None or value <= self.most)
                 and (self.above is None or value > self.above)
             )
         return self.choices is None or value in self.choices
@@ -78,7 +83,7 @@ _POSITIVE = Field(float, above=0)
 _NOT_NEGATIVE = Field(float, low=0)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(int, low=0, high=2**31 - 1),
+    "seed": _COUNT_OR_NONE,
     "tasks.family": Field(str),
     "tasks.data": Field(str),
     "tasks.data_dir": Field(str),
@@ -358,7 +363,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except Exception as e:  # config files are Python: loading one can raise anything
-        print(f"pdiff: error: {_explain(e, argv)}", file=sys.stderr)
+        print(f"pdiff: error: {printable(' '.join(_explain(e, argv).split()))}", file=sys.stderr)
         sys.exit(2)
 
 
