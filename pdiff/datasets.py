@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
+from PIL import EpsImagePlugin
 from tensorflow_datasets.core.proto import dataset_info_generated_pb2 as info_pb2
 from tensorflow_datasets.core.proto import feature_pb2
 
@@ -57,6 +58,7 @@ def open_folder(where: Path) -> tfds.core.DatasetBuilder:
     for entry in os.scandir(where):
         if entry.is_symlink():
             raise PdiffError(f"{entry.path}: a link; allowed in a data set: files; copy it with cp -L")
+    EpsImagePlugin.gs_binary = False  # an image may be PostScript, a program, which Pillow would have Ghostscript run
     return tfds.builder_from_directory(str(where))
 
 

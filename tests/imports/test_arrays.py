@@ -278,7 +278,9 @@ def test_property_sound_files_come_back_bit_for_bit_or_what_is_odd_is_named(tmp_
         n and len(n) <= 400 and n.isprintable() and all(p.strip(". ") for p in n.split("/"))
         and not any(m.startswith(f"{n}/") for m in made) for n in made
     )  # fmt: skip
-    weights = all(str(a.dtype) in arrays.ALLOWED and a.size and np.isfinite(a.astype("f4")).all() for a in made.values())
+    weights = all(
+        str(a.dtype) in arrays.ALLOWED and a.size and np.isfinite(a.astype("f4")).all() for a in made.values()
+    )
     try:
         found = arrays.read(path, arrays.Budget(1.0))
     except PdiffError as e:

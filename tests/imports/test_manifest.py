@@ -153,7 +153,7 @@ def tables(draw):
 
 
 def check_rows(found, said):
-    """Rows as they have to be, whatever the text was, and as `said`, (file, task, factors, accuracy) of each, has it."""
+    """Rows as they have to be, whatever the text was, and as `said`, a tuple for each, has them."""
     assert len({r.file for r in found}) == len(found) >= 1
     for row in found:
         path = Path("/source") / row.file
@@ -171,15 +171,19 @@ def check_refusal(error):
 
 def expected(records):
     """What Python's own readers have of a table: (file, task, factors, accuracy) of each row."""
-    return [
-        (
-            str(Path(r["file"].strip())),
-            (r.get("task") or "").strip(),
-            {n.removeprefix("factor:").strip(): float(v) for n, v in r.items() if n.startswith("factor:") and v.strip()},
-            float(r["accuracy"]) if (r.get("accuracy") or "").strip() else None,
+    found = []
+    for r in records:
+        factors = {n: v for n, v in r.items() if n.startswith("factor:") and v.strip()}
+        accuracy = (r.get("accuracy") or "").strip()
+        found.append(
+            (
+                str(Path(r["file"].strip())),
+                (r.get("task") or "").strip(),
+                {n.removeprefix("factor:").strip(): float(v) for n, v in factors.items()},
+                float(accuracy) if accuracy else None,
+            )
         )
-        for r in records
-    ]  # fmt: skip
+    return found
 
 
 @given(tables(), st.lists(st.tuples(st.integers(0, 999), st.text(max_size=3)), max_size=2))
@@ -215,7 +219,8 @@ def test_property_json_says_what_python_reads_or_is_refused(table, data, wrapped
     plain = True
     if records and data.draw(st.booleans()):
         plain, record = False, data.draw(st.sampled_from(records))
-        record[data.draw(st.sampled_from(["file", "task", "factors", "description", "accuracy"]) | cells)] = data.draw(values)
+        key = data.draw(st.sampled_from(["file", "task", "factors", "description", "accuracy"]) | cells)
+        record[key] = data.draw(values)
     content = json.dumps({"networks": records} if wrapped else records)
     if data.draw(st.integers(0, 3)) == 0:
         plain, at = False, data.draw(st.integers(0, len(content)))
