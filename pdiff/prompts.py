@@ -55,7 +55,7 @@ def check_length(prompt: str) -> None:
     if len(prompt) > MOST_CHARACTERS:
         raise PdiffError(f"prompt: got {len(prompt)} characters; allowed: at most {MOST_CHARACTERS}")
     if any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise PdiffError(f"prompt: {shortened(prompt)} is no text in Unicode; allowed: whole characters, as UTF-8 has them")
+        raise PdiffError(f"prompt: {shortened(prompt)} is no text in Unicode; allowed: whole characters")
 
 
 def words(text: str) -> list[str]:

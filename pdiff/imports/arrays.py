@@ -221,6 +221,9 @@ def _known_dtypes(header: dict) -> None:
 
 def _npz(path: Path, budget: Budget) -> Arrays:
     size, found = _size(path), {}
+    with open(path, "rb") as f:
+        if f.read(4) != b"PK\x03\x04":  # Python finds an archive behind anything; NumPy reads it as something else then
+            raise PdiffError("is damaged or no .npz: it does not begin as a zip archive")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
