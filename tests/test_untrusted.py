@@ -34,7 +34,7 @@ IMPORTED = {
 CALLS = {  # by the last part of the name that is called
     "eval", "exec", "__import__", "import_module", "execfile", "system", "popen", "builder_from_directory", "execvp",
     "load_source", "run_path", "run_module", "unsafe_load", "full_load", "from_string", "Markup", "urlopen",
-    "urlretrieve", "download_and_prepare", "literal_eval", "create_connection", "check_output", "check_call", "getoutput",
+    "urlretrieve", "download_and_prepare", "literal_eval", "create_connection", "check_output", "check_call",
 }  # fmt: skip
 CALLED = {
     ("pdiff/tasks/__init__.py", "import_module"): "pdiff's own modules, from a list of those that are there",
