@@ -258,10 +258,13 @@ def load(workdir: str | Path | None = None) -> LoadedGenerator:
     return LoadedGenerator(static, params, results_lib.read(path) if path.exists() else {})
 
 
-def restore_params(static: Generator, workdir: Path, part: str = "ema") -> PyTree:
-    """The averaged parameters of the newest checkpoint of a run, or with the part `params` those that were trained.
+def restore_params(static: Generator, workdir: Path, part: str = "ema", final: bool = False) -> PyTree:
+    """The averaged parameters of the newest intact checkpoint of a run, or with the part `params` the trained ones.
 
     A published folder has the averaged ones alone.
+
+    Raises:
+      PdiffError: there is none; or it is not the last of the run's training, where only the `final` one will do.
     """
     like = jax.eval_shape(static.init, jax.random.key(0))
     if published.is_published(workdir):
@@ -273,9 +276,15 @@ def restore_params(static: Generator, workdir: Path, part: str = "ema") -> PyTre
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
     try:
-        return checkpoints.restore_part(part, like)[1]
+        step, restored = checkpoints.restore_part(part, like)
     finally:
         checkpoints.close()
+    if final and step < static.config.train.steps:
+        raise PdiffError(
+            f"{checkpoints.directory}: training is at step {step} of {static.config.train.steps}; the command that "
+            "started the run goes on from there"
+        )
+    return restored
 
 
 def model_digest(workdir: Path) -> str:

@@ -1,7 +1,8 @@
-"""Checkpoints: Orbax writes them, a sha256 manifest beside each says that it is whole.
+"""Checkpoints: Orbax writes them, a sha256 manifest in each says that it is whole.
 
-The manifest is written last. A checkpoint without one was cut short and is not used. Many processes save and restore
-together, each its part; how many there were when it was saved does not matter.
+The manifest is written last, and only then is an older checkpoint removed. One without a manifest was cut short and is
+not used; one that is damaged gives way to the one before it. Many processes save and restore together, each its part;
+how many there were when it was saved does not matter.
 """
 
 import shutil
@@ -15,35 +16,40 @@ from jaxtyping import PyTree
 
 from pdiff import dist, files, processes
 from pdiff.errors import PdiffError
+from pdiff.logs import log
 from pdiff.state import TrainState
+
+KIND, ASIDE = "checkpoint", "damaged"
 
 
 class Checkpoints:
-    """The checkpoints of one run, by completed updates.
+    """The checkpoints of one run, by completed updates. Nothing is changed but by `prepare` and `save`.
 
     Args:
-      directory: made if missing.
+      directory: `prepare` makes it.
       keep: how many of the newest to keep.
     """
 
     def __init__(self, directory: Path, keep: int):
-        self.directory = Path(directory).absolute()
-        processes.on_first(self._clean, "ready for checkpoints")
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
-        )
+        self.directory, self._keep = Path(directory).absolute(), keep
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
-    def _clean(self) -> None:
-        """Makes the directory, and removes what was cut short in it."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for step in self._found():
-            if not (self.directory / str(step) / files.MANIFEST).exists():
-                shutil.rmtree(self.directory / str(step))
+    def prepare(self) -> None:
+        """Makes the directory ready to be written to by this run alone: removes what was cut short in it."""
+
+        def clean():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            whole = {str(s) for s in self.steps()}
+            for path in self.directory.iterdir():
+                if path.name not in whole and path.name != ASIDE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        processes.on_first(clean, "ready for checkpoints")
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, ascending."""
-        return [s for s in self._found() if (self.directory / str(s) / files.MANIFEST).exists()]
+        """Steps of the checkpoints that were finished, ascending; whether they are intact is seen by `fault`."""
+        finished = self.directory.glob(f"*/{files.MANIFEST}")
+        return sorted(int(p.parent.name) for p in finished if p.parent.name.isdigit())
 
     def save(self, state: TrainState, data: dict) -> None:
         """Keeps `state` and `data` (JSON: what the input pipeline must agree on) under the state's step.
@@ -57,65 +63,113 @@ class Checkpoints:
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         what = f"the checkpoint of step {step}"
         processes.on_first(partial(files.require_space, self.directory, size, what), "ready for a checkpoint")
-        saved = self._manager.save(
-            step,
+        self._orbax.save(
+            self.directory / str(step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 ema=ocp.args.StandardSave(state.ema),
                 opt_state=ocp.args.StandardSave(state.opt_state),
                 data=ocp.args.JsonSave(data),
             ),
-            force=True,
         )
-        if not saved:
-            raise PdiffError(f"{self.directory}: the checkpoint of step {step} was not written")
-        self._manager.wait_until_finished()
-        processes.on_first(partial(files.write_manifest, self.directory / str(step)), "done with a checkpoint")
+
+        def finish():
+            files.write_manifest(self.directory / str(step), KIND)
+            for old in self.steps()[: -self._keep]:
+                (self.directory / str(old) / files.MANIFEST).unlink()  # so that a half removed one is none
+                shutil.rmtree(self.directory / str(old))
+
+        processes.on_first(finish, "done with a checkpoint")
 
     def restore(self, like: TrainState, data: dict) -> TrainState | None:
-        """The newest state with the structure and sharding of `like`, or None when there is none.
+        """The newest intact state with the structure and sharding of `like`, or None when there is none at all.
+
+        A damaged newer one is set aside, in the folder `damaged`.
 
         Raises:
-          PdiffError: it is damaged, or its `data` is not the given one.
+          PdiffError: all are damaged, or the `data` of the newest intact one is not the given one.
         """
         if not self.steps():
             return None
-        step = self.steps()[-1]
-        self._verify(step)
+        step = self.newest()
+        processes.on_first(partial(self._set_aside, after=step), "ready to restore")
         restored = self.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
-        saved = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
+        saved = self._orbax.restore(self._folder(step), args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
         if saved != data:
             raise PdiffError(
-                f"{self.directory / str(step)}: made with other data; there {saved}, here {data}; use another --workdir"
+                f"{self._folder(step)}: made with other data; there {saved}, here {data}; use another --workdir"
             )
         number = dist.place(np.int32(step), like.step.sharding)
         return TrainState(number, restored.params, restored.ema, restored.opt_state)
 
     def restore_part(self, part: str, like: PyTree) -> tuple[int, PyTree]:
-        """Step and one part (`params`, or their average, `ema`) of the newest checkpoint, alone.
+        """Step and one part (`params`, or their average, `ema`) of the newest intact checkpoint, alone.
 
         Raises:
-          PdiffError: there is no checkpoint, or it is damaged.
+          PdiffError: there is no checkpoint, or all are damaged.
         """
-        if not self.steps():
-            raise PdiffError(f"{self.directory}: no checkpoint; allowed: a --workdir with a trained generator")
-        step = self.steps()[-1]
-        self._verify(step)
+        step = self.newest()
         return step, self.read(step, **{part: like})[part]
 
-    def close(self) -> None:
-        self._manager.close()
+    def newest(self) -> int:
+        """The step of the newest checkpoint that is intact; of newer ones a warning names the damaged file.
 
-    def _found(self) -> list[int]:
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
-
-    def _verify(self, step: int) -> None:
-        folder = self.directory / str(step)
-        remedy = f"delete {folder} to go on from the checkpoint before it"
-        processes.on_first(partial(files.verify_manifest, folder, remedy), "ready to restore")
+        Raises:
+          PdiffError: there is none.
+        """
+        found = self.steps()[::-1]
+        for older, step in zip([*found[1:], None], found, strict=True):
+            fault = self.fault(step) if processes.is_first() else ""
+            if processes.all_hold(not fault):
+                return step
+            if older is not None:
+                log.warning("warning: %s; going back to the checkpoint of step %d", fault, older)
+        if not found:
+            raise PdiffError(f"{self.directory}: no checkpoint; allowed: a --workdir with a trained generator")
+        fault = self.fault(found[0])
+        raise PdiffError(
+            f"{fault}; no other checkpoint is intact; delete {self.directory} to train from the beginning"
+        )
 
     def read(self, step: int, **trees: PyTree):
         """Those parts of a checkpoint, as `trees` are laid out."""
         abstract = {k: jax.tree.map(ocp.utils.to_shape_dtype_struct, t) for k, t in trees.items()}
         args = {k: ocp.args.StandardRestore(t) for k, t in abstract.items()}
-        return self._manager.restore(step, args=ocp.args.Composite(**args))
+        return self._orbax.restore(self._folder(step), args=ocp.args.Composite(**args))
+
+    def close(self) -> None:
+        self._orbax.close()
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def fault(self, step: int) -> str:
+        """What is wrong with a checkpoint; '' if nothing is.
+
+        Raises:
+          PdiffError: it is of another format.
+        """
+        try:
+            files.verify_manifest(self._folder(step), KIND, "")
+        except files.OtherFormat:
+            raise
+        except PdiffError as e:
+            return str(e).removesuffix("; ")
+        return ""
+
+    def _set_aside(self, after: int) -> None:
+        """Moves the checkpoints after a step out of the way."""
+        for step in (s for s in self.steps() if s > after):
+            shutil.rmtree(self.directory / ASIDE, ignore_errors=True)
+            self._folder(step).rename(self.directory / ASIDE)
+
+
+def verify(directory: Path) -> None:
+    """Raises PdiffError, naming the file, if any finished checkpoint in `directory` is damaged."""
+    checkpoints = Checkpoints(directory, 1)
+    try:
+        for step in checkpoints.steps()[::-1]:
+            if fault := checkpoints.fault(step):
+                raise PdiffError(f"{fault}; run the run's command again: it goes on from the checkpoint before")
+    finally:
+        checkpoints.close()

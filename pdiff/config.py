@@ -17,8 +17,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from pdiff import files
 from pdiff.errors import PdiffError, printable
 
+REMEDY = "delete it, and run the command that started the run again"
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
 CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
@@ -209,7 +211,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       PdiffError: names the first bad field, its value and what is allowed.
     """
-    values = flatten(config)
+    values, c = flatten(config), config
     for name in values:
         if name not in FIELDS:
             raise PdiffError(f"config.{name}: unknown field{_did_you_mean(name)}")
@@ -218,7 +220,6 @@ def validate(config: ConfigDict) -> None:
             raise PdiffError(f"config.{name}: missing; start from configs/common.py")
         if not field.allows(values[name]):
             raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {field}")
-    c = config
     _require(
         c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}"
     )
@@ -233,11 +234,9 @@ def validate(config: ConfigDict) -> None:
     )  # fmt: skip
     burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every
     _require(
-        burn_in < c.zoo.steps,
-        values,
-        "zoo.keep_last",
+        burn_in < c.zoo.steps, values, "zoo.keep_last",
         f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
-    )
+    )  # fmt: skip
     _require(
         c.weights.center == "mean" or not c.weights.permute, values, "weights.center",
         "mean with weights.permute: the base's units have one order",
@@ -245,11 +244,9 @@ def validate(config: ConfigDict) -> None:
     for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
     _require(
-        set(c.sample.condition) <= set(c.condition.use),
-        values,
-        "sample.condition",
+        set(c.sample.condition) <= set(c.condition.use), values, "sample.condition",
         f"some of condition.use = {c.condition.use}",
-    )
+    )  # fmt: skip
     _require(
         "support" not in c.sample.condition, values, "sample.condition",
         "all but support: nobody's images are at hand when only a description is given",
@@ -314,22 +311,45 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), sort_keys=True, indent=1)
 
 
+def write(path: Path, config: ConfigDict) -> None:
+    """Keeps a config, which `read` reads."""
+    files.write_json(path, config.to_dict())
+
+
+def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
+    """The config that `write` kept.
+
+    Raises:
+      PdiffError: it is missing or damaged, or a field holds what it may not: who makes a workdir can seal it too.
+    """
+    made = _restored(files.read_json(path, remedy))
+    for name, value in flatten(made).items():
+        if name in FIELDS and not FIELDS[name].allows(value):
+            raise PdiffError(f"{path}: {name}: got {str(value)[:80]!r}; allowed: {FIELDS[name]}; {remedy}")
+    return made
+
+
 def from_json(text: str) -> ConfigDict:
     """The config of `to_json`'s text, locked.
 
     Raises:
       PdiffError: the text is not such a config.
     """
+    try:
+        return _restored(json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise PdiffError(f"config.json: not a config: {e}") from e
+
+
+def _restored(values: dict) -> ConfigDict:
+    """A locked config of plain JSON: lists are tuples again."""
 
     def restore(value):
         if isinstance(value, dict):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    try:
-        return ConfigDict(restore(json.loads(text))).lock()
-    except (ValueError, TypeError, AttributeError) as e:
-        raise PdiffError(f"config.json: not a config: {e}") from e
+    return ConfigDict(restore(values)).lock()
 
 
 def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
@@ -346,7 +366,7 @@ def check_same(config: ConfigDict, workdir: Path) -> None:
     """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
     path = workdir / "config.json"
     if path.exists():
-        different = difference(config, from_json(path.read_text()))
+        different = difference(config, read(path))
         if different:
             raise PdiffError(
                 f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"

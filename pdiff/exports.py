@@ -8,7 +8,8 @@
 | files | a folder with a safetensors file for each network | in the names, layout and dtypes of the import |
 
 What was asked for is kept beside them: as metadata of the safetensors, else in `pdiff.json`. Each is written beside its
-place and renamed, so it is there as a whole or not at all.
+place and renamed, so it is there as a whole or not at all. A file comes with `<name>.sha256`, which `sha256sum -c`
+reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
 """
 
 import io
@@ -59,8 +60,9 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
 
 def check_out(out: Path) -> None:
     """Raises PdiffError unless `out` is new and the folder for it is there."""
-    if Path(out).exists():
-        raise PdiffError(f"--out: {out} exists; allowed: a new file or folder")
+    for path in (Path(out), files.digest_of(out)):
+        if path.exists():
+            raise PdiffError(f"--out: {path} exists; allowed: a new file or folder")
     if not Path(out).absolute().parent.is_dir():
         raise PdiffError(f"--out: {out} is in no existing folder")
 
@@ -84,11 +86,11 @@ def write(
     check_out(out)
     arrays = flat(networks)
     if made == "safetensors":
-        files.write_atomic(Path(out), to_safetensors(arrays, metadata))
+        files.write_with_digest(out, to_safetensors(arrays, metadata))
     elif made == "npz":
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        files.write_atomic(Path(out), buffer.getvalue())
+        files.write_with_digest(out, buffer.getvalue())
     else:
         one = {"orbax": _orbax, "peft": _peft, "files": _file}[made]
         _folders(arrays, Path(out), lambda network, where: one(network, where, facts), metadata)
@@ -108,13 +110,14 @@ def to_safetensors(arrays: Flat, metadata: Mapping[str, str] | None = None) -> b
 
 def _folders(arrays: Flat, out: Path, one: Callable[[Flat, Path], None], metadata: Mapping[str, str]) -> None:
     """A folder with what `one` makes of each network, and of what was asked for, renamed into place when whole."""
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = files.partial_of(out.absolute())
     count = len(next(iter(arrays.values())))
     try:
         partial.mkdir()
         for i in range(count):
             one({path: v[i] for path, v in arrays.items()}, partial / f"sample_{i:0{len(str(count - 1))}d}")
         (partial / ASKED).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True))
+        files.write_sums(partial)
         os.rename(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

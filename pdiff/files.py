@@ -1,28 +1,54 @@
-"""Files that are whole or absent, and directories whose contents can be checked."""
+"""Files that are whole or absent, documents and directories that can be checked, and what survives a power cut.
+
+Everything that pdiff keeps is one of three: a JSON document that carries its own sha256 (`write_json`), a directory
+with a manifest, written last, of the sha256 of each of its files (`write_manifest`), or a file that a manifest further
+up lists. Orbax and safetensors restore flipped bytes without a word, so this is what stands between a bad disk and
+silently wrong weights.
+"""
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from pdiff.errors import PdiffError
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of all that pdiff keeps; raised with every change that makes older files unreadable
+DIGEST, SUMS = "sha256", "SHA256SUMS"
+
+
+class OtherFormat(PdiffError):
+    """What was kept is whole, but of a format that this pdiff does not read."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes beside `path` and renames, so that a reader sees the old file or the whole new one."""
+    """Writes beside `path` and renames, so that a reader sees the old file or the whole new one, after a crash too."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         with open(partial, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes what will be `path`."""
+    return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes what writers that were killed left below `directory`; nobody else may be writing there."""
+    for path in Path(directory).rglob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def require_space(directory: Path, size: int, what: str) -> None:
@@ -41,38 +67,192 @@ def require_space(directory: Path, size: int, what: str) -> None:
 def sha256(path: Path) -> str:
     """Hex digest of a file's contents."""
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        return hashlib.file_digest(f, DIGEST).hexdigest()
 
 
-def write_manifest(directory: Path) -> None:
-    """Records the sha256 of every file below `directory`, last, so that its presence means finished."""
-    digests = {str(p.relative_to(directory)): sha256(p) for p in _contents(directory)}
-    write_atomic(Path(directory) / MANIFEST, json.dumps(digests, indent=1, sort_keys=True).encode())
+def digest_of(path: Path) -> Path:
+    """Where the sha256 of a file that stands alone is kept."""
+    return Path(path).with_name(f"{Path(path).name}.{DIGEST}")
 
 
-def verify_manifest(directory: Path, remedy: str) -> None:
-    """Compares every file below `directory` with its manifest.
+def write_with_digest(path: Path, data: bytes) -> None:
+    """Writes a file that stands alone, and then its sha256 as `sha256sum -c` reads it."""
+    write_atomic(path, data)
+    write_atomic(digest_of(path), f"{hashlib.sha256(data).hexdigest()}  {Path(path).name}\n".encode())
 
-    Orbax and safetensors restore flipped bytes without a word, so this is what stands between a
-    bad disk and silently wrong weights.
+
+def write_sums(directory: Path) -> None:
+    """Writes the sha256 of every file of a folder that others will read, as `sha256sum -c SHA256SUMS` does in it."""
+    directory = Path(directory)
+    lines = [f"{_synced_sha256(p)}  {p.relative_to(directory)}\n" for p in _contents(directory)]
+    write_atomic(directory / SUMS, "".join(lines).encode())
+
+
+def verify_sums(path: Path) -> None:
+    """Holds a file against the sha256 beside it, or the files of a folder against its SHA256SUMS, if there is one.
+
+    Raises:
+      PdiffError: one is not as it was written, or the sums cannot be read.
+    """
+    path = Path(path)
+    beside, folder = (path / SUMS, path) if path.is_dir() else (digest_of(path), path.parent)
+    if not beside.is_file():
+        return
+    for line in beside.read_bytes().splitlines():
+        said, _, name = line.decode("utf-8", "replace").partition("  ")
+        file = folder / name
+        if len(said) != 64 or not name or not file.resolve().is_relative_to(folder.resolve()):
+            raise PdiffError(f"{beside}: damaged; allowed: lines of a {DIGEST}, two spaces, and a file of {folder}")
+        if not file.is_file() or sha256(file) != said:
+            raise PdiffError(f"{file}: missing or damaged, its {DIGEST} is not the one in {beside.name}; "
+                             "get a whole copy")  # fmt: skip
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+def write_json(path: Path, document: dict[str, Any], default: Callable[[Any], Any] | None = None) -> None:
+    """Writes a JSON object with its own sha256 among its fields, keys sorted, so that equal objects are equal bytes.
+
+    Raises:
+      ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    plain = json.loads(json.dumps(document, allow_nan=False, default=default))
+    text = json.dumps(plain | {DIGEST: _digest(plain)}, indent=1, sort_keys=True)
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object that `write_json` wrote, without its digest.
+
+    Raises:
+      PdiffError: there is none, or it is not what was written; the message ends with `remedy`.
+    """
+    found = _parsed(path, remedy)
+    if DIGEST not in found:
+        raise PdiffError(f"{path}: has no {DIGEST}: cut short, or of another version of pdiff; {remedy}")
+    said = found.pop(DIGEST)
+    if said != _digest(found):
+        raise PdiffError(f"{path}: damaged or edited, its {DIGEST} is not the one that it says; {remedy}")
+    return found
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_bytes(), parse_constant=_refuse)
+    except FileNotFoundError as e:
+        raise PdiffError(f"{path}: missing; {remedy}") from e
+    except (ValueError, RecursionError) as e:
+        raise PdiffError(f"{path}: damaged, not JSON: {e}; {remedy}") from e
+    if not isinstance(found, dict):
+        raise PdiffError(f"{path}: damaged, not an object of JSON; {remedy}")
+    return found
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is not allowed")
+
+
+# --- directories ---------------------------------------------------------------------------------
+
+
+def write_manifest(directory: Path, kind: str, skip: Collection[str] = ()) -> None:
+    """Records the sha256 of every file below `directory`, last, so that its presence means finished.
+
+    All of them, and their folders, are on the disk and not only on the way to it before the manifest is.
+
+    Args:
+      kind: what it is, as 'zoo' or 'checkpoint'.
+      skip: names in `directory` that are no part of it.
+    """
+    directory = Path(directory)
+    contents = _contents(directory, skip)
+    digests = {str(p.relative_to(directory)): _synced_sha256(p) for p in contents}
+    for folder in sorted({directory.parent, directory, *(q for p in contents for q in _between(p, directory))}):
+        _sync(folder)
+    write_json(directory / MANIFEST, {"format": FORMAT, "kind": kind, "files": digests})
+
+
+def read_manifest(directory: Path, kind: str, remedy: str) -> dict[str, str]:
+    """The sha256 of each file of a directory by name, as its manifest has them.
+
+    Raises:
+      PdiffError: it is missing or damaged, or of another kind or format, which is named.
+    """
+    path, elsewhere = Path(directory) / MANIFEST, "use another --workdir, or the pdiff that made it"
+    found = _parsed(path, remedy)
+    if found and all(isinstance(v, str) and len(v) == 64 for v in found.values()):  # format 1 was digests alone
+        raise OtherFormat(f"{path}: of format 1; this pdiff reads format {FORMAT}; {elsewhere}")
+    found = read_json(path, remedy)
+    if found.get("format") != FORMAT:
+        raise OtherFormat(f"{path}: of format {found.get('format')}; this pdiff reads format {FORMAT}; {elsewhere}")
+    if found.get("kind") != kind:
+        raise PdiffError(f"{path}: of a {found.get('kind')}; expected that of a {kind}; {remedy}")
+    names = found.get("files")
+    if not isinstance(names, dict) or not all(isinstance(v, str) and _below(n) for n, v in names.items()):
+        raise PdiffError(f"{path}: files: not names of files below {directory} with their {DIGEST}; {remedy}")
+    return names
+
+
+def verify_manifest(directory: Path, kind: str, remedy: str, skip: Collection[str] = ()) -> None:
+    """Compares every file below `directory`, but for what is in the names to `skip`, with its manifest.
 
     Raises:
       PdiffError: a file is missing, added or changed; the message ends with `remedy`.
     """
+    digests = read_manifest(directory, kind, remedy)
+    found = {str(p.relative_to(directory)) for p in _contents(directory, skip)}
+    for name in sorted(found - set(digests)):
+        raise PdiffError(f"{Path(directory) / name}: not in the manifest; {remedy}")
+    for fault in faults(directory, digests).values():
+        raise PdiffError(f"{fault}; {remedy}")
+
+
+def faults(directory: Path, digests: dict[str, str]) -> dict[str, str]:
+    """What is wrong with those files of a directory that are missing or changed, by name."""
+    found = {}
+    for name, digest in sorted(digests.items()):
+        path = Path(directory) / name
+        if not path.is_file():
+            found[name] = f"{path}: missing, but in the manifest"
+        elif sha256(path) != digest:
+            found[name] = f"{path}: damaged, its {DIGEST} is not the one in the manifest"
+    return found
+
+
+def _below(name: str) -> bool:
+    """Whether a name in a manifest stays below its directory, whoever wrote it."""
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def _contents(directory: Path, skip: Collection[str] = ()) -> list[Path]:
+    """The files below a directory but for its manifest, whatever is in the folders that `skip` names."""
     directory = Path(directory)
+    below = (p for entry in directory.iterdir() if entry.name not in skip for p in (entry, *entry.rglob("*")))
+    return sorted(p for p in below if p.is_file() and p != directory / MANIFEST)
+
+
+def _between(path: Path, directory: Path) -> list[Path]:
+    """The folders on the way from `directory` to a file in it."""
+    return [p for p in path.parents if directory in p.parents]
+
+
+def _synced_sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        return hashlib.file_digest(f, DIGEST).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        digests = json.loads((directory / MANIFEST).read_text())
-    except (OSError, ValueError) as e:
-        raise PdiffError(f"{directory / MANIFEST}: missing or unreadable; {remedy}") from e
-    found = {str(p.relative_to(directory)) for p in _contents(directory)}
-    for name in sorted(found ^ set(digests)):
-        raise PdiffError(
-            f"{directory / name}: {'not in' if name in found else 'missing, but in'} the manifest; {remedy}"
-        )
-    for name, digest in digests.items():
-        if sha256(directory / name) != digest:
-            raise PdiffError(f"{directory / name}: damaged, its sha256 is not the one in the manifest; {remedy}")
-
-
-def _contents(directory: Path) -> list[Path]:
-    return sorted(p for p in Path(directory).rglob("*") if p.is_file() and p.name != MANIFEST)
+        os.fsync(handle)
+    except OSError:  # some network file systems have no such thing for folders
+        pass
+    finally:
+        os.close(handle)

@@ -38,7 +38,8 @@ from pdiff.weights import codec, permutations, stats
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.zoo.networks import Networks, StoredNetworks
 
-ARTIFACTS = "generator"
+ARTIFACTS = KIND = "generator"
+REMEDY = "delete that folder and run the run's command again to rebuild it"
 PERMUTE = "weights.permute: got True"  # for messages
 
 
@@ -254,8 +255,8 @@ def save(generator: Generator, workdir: Path) -> None:
     arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
     files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
-    files.write_atomic(where / "config.json", config_lib.to_json(generator.config).encode())
-    files.write_manifest(where)
+    config_lib.write(where / "config.json", generator.config)
+    files.write_manifest(where, KIND)
 
 
 def load(workdir: Path) -> Generator:
@@ -267,13 +268,10 @@ def load(workdir: Path) -> Generator:
     where = Path(workdir) / ARTIFACTS
     if not where.exists():
         raise PdiffError(f"{workdir}: no generator here; allowed: a --workdir where a run has finished its zoo")
-    files.verify_manifest(where, "delete that folder and run the run's command again to rebuild it")
-    config = config_lib.from_json((where / "config.json").read_text())
+    files.verify_manifest(where, KIND, REMEDY)
+    config = config_lib.read(where / "config.json", REMEDY)
     arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
     tree = traverse_util.unflatten_dict(arrays, sep="/")
-    for name in ("base", "stats", "spread", "usual_length"):
-        if name not in tree:
-            raise PdiffError(f"{where}: made by another version of pdiff, it has no {name}; use another --workdir")
     family, target = scenario.family_and_target(config, workdir)
     model = (where / "tokenizer.model").read_bytes()
     tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())

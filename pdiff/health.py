@@ -11,13 +11,14 @@ import jax
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pdiff import api, generator
+from pdiff import checkpoint, files, generator, rivals
 from pdiff import config as config_lib
-from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
+from pdiff.imports import scenario
 from pdiff.report import results as results_lib
 from pdiff.zoo import build, store
 
+KIND = "run"  # of the manifest at the root of a finished workdir
 OPTIONAL = ("bench", "serve", "text", "wandb")  # extras of users; others are for developers, or a device
 
 
@@ -44,7 +45,9 @@ def environment() -> Iterator[str]:
 
 
 def workdir(where: Path) -> Iterator[str]:
-    """How far a run has come, a line for each stage that is whole, in order. Files are held against their sha256.
+    """How far a run has come, a line for each part that is finished; every file is held against its sha256.
+
+    Nothing is changed, and nothing but a file at a time is in memory.
 
     Raises:
       PdiffError: names the first thing that is missing, incomplete or damaged, and what mends it.
@@ -52,39 +55,47 @@ def workdir(where: Path) -> Iterator[str]:
     path = where / "config.json"
     if not path.exists():
         raise PdiffError(f"{path}: missing; allowed: a --workdir that a run was started in")
-    config = config_lib.from_json(path.read_text())
+    config = config_lib.read(path)
     yield f"config: family {config.tasks.family}, target {config.target.name}, seed {config.seed}"
-    home = build.directory(config, where)
-    if not store.exists(home, build.fingerprint(config)):
+    imported = scenario.load(where) is not None
+    home, name = build.directory(config, where), build.fingerprint(config)
+    if not store.exists(home, name):
         raise PdiffError(f"{home}: the zoo is not finished; the command that started the run goes on with it")
-    networks = store.read(home, build.fingerprint(config), config.zoo.memory_mb)
-    yield "zoo: " + ", ".join(f"{len(n)} {split}" for split, n in networks.items())
-    made = generator.load(where)
-    step, params = _restored(made, where)
-    if step < config.train.steps:
-        raise PdiffError(
-            f"{where / 'checkpoints'}: training is at step {step} of {config.train.steps}; the command that started "
-            "the run goes on from there"
-        )
-    yield f"training: step {step} of {config.train.steps}, {sum(x.size for x in jax.tree.leaves(params)):,} parameters"
+    files.verify_manifest(store.location(home, name), store.KIND, scenario.REMEDY if imported else store.REMEDY)
+    yield f"zoo: {store.location(home, name)}"
+    files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
+    step = _trained(where / "checkpoints", config.train.steps)
+    yield f"training: step {step} of {config.train.steps}"
+    for rival in config_lib.rivals(config.eval.rivals):
+        rivals.verify(where / "rivals" / rival)
+        yield f"rival: {rival}"
+    if not (where / files.MANIFEST).exists():
+        raise PdiffError(f"{where}: not evaluated yet; the command that started the run goes on with that")
+    again = "run the run's command again: it evaluates again, and writes the report"
+    digests = files.read_manifest(where, KIND, again)
+    for fault in files.faults(where, digests).values():
+        raise PdiffError(f"{fault}; {again}")
     results = results_lib.read(where / "results.json")
     faults = results_lib.check(results)
     if faults:
         raise PdiffError(f"{where / 'results.json'}: incomplete: {'; '.join(faults)}; --mode=evaluate measures again")
     yield f"results: complete, chosen sampler {results['selection']['sampler']}"
-    if not (where / "report.html").exists():
-        raise PdiffError(f"{where / 'report.html'}: missing; --mode=report writes it")
     yield f"report: {where / 'report.html'}"
     if (where / "audit.json").exists():
         yield f"audit: {where / 'audit.html'}"
 
 
-def _restored(made: generator.Generator, where: Path):
-    """The newest step of a run's checkpoints, and its averaged parameters, checked on the way."""
-    checkpoints = Checkpoints(where / "checkpoints", made.config.train.keep_checkpoints)
-    steps = checkpoints.steps()
-    checkpoints.close()
-    return (steps or [0])[-1], api.restore_params(made, where)
+def _trained(where: Path, steps: int) -> int:
+    """The newest step of a run's checkpoints, if it is the last of training and all are as they were written."""
+    if not where.exists():
+        raise PdiffError(f"{where}: missing; the command that started the run trains")
+    checkpoint.verify(where)
+    step = max((int(p.parent.name) for p in where.glob(f"[0-9]*/{files.MANIFEST}")), default=0)
+    if step < steps:
+        raise PdiffError(
+            f"{where}: training is at step {step} of {steps}; the command that started the run goes on from there"
+        )
+    return step
 
 
 def _requirements(extra: str) -> list[Requirement]:

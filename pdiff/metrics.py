@@ -11,15 +11,20 @@ from pdiff import files, processes
 
 
 def read(workdir: Path) -> list[dict]:
-    """All entries of `<workdir>/metrics.jsonl`, oldest first; a line cut short by a crash is dropped."""
+    """All entries of `<workdir>/metrics.jsonl`, oldest first; a line that was cut short or damaged is left out."""
     path = Path(workdir) / "metrics.jsonl"
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [entry for entry in map(_entry, lines) if entry is not None]
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line's numbers by name."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(found, dict) and all(isinstance(v, (int, float)) for v in found.values())
+    return found if sound and isinstance(found.get("step"), int) else None
 
 
 class MetricsWriter:

@@ -9,7 +9,6 @@
 It stands wherever a workdir is sampled from.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from pdiff.imports import scenario
 from pdiff.imports.scenario import Facts
 from pdiff.report import results as results_lib
 
-PARAMETERS = "ema.safetensors"
+PARAMETERS, KIND = "ema.safetensors", "published generator"
 RESULTS = ("arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits", "target",
            "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parent / "pretrained" / "interp"  # the one that comes with the package
@@ -56,15 +55,15 @@ def write(
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise PdiffError(f"{name}: the parameters are not finite in float16; allowed: at most 65504")
-    partial = where.with_name(f".{where.name}.{os.getpid()}.partial")
+    partial = files.partial_of(where)
     try:
         generator.save(made, partial)
         if imported is not None:
             scenario.save(imported, partial)
         files.write_atomic(partial / PARAMETERS, safetensors.numpy.save(arrays))
-        files.write_atomic(partial / "config.json", config_lib.to_json(made.config).encode())
+        config_lib.write(partial / "config.json", made.config)
         results_lib.write(partial / "results.json", {k: results[k] for k in RESULTS if k in results})
-        files.write_manifest(partial)
+        files.write_manifest(partial, KIND)
         partial.rename(where)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +76,7 @@ def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
       PdiffError: a file is damaged, or the parameters are of another model.
     """
     where = Path(where)
-    files.verify_manifest(where, "publish it again, or get a whole copy")
+    files.verify_manifest(where, KIND, "publish it again, or get a whole copy")
     arrays = safetensors.numpy.load_file(where / PARAMETERS)
     wanted = {k: v.shape for k, v in traverse_util.flatten_dict(like, sep="/").items()}
     for name in sorted(arrays.keys() | wanted.keys()):

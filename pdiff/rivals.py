@@ -4,7 +4,6 @@ Finished ones are kept in `<workdir>/rivals/<name>`, so that a run goes on where
 nothing. Which there are is `eval.rivals`.
 """
 
-import json
 import shutil
 import time
 from functools import partial
@@ -17,7 +16,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import api, dist, files, processes
+from pdiff import api, checkpoint, dist, files, processes
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.baselines.g_pt import GPt
@@ -28,6 +27,7 @@ from pdiff.baselines.latent_unet import LatentUNet
 from pdiff.baselines.learned import Learned, TrainingZoo
 from pdiff.baselines.p_diff import PDiff
 from pdiff.baselines.pca_flow import PCAFlow
+from pdiff.errors import PdiffError
 from pdiff.generator import Generator
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
@@ -36,6 +36,8 @@ from pdiff.zoo.store import Networks
 
 LEARNED: dict[str, type[Learned]] = {c.name: c for c in (LatentUNet, PDiff, GPt, PCAFlow, LatentKDE)}
 PARAMS, FACTS = "params.safetensors", "facts.json"
+CHECKPOINTS = "checkpoints"  # of the hypernetwork, which is trained as the generator is
+KIND, REMEDY = "rival", "run the run's command again: it trains that rival anew"
 
 
 def fit_all(
@@ -55,21 +57,25 @@ def fit_all(
     # The others train for a time, which no two processes agree on: the first does it alone.
     alone = partial(_fit_learned, generator, networks, workdir, mesh, stop, seconds)
     processes.on_first(alone, "done with the rivals")
-    facts = {n: json.loads((workdir / "rivals" / n / FACTS).read_text()) for n in names}
+    facts = {n: files.read_json(workdir / "rivals" / n / FACTS, REMEDY) for n in names}
     return kept(generator, workdir, mesh), facts
 
 
 def _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop) -> None:
     """As many updates as the generator, with checkpoints, on all devices of all processes."""
     where = workdir / "rivals" / "hypernetwork"
-    start, finished = time.perf_counter(), (where / FACTS).exists()
-    processes.barrier("agreed on whether there is a hypernetwork")
-    if finished:
+    start = time.perf_counter()
+    if processes.all_hold(not processes.is_first() or _is_whole(where)):
         return
     log.info("training hypernetwork on the same zoo")
     where.mkdir(parents=True, exist_ok=True)
     params = train_lib.train(hypernetwork_of(generator), networks, zoo, where, mesh, stop)
-    processes.on_first(partial(_save_facts, where, params, start), "done with the hypernetwork")
+
+    def finish():
+        _save_facts(where, params, start)
+        files.write_manifest(where, KIND, skip=(CHECKPOINTS,))  # which have their own
+
+    processes.on_first(finish, "done with the hypernetwork")
 
 
 def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
@@ -79,7 +85,7 @@ def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
     training = None
     for name in (n for n in config_lib.rivals(generator.config.eval.rivals) if n in LEARNED):
         where = workdir / "rivals" / name
-        if (where / files.MANIFEST).exists():
+        if _is_whole(where):
             continue
         log.info("training %s on the same zoo", name)
         start = time.perf_counter()
@@ -91,12 +97,31 @@ def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
         arrays = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
         files.write_atomic(where / PARAMS, safetensors.numpy.save(arrays))
         _save_facts(where, params, start)
-        files.write_manifest(where)
+        files.write_manifest(where, KIND)
+
+
+def _is_whole(where: Path) -> bool:
+    """Whether a rival was finished and is as it was; of a damaged one a warning names the file."""
+    try:
+        verify(where)
+    except PdiffError as e:
+        if (where / files.MANIFEST).exists():
+            log.warning("warning: %s", e)
+            (where / files.MANIFEST).unlink()
+        return False
+    return True
+
+
+def verify(where: Path) -> None:
+    """Raises PdiffError, naming the file, if what was kept of a rival in that folder is damaged or unfinished."""
+    if where.name == "hypernetwork":
+        checkpoint.verify(where / CHECKPOINTS)
+    files.verify_manifest(where, KIND, REMEDY, skip=(CHECKPOINTS,))
 
 
 def _save_facts(where: Path, params: PyTree, start: float) -> None:
     facts = {"seconds": time.perf_counter() - start, "num_params": count_parameters(params)}
-    files.write_atomic(where / FACTS, json.dumps(facts).encode())
+    files.write_json(where / FACTS, facts)
 
 
 def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned | Hypernetwork]:
@@ -110,13 +135,13 @@ def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned |
         where = workdir / "rivals" / name
         if name == "hypernetwork":
             made = hypernetwork_of(generator)
-            found[name] = Hypernetwork(made, mesh, api.restore_params(made, where))
+            found[name] = Hypernetwork(made, mesh, api.restore_params(made, where, final=True))
         else:
             found[name] = _restore(name, generator, mesh, where)
     return found
 
 
 def _restore(name: str, generator: Generator, mesh: Mesh, where: Path) -> Learned:
-    files.verify_manifest(where, f"delete {where} and run again to train it anew")
+    files.verify_manifest(where, KIND, REMEDY)
     flat = safetensors.numpy.load_file(where / PARAMS)
     return LEARNED[name](generator, mesh, traverse_util.unflatten_dict(flat, sep="/"))

@@ -2,7 +2,8 @@
 
 A workdir holds config.json, zoo/, generator/, checkpoints/, metrics.jsonl, tensorboard/, timing.json,
 results.json, closeup.json, plots/ and report.html, and, where it was asked for, audit.json and audit.html. Each is
-written whole or not at all, so running the same command again goes on where the last one stopped.
+written whole or not at all, so running the same command again goes on where the last one stopped. manifest.json, of
+what lies beside it, comes last and says that the run is finished; claim/ says who is writing.
 """
 
 import datetime
@@ -15,9 +16,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdiff import api, closeup, copies, dist, files, generator, health, logs, processes, rivals, sharding
+from pdiff import api, claim, closeup, copies, dist, files, generator, health, logs, processes, rivals, sharding
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -31,18 +33,24 @@ from pdiff.report import audit_page, html, weights_page
 from pdiff.report import compare as compare_lib
 from pdiff.report import results as results_lib
 from pdiff.stopping import StopSignal
+from pdiff.targets import Target
+from pdiff.tasks import Family
 from pdiff.zoo import build, finetune
 
+TIMING = "timing.json"
+# Folders of a workdir that have manifests of their own, or are no part of the run's outcome.
+PARTS = ("zoo", "generator", "checkpoints", "rivals", "imported", claim.FOLDER, "wandb")
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
-    Returns the contents of results.json.
+    Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
+    results.json.
 
     Raises:
-      PdiffError: the config is not valid, or the workdir belongs to another one.
+      PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.
     """
     logs.set_up()
     config_lib.validate(config)
@@ -52,24 +60,22 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
     sharding.check(config, mesh)
-    _claim(config, workdir)
-    finished = (workdir / "results.json").exists() and (workdir / "report.html").exists()
-    processes.barrier("agreed on whether the run is finished")
-    if finished:
-        log.info("%s is finished; see %s", workdir, workdir / "report.html")
-        return results_lib.read(workdir / "results.json")
-    with StopSignal() as stop:
-        where = build.directory(config, workdir)
-        with _timed(workdir, "zoo_s"):
-            networks = build.build(family, target, config, where, mesh, stop)
-        made = generator.make_generator(config, family, target, networks)
-        processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
-        log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
-        with _timed(workdir, "train_s"):
-            name = build.fingerprint(config)
-            params = train_lib.train(made, networks["seen"], name, workdir, mesh, stop)
-        results = _evaluate(made, params, networks, workdir, command, stop)
-    report(workdir)
+    with _writing(workdir):
+        processes.on_first(partial(_keep_config, config, workdir), "in one workdir")
+        if processes.all_hold(not processes.is_first() or _is_finished(workdir)):
+            log.info("%s is finished; see %s", workdir, workdir / "report.html")
+            return results_lib.read(workdir / "results.json")
+        with StopSignal() as stop:
+            with _timed(workdir, "zoo_s"):
+                networks = _zoo(family, target, config, workdir, mesh, stop)
+            made = generator.make_generator(config, family, target, networks)
+            processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
+            log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
+            with _timed(workdir, "train_s"):
+                name = build.fingerprint(config)
+                params = train_lib.train(made, networks["seen"], name, workdir, mesh, stop)
+            results = _evaluate(made, params, networks, workdir, command, stop)
+        _report(workdir)
     onwards = "sample, serve or audit" if made.family.data else "sample"
     log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
@@ -105,22 +111,19 @@ def evaluate(workdir: Path) -> dict:
     """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
     logs.set_up()
     made = generator.load(workdir)
-    where = build.directory(made.config, workdir)
-    with StopSignal() as stop:
-        networks = build.build(made.family, made.target, made.config, where, dist.make_mesh(), stop)
-        params = api.restore_params(made, workdir)
+    with _writing(workdir), StopSignal() as stop:
+        networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
+        params = api.restore_params(made, workdir, final=True)
         results = _evaluate(made, params, networks, workdir, _command(workdir), stop)
-    report(workdir)
+        _report(workdir)
     return results
 
 
 def report(workdir: Path) -> None:
     """Writes report.html and plots/ from results.json and metrics.jsonl."""
     logs.set_up()
-    by_weights = "weight_space" in results_lib.read(workdir / "results.json")
-    write = weights_page.write_report if by_weights else html.write_report
-    processes.on_first(partial(write, workdir), "done with the report")
-    log.info("report: %s", workdir / "report.html")
+    with _writing(workdir):
+        _report(workdir)
 
 
 def compare(workdirs: Sequence[str], out: str) -> str:
@@ -155,60 +158,108 @@ def audit(workdir: Path) -> dict:
       PdiffError: the run is not finished, its zoo is damaged, or it has too few networks to compare with.
     """
     logs.set_up()
-    if not (workdir / "results.json").exists():
-        raise PdiffError(f"{workdir}: not finished, it has no results.json; --mode=audit works on a finished run")
+    if not (workdir / files.MANIFEST).exists():
+        raise PdiffError(f"{workdir}: not finished, it has no manifest.json; --mode=audit works on a finished run")
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
     made = generator.load(workdir)
     if not made.family.data:
         raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
-    networks = build.store.in_memory(_read_zoo(made.config, workdir))
-    mesh = dist.make_mesh()
-    bench = Bench(made, api.restore_params(made, workdir), mesh)
-    seen = networks["seen"]
-    log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
-    learned = copies.seen_zoo(bench, seen)
-    found = copies.audit_run(bench, learned, sampler) | {
-        "sampler": sampler,
-        "seed": made.config.seed,
-        "commit": _commit(),
-        "target": {"name": made.target.name, "num_params": made.spec.num_params},
-    }
-    others = {n: copies.audit_baseline(bench, learned, r) for n, r in rivals.kept(made, workdir, mesh).items()}
-    if others:
-        found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
-    results_lib.write(workdir / "audit.json", found)
-    audit_page.write_page(workdir, found)
+    with _writing(workdir):
+        networks = build.store.in_memory(_read_zoo(made.config, workdir))
+        mesh = dist.make_mesh()
+        bench = Bench(made, api.restore_params(made, workdir, final=True), mesh)
+        seen = networks["seen"]
+        log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
+        learned = copies.seen_zoo(bench, seen)
+        found = copies.audit_run(bench, learned, sampler) | {
+            "sampler": sampler,
+            "seed": made.config.seed,
+            "commit": _commit(),
+            "target": {"name": made.target.name, "num_params": made.spec.num_params},
+        }
+        others = {n: copies.audit_baseline(bench, learned, r) for n, r in rivals.kept(made, workdir, mesh).items()}
+        if others:
+            found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
+        results_lib.write(workdir / "audit.json", found)
+        audit_page.write_page(workdir, found)
+        _seal(workdir)
     log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])
     log.info("audit: %s", workdir / "audit.html")
     return found
 
 
-def _claim(config: ConfigDict, workdir: Path) -> None:
+@contextmanager
+def _writing(workdir: Path):
+    """Holds the workdir against other runs, and removes what killed ones left of files that they were writing."""
+    with claim.claimed(workdir, f"--workdir: {workdir}"):
+        processes.on_first(partial(files.remove_partial, workdir), "rid of partial files")
+        yield
+
+
+def _is_finished(workdir: Path) -> bool:
+    """Whether all is there and as it was written; of a finished run that is damaged, a warning names the file."""
+    if not (workdir / files.MANIFEST).exists():
+        return False
+    try:
+        for _ in health.workdir(workdir):
+            pass
+    except files.OtherFormat:
+        raise
+    except PdiffError as e:
+        log.warning("warning: %s", e)
+        return False
+    return True
+
+
+def _unseal(workdir: Path) -> None:
+    """What lies in the workdir is about to change: it is not finished any more."""
+    processes.on_first(lambda: (workdir / files.MANIFEST).unlink(missing_ok=True), "about to write")
+
+
+def _seal(workdir: Path) -> None:
+    """Says that a run is finished: its own files, beside those folders that have manifests, as they are now."""
+    processes.on_first(partial(files.write_manifest, workdir, health.KIND, PARTS), "done with the manifest")
+
+
+def _report(workdir: Path) -> None:
+    _unseal(workdir)
+    by_weights = "weight_space" in results_lib.read(workdir / "results.json")
+    write = weights_page.write_report if by_weights else html.write_report
+    processes.on_first(partial(write, workdir), "done with the report")
+    _seal(workdir)
+    log.info("report: %s", workdir / "report.html")
+
+
+def _keep_config(config: ConfigDict, workdir: Path) -> None:
     """Makes the workdir this config's, or raises."""
-
-    def claim():
-        config_lib.check_same(config, workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(workdir / "config.json", config_lib.to_json(config).encode())
-
-    processes.on_first(claim, "in one workdir")
+    config_lib.check_same(config, workdir)
+    config_lib.write(workdir / "config.json", config)
 
 
-def _read_zoo(config: ConfigDict, workdir: Path) -> dict:
+def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh: Mesh, stop: StopSignal) -> dict:
+    """The zoo of a run, built or gone on with; imported networks are read, as nothing here can make them again."""
+    if scenario.load(workdir) is not None:
+        return _read_zoo(config, workdir, scenario.REMEDY)
+    return build.build(family, target, config, build.directory(config, workdir), mesh, stop)
+
+
+def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMEDY) -> dict:
     """The finished zoo of a run, after a check of its files."""
-    return build.store.read(build.directory(config, workdir), build.fingerprint(config), config.zoo.memory_mb)
+    where, name = build.directory(config, workdir), build.fingerprint(config)
+    return build.store.read(where, name, config.zoo.memory_mb, remedy)
 
 
 def _evaluate(
     made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal
 ) -> dict:
+    _unseal(workdir)
     mesh, held = dist.make_mesh(), build.store.in_memory(networks)
     with _timed(workdir, "rivals_s"):
         name, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
         fitted, facts = rivals.fit_all(made, held["seen"], name, workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
     if made.family.data:
-        raw = api.restore_params(made, workdir, "params") if made.config.eval.closeup_tasks else None
+        raw = api.restore_params(made, workdir, "params", final=True) if made.config.eval.closeup_tasks else None
         measured = Evaluation(made, params, held, mesh, fitted, raw=raw).run(stop)
     else:
         measured = WeightEvaluation(made, params, held, mesh, scenario.load(workdir), fitted).run(stop)
@@ -266,12 +317,12 @@ def _timed(workdir: Path, name: str):
         timing = _timing(workdir)
         timing[name] = timing.get(name, 0.0) + time.perf_counter() - start
         if processes.is_first():
-            files.write_atomic(workdir / "timing.json", json.dumps(timing).encode())
+            files.write_json(workdir / TIMING, timing)
 
 
 def _timing(workdir: Path) -> dict[str, float]:
-    path = workdir / "timing.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    path = workdir / TIMING
+    return files.read_json(path, "delete it: only the times that the run has taken are lost") if path.exists() else {}
 
 
 def _command(workdir: Path) -> str:

@@ -28,6 +28,9 @@ from pdiff.stopping import StopSignal
 from pdiff.weights import codec, stats
 from pdiff.zoo.store import Networks
 
+NORMS = "grad_norms"  # of each leaf, which tell the tensor at fault and are not logged
+DIVERGED = 1e4  # a denoising loss that is out of hand: of a network that answers zero it is about 1
+
 
 def loss_fn(
     params: PyTree, generator: Generator, batch: dict, constants: dict, keys: PRNGKeyArray
@@ -89,6 +92,7 @@ def train_step(generator: Generator, optimizer: optax.GradientTransformation) ->
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.train.ema_decay)
         metrics["grad_norm"] = optax.global_norm(grads)
+        metrics[NORMS] = jnp.stack([jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(grads)])
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return step
@@ -137,7 +141,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
     `networks` are the seen ones; `zoo` is their fingerprint.
 
     Raises:
-      PdiffError: the loss is not finite, or a checkpoint is damaged or of other data.
+      PdiffError: training diverged, or all checkpoints are damaged, or they are of other data.
       Interrupted: a signal came; the state is in a checkpoint.
     """
     config = generator.config.train
@@ -145,6 +149,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
     state = fresh_state(generator, optimizer, mesh)
     identity = data_lib.fingerprint(networks, zoo, generator.config.seed, config.batch_size)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", config.keep_checkpoints)
+    checkpoints.prepare()
     state = checkpoints.restore(state, identity) or state
     start = int(state.step)
 
@@ -164,6 +169,7 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
     validate = Validation(generator, mesh) if generator.family.data else None  # without images nothing is scored
     writer = MetricsWriter(workdir, start, config.wandb, generator.config.to_dict())
     schedule, factors = learning_rate_schedule(config), generator.family.factor_names
+    leaves = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(state.params)]
     pending: list[dict] = []
     clock = time.perf_counter()
 
@@ -173,13 +179,14 @@ def train(generator: Generator, networks: Networks, zoo: str, workdir: Path, mes
         if not pending:
             return
         fetched = jax.device_get(pending)
-        means = {k: float(np.mean([m[k] for m in fetched])) for k in pending[0]}
-        if not np.isfinite(list(means.values())).all():
-            raise PdiffError(
-                f"training diverged between steps {step - len(pending)} and {step}: {_format(means)}; "
-                f"the last checkpoint is of step {(checkpoints.steps() or ['none'])[-1]}; "
-                "try a lower --config.train.learning_rate or --config.train.grad_clip, in a new --workdir"
-            )
+        for number, metrics in enumerate(fetched, step - len(pending) + 1):
+            if fault := divergence(metrics, leaves):
+                kept = (checkpoints.steps() or ["none"])[-1]
+                raise PdiffError(
+                    f"training diverged at step {number}: {fault}; the last checkpoint is of step {kept}; "
+                    "try a lower --config.train.learning_rate or --config.train.grad_clip, in a new --workdir"
+                )
+        means = {k: float(np.mean([m[k] for m in fetched])) for k in pending[0] if k != NORMS}
         elapsed, clock = time.perf_counter() - clock, time.perf_counter()
         means |= {"learning_rate": float(schedule(step)), "steps_per_s": len(pending) / elapsed}
         writer.write(step, means)
@@ -235,5 +242,16 @@ class Validation:
         }
 
 
-def _format(values: dict[str, float]) -> str:
-    return ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+def divergence(metrics: dict, leaves: list[str]) -> str:
+    """What is wrong with the metrics of a step, with the tensors at fault among `leaves`; '' if nothing is."""
+    odd = {k: float(v) for k, v in metrics.items() if k != NORMS and not np.isfinite(v)}
+    norms = np.asarray(metrics[NORMS])
+    tensors = [leaves[i] for i in np.flatnonzero(~np.isfinite(norms))]
+    loss = float(metrics["denoising_loss"])
+    if not odd and not tensors and loss <= DIVERGED:
+        return ""
+    said = ", ".join(f"{k} is {v:.4g}" for k, v in (odd or {"denoising_loss": loss}).items())
+    if tensors:
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+        return f"{said}; not finite are the gradients of {', '.join(tensors[:3])}{more} of {len(leaves)} tensors"
+    return f"{said}; the largest gradient, of norm {norms.max():.4g}, is that of {leaves[norms.argmax()]}"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
-from pdiff import dist, generator, published  # noqa: E402
+from pdiff import dist, generator, logs, published  # noqa: E402
 from pdiff.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
@@ -37,6 +37,14 @@ def compilation_cache(tmp_path_factory):
                         ("persistent_cache_min_compile_time_secs", 0.2)):  # fmt: skip
         jax.config.update(f"jax_{name}", value)
         os.environ[f"JAX_{name}".upper()] = str(value)
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """() -> what pdiff has logged, also where an earlier test has set its own handler up."""
+    caplog.set_level("INFO", "pdiff")
+    monkeypatch.setattr(logs.log, "propagate", True)
+    return lambda: caplog.text
 
 
 @pytest.fixture(scope="session")

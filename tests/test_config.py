@@ -178,6 +178,15 @@ def test_unknown_and_missing_fields_are_refused():
         config_lib.validate(config)
 
 
+def test_a_config_that_somebody_else_sealed_is_within_the_table(tmp_path):
+    config_lib.write(tmp_path / "config.json", common.get_config())
+    assert config_lib.difference(config_lib.read(tmp_path / "config.json"), common.get_config()) == []
+    for field, value in (("model.depth", 10**12), ("zoo.dir", 3), ("sample.samplers", ("heun", "../x"))):
+        config_lib.write(tmp_path / "config.json", with_field(common.get_config(), field, value))
+        with pytest.raises(PdiffError, match=f"config.json: {field}: got .*allowed: "):
+            config_lib.read(tmp_path / "config.json")
+
+
 def test_differences_name_the_field_and_both_values():
     a, b = common.get_config(), common.get_config()
     b.train.steps = 7

@@ -30,7 +30,7 @@ def test_extras_are_told_apart():
 def test_a_run_that_has_not_come_far_says_where_it_is(tmp_path):
     with pytest.raises(PdiffError, match="config.json: missing; allowed: a --workdir that a run was started in"):
         list(health.workdir(tmp_path))
-    (tmp_path / "config.json").write_text(config_lib.to_json(smoke.get_config()))
+    config_lib.write(tmp_path / "config.json", smoke.get_config())
     lines = health.workdir(tmp_path)
     assert next(lines) == "config: family rotation, target mlp, seed 0"
     with pytest.raises(PdiffError, match="zoo: the zoo is not finished; the command that started the run goes on"):

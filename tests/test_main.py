@@ -173,7 +173,7 @@ def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir):
 
 def test_the_kernels_shown_in_an_audit_are_those_of_zoo_networks(workdir):
     example = run.audit(workdir)["examples"][0]
-    config = config_lib.from_json((workdir / "config.json").read_text())
+    config = config_lib.read(workdir / "config.json")
     zoo = build.store.read(build.directory(config, workdir), build.fingerprint(config))["seen"]
     kernels = zoo.params["params"]["Dense_0"]["kernel"]
     assert kernels.shape[1:] == np.shape(example["nearest"]) == (64, 32)

@@ -9,7 +9,7 @@ from pdiff.report import results as results_lib
 
 
 def test_it_is_whole_and_small():
-    files.verify_manifest(published.EMBEDDED, "get a whole copy")
+    files.verify_manifest(published.EMBEDDED, published.KIND, "get a whole copy")
     assert sum(p.stat().st_size for p in published.EMBEDDED.rglob("*")) < 5e6
 
 

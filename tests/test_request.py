@@ -28,13 +28,6 @@ def ask(published_folder, tmp_path):
     return ask
 
 
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """What pdiff logs, as text."""
-    monkeypatch.setattr(request.log, "propagate", True)
-    return lambda: caplog.text
-
-
 def test_a_file_says_what_was_asked_for_and_what_to_expect(ask, loaded, published_folder):
     arrays, facts = ask(prompt=PROMPT, seed=7)
     expected = loaded.sample(prompt=PROMPT, num_samples=2, seed=7)
@@ -125,6 +118,6 @@ def test_a_damaged_or_foreign_folder_is_refused(published_folder, tmp_path):
     with pytest.raises(PdiffError, match=r"ema\.safetensors: damaged, its sha256"):
         api.load(folder)
     safetensors.numpy.save_file({"other": np.zeros(3, np.float16)}, folder / published.PARAMETERS)
-    files.write_manifest(folder)
+    files.write_manifest(folder, published.KIND)
     with pytest.raises(PdiffError, match="is absent; allowed in this pdiff|allowed in this pdiff: absent"):
         api.load(folder)

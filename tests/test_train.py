@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import smoke
-from pdiff import aot, data, dist, metrics, rng, stopping
+from pdiff import aot, api, data, dist, files, metrics, rng, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
@@ -261,19 +261,70 @@ def test_divergence_stops_the_run_and_says_what_to_try(tiny, tiny_zoo, mesh, tmp
     networks = dataclasses.replace(
         tiny_zoo["seen"], params=jax.tree.map(lambda a: a * np.float32(1e25), tiny_zoo["seen"].params)
     )
-    with pytest.raises(PdiffError, match="diverged between steps 0 and 2.*learning_rate"):
+    with pytest.raises(PdiffError, match="diverged at step 1: .*not finite are the gradients of .*kernel.*learning_r"):
         train_lib.train(generator, networks, "zoo", tmp_path, mesh, stopping.StopSignal())
     assert not Checkpoints(tmp_path / "checkpoints", 2).steps()
 
 
-def test_a_damaged_checkpoint_is_found(tiny, tiny_zoo, mesh, tmp_path):
-    train(tiny, tiny_zoo, tmp_path, mesh)
-    victim = max((tmp_path / "checkpoints" / "8").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+def test_the_step_and_the_tensors_at_fault_are_named():
+    sound = {"loss": 1.0, "denoising_loss": 1.0, "grad_norm": 2.0, train_lib.NORMS: np.array([1.0, 2.0])}
+    assert train_lib.divergence(sound, ["a", "b"]) == ""
+    odd = sound | {"grad_norm": np.float32("nan"), train_lib.NORMS: np.array([1.0, np.inf])}
+    assert train_lib.divergence(odd, ["a", "b"]) == "grad_norm is nan; not finite are the gradients of b of 2 tensors"
+    large = sound | {"denoising_loss": 1e5, train_lib.NORMS: np.array([7.0, 2.0])}
+    assert train_lib.divergence(large, ["a", "b"]) == (
+        "denoising_loss is 1e+05; the largest gradient, of norm 7, is that of a"
+    )
+
+
+def damage(step_folder):
+    victim = max(step_folder.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    with pytest.raises(PdiffError, match="damaged.*delete"):
+    return victim
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(tiny, tiny_zoo, mesh, tmp_path, said):
+    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+    where = tmp_path / "checkpoints"
+    victim = damage(where / "8")
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), straight)
+    before = sorted(where.rglob("*"))
+    assert Checkpoints(where, 2).restore_part("ema", like)[0] == 4  # who only reads goes back, too
+    assert sorted(where.rglob("*")) == before
+    with pytest.raises(PdiffError, match="training is at step 4 of 8"):
+        api.restore_params(tiny, tmp_path, final=True)
+    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+    assert f"{victim}: damaged" in said() and "going back to the checkpoint of step 4" in said()
+    assert Checkpoints(where, 2).steps() == [4, 8] and (where / "damaged").is_dir()
+
+
+def test_without_an_intact_checkpoint_nothing_is_trained(tiny, tiny_zoo, mesh, tmp_path):
+    train(tiny, tiny_zoo, tmp_path, mesh)
+    damage(tmp_path / "checkpoints" / "4")
+    damage(tmp_path / "checkpoints" / "8")
+    with pytest.raises(PdiffError, match="8/.*damaged.*no other checkpoint is intact; delete .*checkpoints to train"):
         train(tiny, tiny_zoo, tmp_path, mesh)
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_its_number(tiny, tiny_zoo, mesh, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "FORMAT", 77)
+        train(tiny, tiny_zoo, tmp_path, mesh)
+    with pytest.raises(PdiffError, match=f"8/manifest.json: of format 77; this pdiff reads format {files.FORMAT}"):
+        train(tiny, tiny_zoo, tmp_path, mesh)
+
+
+def test_who_only_reads_changes_nothing(tiny, tiny_zoo, mesh, tmp_path):
+    """As sampling from a run that is being trained must not remove the checkpoint that is being written."""
+    trained = train(tiny, tiny_zoo, tmp_path, mesh)
+    where = tmp_path / "checkpoints"
+    (where / "8" / files.MANIFEST).unlink()
+    (where / "12.orbax-checkpoint-tmp").mkdir()
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trained)
+    assert Checkpoints(where, 2).restore_part("ema", like)[0] == 4
+    assert {p.name for p in where.iterdir()} == {"4", "8", "12.orbax-checkpoint-tmp"}
 
 
 def test_a_checkpoint_without_its_manifest_is_not_used(tiny, tiny_zoo, mesh, tmp_path):

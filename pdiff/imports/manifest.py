@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pdiff import files
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import arrays, peft
 from pdiff.imports.arrays import shown
@@ -251,7 +252,9 @@ def _networks_below(folder: Path, depth: int) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, but for what belongs to the source as a whole or is hidden, as `base.safetensors` is."""
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.stem != "base")
+    beside = (files.SUMS, "pdiff.json")  # as pdiff leaves them beside networks that it makes
+    named = (p for p in folder.iterdir() if p.name not in beside and p.suffix != f".{files.DIGEST}")
+    return sorted(p for p in named if not p.name.startswith(".") and p.stem != "base")
 
 
 def _described(folder: Path) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ weights. Any other family is pdiff's own, of those of its tasks that networks ca
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pdiff.tasks.base import Task
 
 IMPORTED = "imported"  # the family and the target without images, and the folder in a workdir
 FACTS = "import.json"
+REMEDY = "import the networks again, into a new --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,10 @@ class Facts:
 
 
 def save(facts: Facts, workdir: Path) -> None:
-    """Keeps the facts in `workdir`, with a manifest."""
+    """Keeps the facts in `workdir`."""
     where = Path(workdir) / IMPORTED
-    where.mkdir(parents=True)
-    text = json.dumps(dataclasses.asdict(facts), indent=1, sort_keys=True, allow_nan=False)
-    files.write_atomic(where / FACTS, text.encode())
-    files.write_manifest(where)
+    where.mkdir(parents=True, exist_ok=True)
+    files.write_json(where / FACTS, dataclasses.asdict(facts))
 
 
 def load(workdir: Path) -> Facts | None:
@@ -65,11 +63,8 @@ def load(workdir: Path) -> Facts | None:
     Raises:
       PdiffError: they are damaged.
     """
-    where = Path(workdir) / IMPORTED
-    if not where.exists():
-        return None
-    files.verify_manifest(where, "import the networks again, into a new --workdir")
-    return Facts(**json.loads((where / FACTS).read_text()))
+    path = Path(workdir) / IMPORTED / FACTS
+    return Facts(**files.read_json(path, REMEDY)) if path.exists() else None
 
 
 def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target]:

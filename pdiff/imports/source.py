@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from pdiff import files
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import arrays, manifest, mapping, peft
 from pdiff.imports.arrays import Arrays, shown
@@ -55,6 +56,7 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
       PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
     """
     rows = manifest.rows(source, manifest_path)
+    files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
     budget = arrays.Budget(megabytes)
@@ -89,6 +91,7 @@ class _Network:
 
 def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
     path, adapter = inside(source, row.file), None
+    files.verify_sums(path)
     if peft.is_adapter(path):
         for name in (peft.CONFIG, peft.MODEL):
             if (path / name).is_symlink():

@@ -1,8 +1,6 @@
 """Imported networks as the zoo of a run, checked as a whole and written to a new workdir or not at all."""
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from flax import traverse_util
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from pdiff import claim, files, processes
 from pdiff import config as config_lib
-from pdiff import files, processes
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import gauge, scenario, source, tasks
 from pdiff.imports.arrays import shown
@@ -81,36 +79,36 @@ def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str
 def write(
     config: ConfigDict, found: source.Source, facts: Facts, family: Family, target: Target, workdir: Path
 ) -> dict[str, int]:
-    """Writes the zoo, the facts and the config beside `workdir`, and renames; returns the networks of each split.
+    """Writes the zoo, the facts and, last, the config into `workdir`; returns the networks of each split.
 
     Raises:
-      PdiffError: the networks are not the target's, or the workdir is taken.
+      PdiffError: the networks are not the target's, or another process writes there.
     """
     networks = _networks(config, found, facts, family, target)
-    partial = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        store.write(build.directory(config, partial), build.fingerprint(config), networks)
-        scenario.save(facts, partial)
-        files.write_atomic(partial / "config.json", config_lib.to_json(config).encode())
-        os.replace(partial, workdir)  # which an empty folder may already be
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with claim.claimed(workdir, f"--workdir: {workdir}"):
+        if not check_workdir(workdir, facts):  # else another process has done it just now
+            files.remove_partial(workdir)
+            store.write(build.directory(config, workdir), build.fingerprint(config), networks)
+            scenario.save(facts, workdir)
+            config_lib.write(workdir / "config.json", config)
     return {split: len(n) for split, n in networks.items() if split in SPLITS}
 
 
 def check_workdir(workdir: Path, facts: Facts | None = None) -> bool:
     """Whether `workdir` holds this very import already; with `facts` alone can that be said.
 
+    What an import that was killed has left is as good as nothing.
+
     Raises:
       PdiffError: it holds anything else.
     """
     if processes.count() > 1:
         raise PdiffError("--mode=import: runs in one process; allowed: --num_processes=1")
-    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+    there = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+    if not workdir.exists() or (workdir.is_dir() and there <= {claim.FOLDER, scenario.IMPORTED, "zoo"}):
         return False
-    there = scenario.load(workdir) if workdir.is_dir() else None
-    if there is not None and (facts is None or facts.digest == there.digest):
+    known = scenario.load(workdir) if workdir.is_dir() else None
+    if known is not None and (facts is None or facts.digest == known.digest):
         return facts is not None
     raise PdiffError(f"--workdir: {workdir} is not empty; allowed: a new one, or one of the very same networks")
 

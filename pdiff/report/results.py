@@ -3,7 +3,6 @@
 Accuracies are fractions in [0, 1]. A split or a control that does not apply is absent, never null or zero.
 """
 
-import json
 import math
 import numbers
 from collections.abc import Iterator, Sequence
@@ -81,25 +80,16 @@ def write(path: Path, results: dict) -> None:
     for where, value in _leaves(results):
         if isinstance(value, (float, np.floating)) and not math.isfinite(value):
             raise PdiffError(f"{path}: {where} is {value}; allowed: finite numbers")
-    text = json.dumps(results, sort_keys=True, indent=1, allow_nan=False, default=_plain)
-    files.write_atomic(Path(path), text.encode() + b"\n")
+    files.write_json(path, results, _plain)
 
 
 def read(path: Path) -> dict:
     """The results in `path`.
 
     Raises:
-      PdiffError: the file is missing, or is not a JSON object of finite numbers.
+      PdiffError: the file is missing, damaged, or was edited.
     """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as e:
-        raise PdiffError(f"{path}: missing or unreadable; --mode=evaluate writes it") from e
-    except ValueError as e:
-        raise PdiffError(f"{path}: damaged ({e}); --mode=evaluate writes it again") from e
-    if not isinstance(results, dict):
-        raise PdiffError(f"{path}: holds no JSON object; --mode=evaluate writes it again")
-    return results
+    return files.read_json(path, "--mode=evaluate writes it again")
 
 
 def check(results: dict, controls: Sequence[str] | None = None) -> list[str]:
@@ -393,7 +383,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no place in results.json")
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of results.json")

@@ -8,6 +8,7 @@ an interrupted build goes on where it stopped.
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,8 +19,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from pdiff import claim, dist, processes
 from pdiff import config as config_lib
-from pdiff import dist, processes
 from pdiff.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
@@ -58,15 +59,30 @@ def build(
       PdiffError: a finished zoo is damaged, or `zoo.memory_mb` is too small for it.
       Interrupted: a signal came; finished chunks are kept.
     """
-    name = fingerprint(config)
-    network_bytes = tree_bytes(codec.take(make_spec(target.abstract(), generate=target.generate), target.abstract()))
-    store.check_memory(config.zoo.memory_mb, len(family.split("seen")), network_bytes)
-    if not processes.all_hold(store.exists(where, name)):
+    name, outline = fingerprint(config), _outline(family, target, config)
+    store.check_memory(config.zoo.memory_mb, len(family.split("seen")), tree_bytes(outline.shapes))
+    if not processes.all_hold(not processes.is_first() or store.is_whole(where, name)):
         parts = Path(where) / f"{name}.parts"
-        parts.mkdir(parents=True, exist_ok=True)
-        store.write(where, name, _finetune_all(family, target, config, parts, mesh, stop))
-        processes.on_first(lambda: shutil.rmtree(parts), "done with the parts of the zoo")
-    return store.read(where, name, config.zoo.memory_mb)
+        with claim.claimed(parts, f"the zoo in {where}"):
+            processes.on_first(partial(store.remove_damaged, where, name), "sure of what the zoo lacks")
+            lost = store.lost(where, name)  # all of it, or what was damaged
+            if lost != []:  # else another run has just finished it
+                known = store.base(where, name) if lost is not None and store.BASE not in lost else None
+                wanted = None if lost is None else [s for s in outline.shards(parts) if s.path.name in lost]
+                networks = _finetune_all(family, target, config, parts, mesh, stop, known, wanted)
+                store.write(where, name, networks, outline, lost)
+        processes.on_first(lambda: shutil.rmtree(parts, ignore_errors=True), "done with the parts of the zoo")
+    return store.read_verified(where, name, config.zoo.memory_mb)
+
+
+def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:
+    """What the zoo will hold."""
+    jobs = _jobs(family, config.zoo)
+    counts = {"task_blind": config.zoo.reference_seeds}
+    counts |= {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
+    spec = make_spec(target.abstract(), generate=target.generate)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), codec.take(spec, target.abstract()))
+    return store.Outline({s: counts[s] for s in store.NETWORK_SPLITS if s in counts}, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,34 +106,64 @@ def _jobs(family: Family, config: ConfigDict) -> _Jobs:
 
 
 def _finetune_all(
-    family: Family, target: Target, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal
+    family: Family,
+    target: Target,
+    config: ConfigDict,
+    parts: Path,
+    mesh: Mesh,
+    stop: StopSignal,
+    base: Networks | None = None,
+    wanted: list | None = None,
 ) -> dict[str, store.Slices]:
-    """Networks of every split: those of tasks are all in `parts`, and read from there as they are needed."""
+    """Networks of every split: those of tasks are all in `parts`, and read from there as they are needed.
+
+    With a `base`, that one is fine-tuned. With shards that are `wanted`, only what these hold is made, where no
+    alignment needs all.
+    """
     jobs, keep = _jobs(family, config.zoo), config.zoo.keep_last
-    base = _of_first(parts, "base", lambda: _base(family, target, config))
-    base_params = jax.tree.map(lambda a: a[0], base.params)
-    blind = _of_first(parts, "task_blind", lambda: task_blind(family, target, config, base_params))
-    step = chunk_step(family, target, config, mesh)
-    constants = dist.replicate(chunk_constants(family, base_params), mesh)
-    _finetune_jobs(jobs, lambda job: step(job, constants), config, parts, mesh, stop)
-    processes.barrier("done with the networks of the zoo")
-    everything, by_split = Parts(parts), {}
-    for split in SPLITS:
-        own = keep * np.flatnonzero(jobs.split == split)  # consecutive, as `_jobs` has them
-        if len(own):
-            by_split[split] = parts_lib.Rows(everything, int(own[0]), int(own[-1]) + keep)
+    base = base or _of_first(parts, "base", lambda: _base(family, target, config))
+    base_params, networks = jax.tree.map(lambda a: a[0], base.params), {"base": base}
     if config.zoo.align != "none":
-        held = {split: rows[:] for split, rows in by_split.items()}  # matching needs all at once
+        wanted = None  # matching needs all at once
+    if wanted is None or any(s.split == "task_blind" for s in wanted):
+        blind = _of_first(parts, "task_blind", lambda: task_blind(family, target, config, base_params))
+        networks["task_blind"] = blind
+    first = {split: int(keep * np.argmax(jobs.split == split)) for split in SPLITS}  # rows of a split are consecutive
+    needed = np.ones(len(jobs.task) * keep, bool)
+    if wanted is not None:
+        needed[:] = False
+        for shard in (s for s in wanted if s.split in first):
+            needed[first[shard.split] + shard.rows.start : first[shard.split] + shard.rows.stop] = True
+    if needed.any():
+        step = chunk_step(family, target, config, mesh)
+        constants = dist.replicate(chunk_constants(family, base_params), mesh)
+        due = needed.reshape(-1, keep).any(1)
+        _finetune_jobs(jobs, due, lambda job: step(job, constants), config, parts, mesh, stop)
+    processes.barrier("done with the networks of the zoo")
+    everything = Parts(parts)
+    by_split = {
+        split: parts_lib.Rows(everything, first[split], first[split] + keep * count)
+        for split in SPLITS
+        if (count := int((jobs.split == split).sum()))
+    }
+    if config.zoo.align != "none":
+        held = {split: rows[:] for split, rows in by_split.items()}
         by_split = aligned(held, target.generated_permutations("zoo.align"))
-    return {"base": base, "task_blind": blind} | by_split
+    return networks | by_split
 
 
-def _finetune_jobs(jobs: _Jobs, step: Callable, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal) -> None:
-    """Fine-tunes all jobs, chunk by chunk, into `parts`. A chunk is finished when every process has its own rows."""
+def _finetune_jobs(
+    jobs: _Jobs, due: np.ndarray, step: Callable, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal
+) -> None:
+    """Fine-tunes the jobs that are due, in the chunks of all, into `parts`.
+
+    A chunk is finished when every process has its own rows.
+    """
     count, chunk, keep = len(jobs.task), chunk_size(config, mesh), config.zoo.keep_last
     own, found = _runs(dist.local_rows(chunk, mesh, dist.SHARDED)), Parts(parts)
+    starts = [start for start in range(0, count, chunk) if due[start : start + chunk].any()]
     quiet = not processes.is_first()
-    for start in tqdm(range(0, count, chunk), desc="zoo", unit="chunk", unit_scale=False, disable=quiet):
+    for start in tqdm(starts, desc="zoo", unit="chunk", unit_scale=False, disable=quiet):
         stop.check(f"with {start} of {count} networks of the zoo kept")
         mine = [(start + a, min(start + b, count)) for a, b in own if start + a < count]
         if processes.all_hold(all(found.hold(a * keep, b * keep) for a, b in mine)):

@@ -11,7 +11,7 @@ tasks, seeds and accuracies are read where their parameters are too large (`read
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -32,6 +32,8 @@ from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 NETWORK_SPLITS = ("task_blind", "seen", "validation", "interp", "unseen")
 BASE = "base.safetensors"
 NAME, VERSION, FORMAT = "pdiff_zoo", "1.0.0", "array_record"
+KIND = "zoo"
+REMEDY = "run the run's command again: it makes that file alone again"
 SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # most of a shard
 
 
@@ -50,36 +52,127 @@ class _Shard:
     rows: slice
 
 
-def write(directory: Path, fingerprint: str, networks: Mapping[str, Slices]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What a zoo holds, known before any of it is there.
+
+    Attributes:
+      counts: networks of each split, in the order of NETWORK_SPLITS; none is 0.
+      shapes: of what is generated of a network.
+    """
+
+    counts: dict[str, int]
+    shapes: PyTree[jax.ShapeDtypeStruct]
+
+    @staticmethod
+    def of(networks: Mapping[str, Slices]) -> "Outline":
+        """Of networks that are all there."""
+        counts = {s: len(networks[s]) for s in NETWORK_SPLITS if s in networks and len(networks[s])}
+        one = networks[next(iter(counts))][:1]
+        return Outline(counts, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), one.params))
+
+    def shards(self, where: Path) -> list["_Shard"]:
+        """All files of networks that the zoo in `where` has."""
+        size = tree_bytes(self.shapes)
+        return [shard for split, count in self.counts.items() for shard in _plan(where, split, count, size)]
+
+
+def write(
+    directory: Path,
+    fingerprint: str,
+    networks: Mapping[str, Slices],
+    outline: Outline | None = None,
+    lost: Collection[str] | None = None,
+) -> None:
     """Writes a zoo, by all processes together; its manifest comes last, so that its presence means finished.
 
     At most one shard of each process is in memory. What a shard holds depends on the zoo alone.
 
+    Args:
+      outline: of the whole zoo; by default of `networks`.
+      lost: names of those files of a finished zoo that are to be made again (`lost`), from the `networks` that they
+        hold; the others stay as they are.
+
     Raises:
       PdiffError: the disk has no room for it.
     """
-    where = location(directory, fingerprint)
-    records = {split: networks[split] for split in NETWORK_SPLITS if split in networks and len(networks[split])}
-    features = _features(next(iter(records.values()))[:1])
-    size = sum(len(n) for n in records.values()) * _network_bytes(features)
+    where, outline = location(directory, fingerprint), outline or Outline.of(networks)
+    shards = outline.shards(where)
+    due = shards if lost is None else [s for s in shards if s.path.name in lost]
+    features = _features(outline.shapes)
+    size = sum(s.rows.stop - s.rows.start for s in due) * tree_bytes(outline.shapes)
 
     def prepare():
-        shutil.rmtree(where, ignore_errors=True)  # one without its manifest
-        where.mkdir(parents=True)
+        if lost is None:
+            shutil.rmtree(where, ignore_errors=True)  # one without its manifest
+            where.mkdir(parents=True)
         files.require_space(where, size, "the zoo")
 
     processes.on_first(prepare, "about to write the zoo")
-    shards = [shard for split, n in records.items() for shard in _plan(where, split, len(n), _network_bytes(features))]
-    for shard in shards[processes.index() :: processes.count()]:
-        _write_shard(shard, records[shard.split][shard.rows], features)
+    for shard in due[processes.index() :: processes.count()]:
+        _write_shard(shard, networks[shard.split][shard.rows], features)
     processes.barrier("done with the shards of the zoo")
 
     def finish():
-        _write_metadata(where, fingerprint, features, shards)
-        files.write_atomic(where / BASE, parts.to_bytes(networks["base"][:]))
-        files.write_manifest(where)
+        if lost is None or set(lost) - {s.path.name for s in due} - {BASE}:
+            _write_metadata(where, fingerprint, features, shards)
+        if lost is None or BASE in lost:
+            files.write_atomic(where / BASE, parts.to_bytes(networks["base"][:]))
+        if lost is not None and (changed := files.faults(where, _digests(where))):
+            log.warning(
+                "warning: %s: made again with other bits, as on other devices; what was trained on the zoo is not "
+                "repeated bit for bit", ", ".join(changed),
+            )  # fmt: skip
+        files.write_manifest(where, KIND)
 
     processes.on_first(finish, "done with the zoo")
+
+
+def is_whole(directory: Path, fingerprint: str) -> bool:
+    """Whether a finished zoo is there with each of its files as it was written.
+
+    Raises:
+      PdiffError: it is of another format.
+    """
+    where = location(directory, fingerprint)
+    try:
+        files.verify_manifest(where, KIND, "")
+    except files.OtherFormat:
+        raise
+    except PdiffError:
+        return False
+    return True
+
+
+def remove_damaged(directory: Path, fingerprint: str) -> None:
+    """Removes what is damaged of a zoo, or all of one whose manifest is, with a warning that names it."""
+    where = location(directory, fingerprint)
+    if not where.exists():
+        return
+    try:
+        digests = _digests(where)
+    except PdiffError as e:
+        if (where / files.MANIFEST).exists():
+            log.warning("warning: %sit is built again", e)
+        shutil.rmtree(where)
+        return
+    for name, fault in files.faults(where, digests).items():
+        log.warning("warning: %s; it alone is made again", fault)
+        (where / name).unlink(missing_ok=True)
+    for path in where.iterdir():
+        if path.name not in digests and path.name != files.MANIFEST:
+            log.warning("warning: %s: not in the manifest; removed", path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def lost(directory: Path, fingerprint: str) -> list[str] | None:
+    """The files that a finished zoo lacks; None if there is no zoo."""
+    where = location(directory, fingerprint)
+    return [n for n in _digests(where) if not (where / n).exists()] if exists(directory, fingerprint) else None
+
+
+def _digests(where: Path) -> dict[str, str]:
+    return files.read_manifest(where, KIND, "")
 
 
 def location(directory: Path, fingerprint: str) -> Path:
@@ -92,25 +185,37 @@ def exists(directory: Path, fingerprint: str) -> bool:
     return (location(directory, fingerprint) / files.MANIFEST).exists()
 
 
-def read(directory: Path, fingerprint: str, memory_mb: float = float("inf")) -> dict[str, Networks | StoredNetworks]:
+def read(
+    directory: Path, fingerprint: str, memory_mb: float = float("inf"), remedy: str = REMEDY
+) -> dict[str, Networks | StoredNetworks]:
     """A finished zoo, in memory, after process 0 has checked every file against the manifest.
 
     The parameters of the seen networks stay on disk if they take more than `memory_mb` MB (of 10^6 bytes).
 
     Raises:
-      PdiffError: a file is missing or damaged.
+      PdiffError: a file is missing or damaged; the message ends with `remedy`.
     """
     where = location(directory, fingerprint)
-    remedy = f"delete {where} and run again to rebuild it"
-    processes.on_first(lambda: files.verify_manifest(where, remedy), "sure of the zoo")
+    processes.on_first(lambda: files.verify_manifest(where, KIND, remedy), "sure of the zoo")
+    return read_verified(directory, fingerprint, memory_mb)
+
+
+def read_verified(directory: Path, fingerprint: str, memory_mb: float) -> dict[str, Networks | StoredNetworks]:
+    """As `read`, of a zoo whose files were checked a moment ago."""
+    where = location(directory, fingerprint)
     builder = datasets.open_folder(where)
-    networks = {"base": parts.from_bytes((where / BASE).read_bytes())}
+    networks = {"base": base(directory, fingerprint)}
     for split in (s for s in NETWORK_SPLITS if s in builder.info.splits):
         stored = _stored(builder, split, memory_mb * 1e6)
         networks[split] = stored if split == "seen" and stored.params_bytes > stored.memory else stored[:]
     if "seen" not in networks:
         raise PdiffError(f"{where}: the zoo has no networks of the split 'seen'; delete it and run again")
     return networks
+
+
+def base(directory: Path, fingerprint: str) -> Networks:
+    """The base of a zoo, a whole tree."""
+    return parts.from_bytes((location(directory, fingerprint) / BASE).read_bytes())
 
 
 def in_memory(networks: Mapping[str, Networks | StoredNetworks]) -> dict[str, Networks]:
@@ -164,17 +269,12 @@ def _plain(features) -> dict:
     return {k: _plain(v) for k, v in features.items()} if inner else features
 
 
-def _features(one: Networks) -> tfds.features.FeaturesDict:
-    described = jax.tree.map(lambda a: tfds.features.Tensor(shape=a.shape[1:], dtype=a.dtype.type), one.params)
+def _features(shapes: PyTree[jax.ShapeDtypeStruct]) -> tfds.features.FeaturesDict:
+    described = jax.tree.map(lambda s: tfds.features.Tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
     scalars = {"task": np.int32, "seed": np.int32, "step": np.int32}
     return tfds.features.FeaturesDict(
         {"params": described, **scalars, "validation_accuracy": np.float32, "test_accuracy": np.float32}
     )
-
-
-def _network_bytes(features: tfds.features.FeaturesDict) -> int:
-    leaves = jax.tree.leaves(_plain(features["params"]))
-    return sum(int(np.prod(f.shape)) * np.dtype(f.np_dtype).itemsize for f in leaves)
 
 
 def _template(where: Path, split: str) -> tfds.core.ShardedFileTemplate:

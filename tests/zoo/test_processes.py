@@ -25,7 +25,7 @@ index, port, where = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 processes.initialize(f"localhost:{port}", 2, index)
 from tests.zoo import test_processes
 from pdiff.stopping import Interrupted
-config = config_lib.from_json((where / "config.json").read_text())
+config = config_lib.read(where / "config.json")
 mesh = dist.make_mesh()
 assert mesh.devices.size == 4
 try:
@@ -61,7 +61,7 @@ def test_two_processes_write_the_bytes_that_one_writes(tiny_config, mesh4, tmp_p
         config.zoo.update(dict(steps=3, pretrain_steps=3, chunk_size=8, keep_last=2, reference_seeds=1))
     together, alone = tmp_path / "together", tmp_path / "alone"
     together.mkdir()
-    (together / "config.json").write_text(config_lib.to_json(config))
+    config_lib.write(together / "config.json", config)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -85,7 +85,7 @@ def test_two_processes_write_the_bytes_that_one_writes(tiny_config, mesh4, tmp_p
     made, seen = json.loads((together / "made.json").read_text())
     assert made == ["rows_00000000_00000008", "rows_00000008_00000016"] and seen == 16
     name = build.fingerprint(config)
-    digests = [json.loads((store.location(d, name) / files.MANIFEST).read_text()) for d in (together, alone)]
+    digests = [files.read_manifest(store.location(d, name), store.KIND, "") for d in (together, alone)]
     assert digests[0] == digests[1]
     assert sum("-seen.array_record" in n for n in digests[0]) == 6
     assert not list(together.rglob("*.parts"))

@@ -1,11 +1,14 @@
 """The zoo on disk: exact, resumable, and honest about damage."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pdiff import stopping
+from pdiff import files, stopping
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
@@ -121,3 +124,72 @@ def test_damage_is_found_and_named(tiny_zoo, tmp_path, damage):
         victim.unlink()
     with pytest.raises(PdiffError, match=victim.name):
         store.read(tmp_path, "abc")
+
+
+def digests(where, config):
+    return files.read_manifest(store.location(where, build.fingerprint(config)), store.KIND, "")
+
+
+@pytest.fixture(scope="module")
+def built(parts, tiny_config, mesh, tmp_path_factory):
+    """A zoo in shards of five networks, and those of its chunks that a build then trains."""
+    where = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "SHARD_NETWORKS", 5)
+        make(parts, tiny_config, where, mesh)
+    return where
+
+
+@pytest.mark.parametrize(
+    "names, chunks",
+    [
+        (["seen.array_record-00002"], 1),
+        (["unseen.array_record-00000", "task_blind.array_record-00000"], 1),
+        (["base.safetensors", "features.json", "dataset_info.json"], 0),
+    ],
+)
+def test_damaged_files_are_made_again_alone_with_the_same_bits(
+    parts, tiny_config, mesh, built, tmp_path, monkeypatch, said, names, chunks
+):
+    monkeypatch.setattr(store, "SHARD_NETWORKS", 5)
+    where = tmp_path / "zoo"
+    shutil.copytree(built, where)
+    before, home = digests(where, tiny_config), store.location(where, build.fingerprint(tiny_config))
+    victims = [p for p in home.iterdir() if any(n in p.name for n in names)]
+    assert len(victims) == len(names)
+    times = {p: p.stat().st_mtime_ns for p in home.iterdir() if p not in victims and p.name != files.MANIFEST}
+    for victim in victims:
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 3] ^= 32
+        victim.write_bytes(data)
+    made = []
+    keep_rows = build.parts_lib.keep_rows
+    monkeypatch.setattr(build.parts_lib, "keep_rows", lambda *a: made.append(a) or keep_rows(*a))
+    make(parts, tiny_config, where, mesh)
+    assert digests(where, tiny_config) == before and store.is_whole(where, build.fingerprint(tiny_config))
+    assert times == {p: p.stat().st_mtime_ns for p in times} and len(made) == chunks
+    assert all(f"{v}: damaged" in said() for v in victims) and "other bits" not in said()
+
+
+def test_a_zoo_whose_manifest_is_damaged_is_built_again(parts, tiny_config, mesh, built, tmp_path, said):
+    where = tmp_path / "zoo"
+    shutil.copytree(built, where)
+    manifest = store.location(where, build.fingerprint(tiny_config)) / files.MANIFEST
+    before = digests(where, tiny_config)
+    manifest.write_text(manifest.read_text().replace("seen", "sein", 1))
+    whole = make(parts, tiny_config, where, mesh)
+    assert "manifest.json: damaged" in said()
+    assert len(whole["seen"]) == 24
+    assert digests(where, tiny_config).keys() != before.keys()  # in shards of the usual size
+
+
+def test_a_zoo_of_another_format_is_refused_by_its_number(parts, tiny_config, mesh, built, tmp_path, monkeypatch):
+    where = tmp_path / "zoo"
+    shutil.copytree(built, where)
+    monkeypatch.setattr(files, "FORMAT", files.FORMAT + 1)
+    with pytest.raises(PdiffError, match=f"of format {files.FORMAT - 1}; this pdiff reads format {files.FORMAT}"):
+        make(parts, tiny_config, where, mesh)
+    manifest = store.location(where, build.fingerprint(tiny_config)) / files.MANIFEST
+    manifest.write_text(json.dumps({"base.safetensors": 64 * "0"}))  # as it was before formats had numbers
+    with pytest.raises(PdiffError, match="of format 1; this pdiff reads format"):
+        make(parts, tiny_config, where, mesh)
