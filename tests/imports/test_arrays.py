@@ -11,6 +11,7 @@ import time
 import zipfile
 
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -69,6 +70,14 @@ def test_what_is_something_else_is_named(tmp_path):
     refused(tmp_path / "c.npz", (tmp_path / "objects.npz").read_bytes(), "Python objects")
     np.savez(tmp_path / "whole.npz", a=np.ones(2, np.float32))
     refused(tmp_path / "d.npz", b"\0" + (tmp_path / "whole.npz").read_bytes(), "does not begin as a zip archive")
+
+
+def test_msgpack_makes_arrays_and_nothing_else(tmp_path):
+    for odd in (msgpack.ExtType(77, b"x"), msgpack.ExtType(2, msgpack.packb((1.0, 2.0))), 3, b"x", [1]):
+        refused(tmp_path / "a.msgpack", msgpack.packb({"a": odd}), "'a' is a ", "allowed: an array")
+    for dtype in (b"O", b"V8", b"object"):
+        data = msgpack.ExtType(1, msgpack.packb(((1,), dtype, b"\0" * 8)))
+        refused(tmp_path / "a.msgpack", msgpack.packb({"a": data}))
 
 
 def test_headers_that_lie_are_not_believed(tmp_path):
