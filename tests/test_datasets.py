@@ -1,7 +1,6 @@
 """Folders of TFDS data sets that somebody else made: what they name is not imported, and nothing elsewhere is read."""
 
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -10,7 +9,6 @@ import tensorflow_datasets as tfds
 
 from pdiff import datasets
 from pdiff.errors import PdiffError
-from pdiff.zoo import store
 
 TENSOR = {
     "pythonClassName": "tensorflow_datasets.core.features.tensor_feature.Tensor",
@@ -37,19 +35,29 @@ def evil(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
-def sound(tiny_zoo, tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound")
-    store.write(root, "abc", tiny_zoo)
-    return root
+def write(where, features):
+    """The folder of a data set with one split of one shard."""
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="t", version=tfds.core.Version("1.0.0"), data_dir=str(where), module_name="nowhere.at_all"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format("array_record")
+    names = tfds.core.ShardedFileTemplate(
+        data_dir=where, dataset_name="t", split="seen", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(name="seen", shard_lengths=[1], num_bytes=1, filename_template=names)
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(where)
+    (where / "t-seen.array_record-00000-of-00001").write_bytes(b"a shard")
 
 
 @pytest.fixture
-def zoo(sound, tmp_path):
-    """A zoo to spoil: its folder, and what changes a file in it."""
-    root = tmp_path / "zoo"
-    shutil.copytree(sound, root)
-    where = store.location(root, "abc")
+def zoo(tmp_path):
+    """A data set to spoil: its folder, and what changes a file in it."""
+    where = tmp_path / "1.0.0"
+    where.mkdir()
+    write(where, tfds.features.FeaturesDict({"params": tfds.features.Tensor(shape=(2,), dtype=np.float32)}))
+    datasets.open_folder(where)
 
     def put(name, change):
         path = where / name
@@ -140,13 +148,7 @@ def test_what_labelled_images_are_made_of_is_read_as_tfds_reads_it(tmp_path):
             "boxes": tfds.features.Sequence({"box": tfds.features.BBoxFeature(), "n": tfds.features.Scalar(np.int64)}),
         }
     )
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name="t", version=tfds.core.Version("1.0.0"), data_dir=str(tmp_path), module_name="nowhere.at_all"
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=made)
-    info.set_file_format("array_record")
-    info.set_splits(tfds.core.splits.SplitDict([]))
-    info.write_to_directory(tmp_path)
+    write(tmp_path, made)
     found = datasets.open_folder(tmp_path).info.features
     assert repr(found) == repr(made)
     assert found["label"].names == ["a", "b"]
