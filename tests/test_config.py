@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import config_flags
 
 from configs import common
 from pdiff import config as config_lib
-from pdiff import exits, main, run
+from pdiff import exits, run
 from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
 
@@ -237,13 +239,14 @@ overrides = st.lists(names.flatmap(lambda n: st.tuples(st.just(n), _texts(n))), 
 def on_the_command_line(arguments):
     """The config of `python -m pdiff.main` with these arguments, or what it says and no config."""
     argv, said = ["pdiff", f"--config={Path('configs/smoke.py').absolute()}", *arguments], io.StringIO()
-    before, sys.argv = sys.argv, argv
-    main.flags.FLAGS.unparse_flags()
+    before, sys.argv, known = sys.argv, argv, set(flags.FLAGS)
+    if "config" not in known:  # pdiff.main has it; but its other flags are those of other programs too
+        config_flags.DEFINE_config_file("config", None, "As pdiff.main's.")
     try:
         with contextlib.redirect_stderr(said), exits.said():
             rest = config_lib.parse_flags(argv)
             assert rest == ["pdiff"]
-            config = main.flags.FLAGS["config"].value
+            config = flags.FLAGS["config"].value
             config_lib.validate(config)
         return config, ""
     except SystemExit as e:
@@ -251,8 +254,9 @@ def on_the_command_line(arguments):
         return None, said.getvalue()
     finally:
         sys.argv = before
-        for name in [n for n in main.flags.FLAGS if n.startswith("config.")]:
-            delattr(main.flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
 
 
 @pytest.mark.parametrize("text", ["9" * 400, "9" * 5000, "-1", "nan", "(1,)", "\x1b[31m", "a\nb"])
