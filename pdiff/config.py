@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from pdiff import files
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, printable
 
 REMEDY = "delete it, and run the command that started the run again"
 CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
@@ -41,13 +40,18 @@ class Field:
     choices: tuple[str, ...] | None = None
     each: bool = False
 
+    @property
+    def most(self) -> float | None:
+        """The highest value. Whole numbers become int32 on devices."""
+        return 2**31 - 1 if self.type is int and self.high is None else self.high
+
     def __str__(self) -> str:
         if self.choices:
             what = ", ".join(self.choices)
         else:
             bounds = [f"at least {self.low:g}"] if self.low is not None else []
             bounds += [f"above {self.above:g}"] if self.above is not None else []
-            bounds += [f"at most {self.high:g}"] if self.high is not None else []
+            bounds += [f"at most {self.most:.10g}"] if self.most is not None else []
             names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
             what = " ".join([names[self.type], " and ".join(bounds)]).strip()
         return f"a tuple, each {what}" if self.each else what
@@ -62,11 +66,12 @@ class Field:
         if not isinstance(value, (int, float) if self.type is float else self.type):
             return False
         if self.type in (int, float):
-            if not math.isfinite(value):
+            # Also of a whole number that no float can hold, and false of NaN.
+            if not abs(value) <= sys.float_info.max:
                 return False
             return (
                 (self.low is None or value >= self.low)
-                and (self.high is None or value <= self.high)
+                and (self.most is None or value <= self.most)
                 and (self.above is None or value > self.above)
             )
         return self.choices is None or value in self.choices
@@ -80,7 +85,7 @@ _POSITIVE = Field(float, above=0)
 _NOT_NEGATIVE = Field(float, low=0)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(int, low=0, high=2**31 - 1),
+    "seed": _COUNT_OR_NONE,
     "tasks.family": Field(str),
     "tasks.data": Field(str),
     "tasks.data_dir": Field(str),
@@ -206,7 +211,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       PdiffError: names the first bad field, its value and what is allowed.
     """
-    values = flatten(config)
+    values, c = flatten(config), config
     for name in values:
         if name not in FIELDS:
             raise PdiffError(f"config.{name}: unknown field{_did_you_mean(name)}")
@@ -215,7 +220,6 @@ def validate(config: ConfigDict) -> None:
             raise PdiffError(f"config.{name}: missing; start from configs/common.py")
         if not field.allows(values[name]):
             raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {field}")
-    c = config
     _require(
         c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}"
     )
@@ -230,11 +234,9 @@ def validate(config: ConfigDict) -> None:
     )  # fmt: skip
     burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every
     _require(
-        burn_in < c.zoo.steps,
-        values,
-        "zoo.keep_last",
+        burn_in < c.zoo.steps, values, "zoo.keep_last",
         f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
-    )
+    )  # fmt: skip
     _require(
         c.weights.center == "mean" or not c.weights.permute, values, "weights.center",
         "mean with weights.permute: the base's units have one order",
@@ -242,11 +244,9 @@ def validate(config: ConfigDict) -> None:
     for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
     _require(
-        set(c.sample.condition) <= set(c.condition.use),
-        values,
-        "sample.condition",
+        set(c.sample.condition) <= set(c.condition.use), values, "sample.condition",
         f"some of condition.use = {c.condition.use}",
-    )
+    )  # fmt: skip
     _require(
         "support" not in c.sample.condition, values, "sample.condition",
         "all but support: nobody's images are at hand when only a description is given",
@@ -320,9 +320,13 @@ def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
     """The config that `write` kept.
 
     Raises:
-      PdiffError: it is missing or damaged.
+      PdiffError: it is missing or damaged, or a field holds what it may not: who makes a workdir can seal it too.
     """
-    return _restored(files.read_json(path, remedy))
+    made = _restored(files.read_json(path, remedy))
+    for name, value in flatten(made).items():
+        if name in FIELDS and not FIELDS[name].allows(value):
+            raise PdiffError(f"{path}: {name}: got {str(value)[:80]!r}; allowed: {FIELDS[name]}; {remedy}")
+    return made
 
 
 def from_json(text: str) -> ConfigDict:
@@ -379,7 +383,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except Exception as e:  # config files are Python: loading one can raise anything
-        print(f"pdiff: error: {_explain(e, argv)}", file=sys.stderr)
+        print(f"pdiff: error: {printable(' '.join(_explain(e, argv).split()))}", file=sys.stderr)
         sys.exit(2)
 
 

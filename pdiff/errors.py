@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and how its message may look."""
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal would obey: names in files and folders of others end up in messages."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class PdiffError(Exception):

@@ -5,7 +5,7 @@ import traceback
 from contextlib import contextmanager
 
 from pdiff import processes
-from pdiff.errors import Faults, PdiffError
+from pdiff.errors import Faults, PdiffError, printable
 from pdiff.stopping import Interrupted
 
 
@@ -46,5 +46,5 @@ def _leave(message: str, code: int, alone: bool = False) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"pdiff: error: {message}", file=sys.stderr)
+    print(f"pdiff: error: {printable(message)}", file=sys.stderr)
     sys.exit(code)

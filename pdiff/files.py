@@ -194,7 +194,10 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> dict[str, str]:
         raise OtherFormat(f"{path}: of format {found.get('format')}; this pdiff reads format {FORMAT}; {elsewhere}")
     if found.get("kind") != kind:
         raise PdiffError(f"{path}: of a {found.get('kind')}; expected that of a {kind}; {remedy}")
-    return found["files"]
+    names = found.get("files")
+    if not isinstance(names, dict) or not all(isinstance(v, str) and _below(n) for n, v in names.items()):
+        raise PdiffError(f"{path}: files: not names of files below {directory} with their {DIGEST}; {remedy}")
+    return names
 
 
 def verify_manifest(directory: Path, kind: str, remedy: str, skip: Collection[str] = ()) -> None:
@@ -221,6 +224,11 @@ def faults(directory: Path, digests: dict[str, str]) -> dict[str, str]:
         elif sha256(path) != digest:
             found[name] = f"{path}: damaged, its {DIGEST} is not the one in the manifest"
     return found
+
+
+def _below(name: str) -> bool:
+    """Whether a name in a manifest stays below its directory, whoever wrote it."""
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _contents(directory: Path, skip: Collection[str] = ()) -> list[Path]:

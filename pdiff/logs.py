@@ -5,8 +5,14 @@ import logging
 from absl import logging as absl_logging
 
 from pdiff import processes
+from pdiff.errors import printable
 
 log = logging.getLogger("pdiff")
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def set_up() -> None:
@@ -14,7 +20,7 @@ def set_up() -> None:
     if not log.handlers:
         absl_logging.set_verbosity(absl_logging.ERROR)
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("pdiff: %(message)s"))
+        handler.setFormatter(_Printable("pdiff: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO if processes.is_first() else logging.WARNING)
         log.propagate = False

@@ -51,9 +51,11 @@ class Match:
 
 
 def check_length(prompt: str) -> None:
-    """Raises PdiffError for a text that is too long to be worth reading."""
+    """Raises PdiffError for what is too long to be worth reading, or no text: half of a character, as JSON may hold."""
     if len(prompt) > MOST_CHARACTERS:
         raise PdiffError(f"prompt: got {len(prompt)} characters; allowed: at most {MOST_CHARACTERS}")
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise PdiffError(f"prompt: {shortened(prompt)} is no text in Unicode; allowed: whole characters")
 
 
 def words(text: str) -> list[str]:

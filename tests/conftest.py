@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax  # noqa: E402  after the variables above
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
@@ -18,6 +19,13 @@ from pdiff.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
 from pdiff.zoo import build  # noqa: E402
+
+# Property-based tests: the same cases on every machine, or HYPOTHESIS_PROFILE=thorough pytest -k property for 10,000
+# new ones of each.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None, suppress_health_check=_SLOW)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session", autouse=True)

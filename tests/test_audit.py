@@ -1,6 +1,7 @@
 """Planted copiers, averagers and noisers against an honest generator, on real zoos of small digit MLPs."""
 
 import functools
+import html
 
 import jax
 import jax.numpy as jnp
@@ -247,6 +248,11 @@ def test_one_sample_of_a_task_has_no_diversity_and_no_two_sample_test():
     found = audit(fresh[:1], of)
     assert set(found["spread"]) == {"zoo"} and found["two_sample"] == found["precision_recall"] == {}
     assert "<table" in audit_page.render(found | WHOSE, audit_page.figures(found))
+    evil = "<script>alert(1)</script>\"'&$\\frac{$"
+    hostile = found | WHOSE | {"commit": evil, "target": WHOSE["target"] | {"name": evil}}
+    hostile["leaves"] = [leaf | {"path": evil} for leaf in found["leaves"]]
+    text = audit_page.render(hostile, audit_page.figures(hostile))
+    assert "<script" not in text and "&lt;script&gt;" in text and "script-src 'none'" in html.unescape(text)
 
 
 WHOSE = {"sampler": "heun", "seed": 0, "commit": "abc", "target": {"name": "mlp", "num_params": SPEC.num_params}}

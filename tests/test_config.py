@@ -1,13 +1,21 @@
 """Configs: the table is complete, every scenario is sound and runs, and mistakes are named."""
 
+import contextlib
 import importlib
+import io
+import re
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import config_flags
 
 from configs import common
 from pdiff import config as config_lib
-from pdiff import run
+from pdiff import exits, run
 from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
 
@@ -134,6 +142,8 @@ def test_json_round_trip_is_exact(name):
         ("train.steps", 0, "at least 1"),
         ("train.steps", True, "a whole number"),
         ("train.steps", 3.0, "a whole number"),
+        ("train.steps", 10**400, "at least 1 and at most 2147483647"),
+        ("seed", -(10**400), "at least 0 and at most 2147483647"),
         ("train.learning_rate", float("nan"), "above 0"),
         ("train.learning_rate", "fast", "a number"),
         ("condition.drop_text", 1.5, "at most 1"),
@@ -170,6 +180,15 @@ def test_unknown_and_missing_fields_are_refused():
         config_lib.validate(config)
 
 
+def test_a_config_that_somebody_else_sealed_is_within_the_table(tmp_path):
+    config_lib.write(tmp_path / "config.json", common.get_config())
+    assert config_lib.difference(config_lib.read(tmp_path / "config.json"), common.get_config()) == []
+    for field, value in (("model.depth", 10**12), ("zoo.dir", 3), ("sample.samplers", ("heun", "../x"))):
+        config_lib.write(tmp_path / "config.json", with_field(common.get_config(), field, value))
+        with pytest.raises(PdiffError, match=f"config.json: {field}: got .*allowed: "):
+            config_lib.read(tmp_path / "config.json")
+
+
 def test_differences_name_the_field_and_both_values():
     a, b = common.get_config(), common.get_config()
     b.train.steps = 7
@@ -181,3 +200,97 @@ def test_fingerprints_follow_contents():
     assert config_lib.fingerprint(a.zoo.to_dict()) == config_lib.fingerprint(b.zoo.to_dict())
     b.zoo.steps += 1
     assert config_lib.fingerprint(a.zoo.to_dict()) != config_lib.fingerprint(b.zoo.to_dict())
+
+
+# --- properties of overrides, through the very path of the command line ------------------------------
+
+NASTY = (
+    "", " ", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "2", "1.0", "0.5", "1e-300", "9" * 400, "9" * 5000, "True",
+    "False", "None", "'", '"', "()", "(1,)", "(1, 2)", "[1, 2]", "('heun',)", "heun", "heun,ddim", "('text', 'text')",
+    "(nan,)", "((1,),)", "{1: 2}", "b'x'", "1_000", "0x10", "१", "é\u202e", "\udcff", "\x1b[31m", "a\nb", "(" * 300,
+    "[" * 3_000, "__import__('os')", "1j", "1+1", "--config.seed=3", "=", "==1", "../..", "(?P<", "[", "(a+)+$", "\\",
+    "all", "rotation", "imported", "2147483648", "18446744073709551616", "'heun', 'ddim'", "'1'", "(1.5, 'x')", "1e3",
+)  # fmt: skip
+
+
+def _texts(name):
+    """Texts for a field: such as it may hold, such as another may, and nonsense."""
+    field = config_lib.FIELDS.get(name, config_lib.Field(str))
+    one = {
+        bool: st.booleans().map(str),
+        int: st.integers(-3, 300).map(str) | st.integers().map(str),
+        float: st.floats().map(repr) | st.floats(0, 2).map(repr),
+        str: st.sampled_from(field.choices or ("", ".*", "digits", "mlp")) | st.text(max_size=20),
+    }[field.type]
+    fitting = st.lists(one.map(lambda v: repr(v) if field.type is str else v), max_size=4).map(
+        lambda v: f"({''.join(f'{x},' for x in v)})"
+    )
+    return st.one_of(fitting if field.each else one, one, st.sampled_from(NASTY), st.text(max_size=30))
+
+
+names = st.one_of(
+    *[st.sampled_from(sorted(config_lib.FIELDS))] * 6,
+    st.sampled_from(["train", "", "train.", ".steps", "trian.steps", "train.steps.x", "é", "a b", "x\ny"]),
+    st.text(st.characters(exclude_characters="="), max_size=12),
+)  # fmt: skip
+overrides = st.lists(names.flatmap(lambda n: st.tuples(st.just(n), _texts(n))), min_size=1, max_size=3)
+
+
+def on_the_command_line(arguments):
+    """The config of `python -m pdiff.main` with these arguments, or what it says and no config."""
+    argv, said = ["pdiff", f"--config={Path('configs/smoke.py').absolute()}", *arguments], io.StringIO()
+    before, sys.argv, known = sys.argv, argv, set(flags.FLAGS)
+    if "config" not in known:  # pdiff.main has it; but its other flags are those of other programs too
+        config_flags.DEFINE_config_file("config", None, "As pdiff.main's.")
+    try:
+        with contextlib.redirect_stderr(said), exits.said():
+            rest = config_lib.parse_flags(argv)
+            assert rest == ["pdiff"]
+            config = flags.FLAGS["config"].value
+            config_lib.validate(config)
+        return config, ""
+    except SystemExit as e:
+        assert e.code in (1, 2)
+        return None, said.getvalue()
+    finally:
+        sys.argv = before
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 5000, "-1", "nan", "(1,)", "\x1b[31m", "a\nb"])
+def test_what_is_no_such_number_is_said_on_one_line_that_a_terminal_only_shows(text):
+    for name in ("train.steps", "train.learning_rate"):
+        config, said = on_the_command_line([f"--config.{name}={text}"])
+        assert config is None and f"config.{name}: got " in said and "allowed: a" in said
+        assert said.count("\n") == 1 and said[:-1].isprintable()
+    config, said = on_the_command_line([f"--config.trian\x1b[2J{text}=1"])
+    assert config is None and "unknown field" in said and said[:-1].isprintable()
+
+
+@given(overrides)
+def test_property_overrides_are_within_the_table_or_refused_by_name(pairs):
+    config, said = on_the_command_line([f"--config.{name}={text}" for name, text in pairs])
+    if config is None:
+        assert said.startswith("pdiff: error: ") and said.endswith("\n") and said[:-1].isprintable(), said
+        assert len(said) < 12_000
+        known = [n for n, _ in pairs if n in config_lib.FIELDS]
+        if len(known) == len(pairs):
+            assert re.search(r"config\.[a-z_]+(\.[a-z_]+)?: ", said) and any(
+                w in said for w in ("allowed: ", "not a regular expression")
+            ), said
+        return
+    flat = config_lib.flatten(config)
+    assert set(flat) == set(config_lib.FIELDS) >= {n for n, _ in pairs}
+    assert all(field.allows(flat[name]) for name, field in config_lib.FIELDS.items())
+    again = config_lib.flatten(config_lib.from_json(config_lib.to_json(config)))
+    assert {n: repr(v) for n, v in again.items()} == {n: repr(v) for n, v in flat.items()}
+    unchanged = config_lib.flatten(scenario("smoke"))
+    assert {n for n in flat if flat[n] != unchanged[n]} <= {n for n, _ in pairs}
+    for name, text in dict(pairs).items():
+        field = config_lib.FIELDS[name]
+        if field.type is str and not field.each:
+            assert flat[name] == text
+        elif field.type in (int, float) and not field.each:
+            assert flat[name] == field.type(text)

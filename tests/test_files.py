@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pdiff import files
 from pdiff.errors import PdiffError
@@ -149,3 +152,84 @@ def test_sums_are_those_of_sha256sum_and_hold(tmp_path):
     (tmp_path / "d" / files.SUMS).write_text(f"{'0' * 64}  ../a b\n")
     with pytest.raises(PdiffError, match="SHA256SUMS: damaged"):
         files.verify_sums(tmp_path / "d")
+
+
+@pytest.mark.parametrize("names", [None, [], {"../a": "0" * 64}, {"/etc/passwd": "0" * 64}, {"a.bin": 3}])
+def test_a_manifest_that_somebody_else_sealed_names_nothing_elsewhere(folder, names):
+    sealed = {"format": files.FORMAT, "kind": "thing"} | ({} if names is None else {"files": names})
+    files.write_json(folder / files.MANIFEST, sealed)
+    with pytest.raises(PdiffError, match="manifest.json: files: not names of files below .*; mend it"):
+        verify(folder)
+
+
+# --- properties ----------------------------------------------------------------------------------
+
+contents = st.dictionaries(
+    st.lists(st.sampled_from(["a", "b.bin", "c d", "é", "x.json"]), min_size=1, max_size=3).map("/".join),
+    st.binary(max_size=40), min_size=1, max_size=5,
+).filter(lambda made: not any(m.startswith(f"{n}/") for m in made for n in made))  # fmt: skip
+
+
+changes = st.sampled_from(["byte", "cut", "longer", "swap", "add", "remove"])
+
+
+@given(contents, changes, st.integers(0, 9999), st.integers(1, 255))
+def test_property_any_change_of_a_directory_is_found_and_named(tmp_path_factory, made, what, at, by):
+    where = tmp_path_factory.getbasetemp() / "property"
+    shutil.rmtree(where, ignore_errors=True)
+    for name, data in made.items():
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_bytes(data)
+    files.write_manifest(where, "thing")
+    files.verify_manifest(where, "thing", "mend it")
+    names = [*made, files.MANIFEST]
+    name = names[at % len(names)]
+    data, other = (where / name).read_bytes(), names[(at + 1) % len(names)]
+    if what == "byte" and data:
+        place = at % len(data)
+        (where / name).write_bytes(data[:place] + bytes([data[place] ^ by]) + data[place + 1 :])
+    elif what == "cut" and data:
+        (where / name).write_bytes(data[: at % len(data)])
+    elif what == "longer":
+        (where / name).write_bytes(data + b"x" * by)
+    elif what == "swap" and data != (where / other).read_bytes():
+        (where / name).write_bytes((where / other).read_bytes())
+        (where / other).write_bytes(data)
+    elif what == "remove":
+        (where / name).unlink()
+    else:
+        name = other = f"new {by}"
+        (where / name).write_bytes(data)
+    with pytest.raises(PdiffError) as error:
+        files.verify_manifest(where, "thing", "mend it")
+    said = str(error.value)
+    assert said.endswith("; mend it") or "this pdiff reads format" in said
+    assert any(str(where / n) in said for n in ((name, other) if what == "swap" else (name,))), said
+
+
+documents = st.dictionaries(
+    st.text(max_size=8),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    ),
+    max_size=4,
+).filter(lambda d: files.DIGEST not in d)
+
+
+@given(documents, st.integers(0, 9999), st.integers(1, 255), st.sampled_from(["byte", "cut", "longer"]))
+def test_property_a_document_is_what_was_written_or_refused(tmp_path_factory, document, at, by, what):
+    path = tmp_path_factory.getbasetemp() / "document.json"
+    files.write_json(path, document)
+    assert files.read_json(path, "") == document
+    data = path.read_bytes()
+    place = at % len(data)
+    changed = {"byte": data[:place] + bytes([data[place] ^ by]) + data[place + 1 :], "cut": data[:place],
+               "longer": data + bytes([by])}[what]  # fmt: skip
+    path.write_bytes(changed)
+    try:
+        # What is between the values may differ: a blank for a blank, or the case of a digit of an escape.
+        assert files.read_json(path, "mend it") == document
+    except PdiffError as e:
+        assert "document.json: " in str(e) and str(e).endswith("; mend it")

@@ -1,5 +1,7 @@
 """docs/importing.md, command by command, on ten small made-up adapters; and what can be asked of such a run."""
 
+import copy
+import html
 import json
 import os
 import re
@@ -108,6 +110,19 @@ def test_the_report_says_what_the_results_say(home, results):
     }
     assert "0.875" in weights_page.render(results, [])
     assert "0.875" not in page
+
+
+def test_names_from_outside_are_escaped_and_drawn_as_they_are(results):
+    """Two dollars would be a formula to matplotlib, and this one an error."""
+    evil = "<script>alert(1)</script>\"'&$\\frac{$"
+    hostile = copy.deepcopy(results)
+    hostile["command"] = hostile["commit"] = hostile["target"]["name"] = hostile["config"]["zoo"]["dir"] = evil
+    for entry in hostile["weight_space"]["splits"].values():
+        for task in entry["per_task"]:
+            task["task"] = evil
+    text = weights_page.render(hostile, [weights_page.per_task(hostile)])
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text and "script-src 'none'" in html.unescape(text)
+    assert "<script" not in weights_page.per_task(hostile).svg and weights_page.markdown(hostile)
 
 
 def test_python_gives_the_same_and_refuses_what_needs_images(home, results):

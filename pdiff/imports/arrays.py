@@ -221,6 +221,9 @@ def _known_dtypes(header: dict) -> None:
 
 def _npz(path: Path, budget: Budget) -> Arrays:
     size, found = _size(path), {}
+    with open(path, "rb") as f:
+        if f.read(4) != b"PK\x03\x04":  # Python finds an archive behind anything; NumPy reads it as something else then
+            raise PdiffError("is damaged or no .npz: it does not begin as a zip archive")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -323,6 +326,11 @@ def _orbax(path: Path, budget: Budget) -> Arrays:
             dtype = array.dtype.numpy_dtype
             if str(dtype) not in ALLOWED:
                 raise PdiffError(f"{shown('/'.join(name))} is {dtype}; allowed: {', '.join(ALLOWED)}")
+            if "blosc" in json.dumps(array.spec().to_json().get("metadata", {})):
+                raise PdiffError(
+                    f"{shown('/'.join(name))} is compressed by blosc, of which a small file can unpack to gigabytes; "
+                    "allowed: zstd, as Orbax writes, gzip or nothing"
+                )
             chunk = array.chunk_layout.read_chunk.shape or array.shape  # which is read as a whole
             budget.take(max(math.prod(array.shape), math.prod(chunk)) * dtype.itemsize)
             found["/".join(name)] = np.asarray(array.read().result())

@@ -35,6 +35,7 @@ RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # names of tasks and leaves may have two dollars
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,

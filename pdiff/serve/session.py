@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-import math
+import sys
 import time
 from typing import Any
 
@@ -23,6 +23,7 @@ MOST_IMAGES = 400  # validation images that networks are scored on
 SHOWN = 30  # images in the grid
 MOST_MAPS = 4  # heat maps
 KEPT = 8  # requests whose networks can still be downloaded
+KEPT_BYTES = 1 << 30  # most that they take together, but for the last
 MOST_TASKS = 400  # names in the list of tasks
 FIELDS = {"prompt": str, "task": str, "factors": list, "num_samples": int, "seed": int, "force": bool}
 
@@ -132,7 +133,7 @@ class Session:
         facts = {"prompt": said, "seed": str(seed), "sampler": self._loaded.default_sampler}
         key = str(next(self._numbers))
         self._made[key] = Made(networks, own, facts)
-        while len(self._made) > KEPT:
+        while len(self._made) > KEPT or (len(self._made) > 1 and self._kept_bytes() > KEPT_BYTES):
             self._made.popitem(last=False)
         return {
             "id": key,
@@ -173,6 +174,9 @@ class Session:
         if not isinstance(key, str) or key not in self._made:
             raise PdiffError(f"id: got {str(key)[:20]!r}; allowed: one of the last {KEPT} requests; sample again")
         return self._made[key]
+
+    def _kept_bytes(self) -> int:
+        return sum(leaf.nbytes for made in self._made.values() for leaf in jax.tree.leaves(made.networks))
 
     def _describe(self, factors: list) -> str:
         family = self._family
@@ -252,4 +256,5 @@ def _check_fields(request: dict) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number that a float can hold, which JSON's whole numbers need not be."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -35,6 +35,8 @@ from pdiff.tasks.base import Family, Images, Task
 PARTS = ("train", "validation", "test")
 ENDINGS = (".png", ".jpg", ".jpeg")
 DESCRIPTION = "description.txt"
+MOST_PIXELS = 1 << 24  # of an image, which is looked at before any of them is unpacked
+MOST_TEXT = 1 << 16  # bytes of a description.txt
 WORDINGS = ("{}", "images of {}", "recognise {}", "a classifier for {}")
 HELD_OUT_WORDINGS = ("a recogniser of {}", "classifier for images of {}")  # of characters that are in the others
 
@@ -117,10 +119,16 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
     """The pixels of a grey (height, width) or RGB (height, width, 3) file.
 
     Raises:
-      PdiffError: it cannot be read, is truncated, has more than 8 bits, or is transparent.
+      PdiffError: it cannot be read, is truncated, enormous, no PNG or JPEG whatever its name is, has more than 8
+        bits, or is transparent.
     """
+    if not path.is_file():
+        raise PdiffError(f"{path}: no regular file; allowed: images")
     try:
-        with Image.open(path) as image:
+        # By its contents it could be any of Pillow's formats, of which some are programs for other programs.
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise PdiffError(f"{path}: of {image.width} x {image.height} pixels; allowed: at most {MOST_PIXELS:,}")
             if image.mode in ("1", "P") and not image.has_transparency_data:
                 image = image.convert("L" if image.mode == "1" else "RGB")
             if image.mode not in ("L", "RGB") or image.has_transparency_data:
@@ -261,6 +269,8 @@ def describe(task: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         words = " ".join(re.split("[_-]+", task.name)).strip() or task.name
         return tuple(w.format(words) for w in WORDINGS), tuple(w.format(words) for w in HELD_OUT_WORDINGS)
     try:
+        if not path.is_file() or path.stat().st_size > MOST_TEXT:
+            raise PdiffError(f"{path}: no regular file of at most {MOST_TEXT:,} bytes, which is allowed")
         lines = tuple(filter(None, (line.strip() for line in path.read_text(encoding="utf-8").splitlines())))
     except (OSError, UnicodeError) as e:
         raise PdiffError(f"{path}: unreadable: {e}; allowed: UTF-8 text") from e

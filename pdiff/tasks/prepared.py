@@ -4,7 +4,6 @@ A data set is found by its files alone, `data_dir/NAME[/CONFIG]/VERSION/features
 imported, so nothing can start a download. Only files of the array_record format can be read without TensorFlow.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pdiff import datasets
+from pdiff.datasets import FORMAT
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Images
 from pdiff.tasks.images import DataSet, labels, pixels
 
-FORMAT = "array_record"
 MOST_VALIDATION = 5000
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -65,13 +65,7 @@ def _command(name: str, data_dir: str) -> str:
 
 
 def _data_set(where: Path) -> DataSet:
-    written = json.loads((where / "dataset_info.json").read_text()).get("fileFormat")
-    if written != FORMAT:
-        raise PdiffError(
-            f"{where}: files of the format {written}; allowed: {FORMAT}, the one that can be read without TensorFlow; "
-            f"prepare it again with --file_format={FORMAT}"
-        )
-    builder = tfds.builder_from_directory(str(where))
+    builder = datasets.open_folder(where)
     image, label = _keys(builder, where)
     class_names = tuple(n.replace("_", " ").lower() for n in builder.info.features[label].names)
     for split in ("train", "test"):

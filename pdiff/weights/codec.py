@@ -50,7 +50,7 @@ def encode_stacked(
     spec: Spec, parts: PyTree[Float[np.ndarray, "nets ..."]]
 ) -> Float[np.ndarray, "nets tokens token_dim"]:
     """`encode_part` of stacked networks in NumPy; raises as it does, and where not all have the same number."""
-    return _encode(spec, parts, np, jax.tree.leaves(parts)[0].shape[:1])
+    return _encode(spec, parts, np, next(map(np.shape, jax.tree.leaves(parts)), ())[:1])
 
 
 def decode_part(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> PyTree:

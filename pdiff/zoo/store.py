@@ -23,7 +23,7 @@ from jaxtyping import Int, PyTree
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from pdiff import files, processes
+from pdiff import datasets, files, processes
 from pdiff.errors import PdiffError
 from pdiff.logs import log
 from pdiff.zoo import parts
@@ -203,7 +203,7 @@ def read(
 def read_verified(directory: Path, fingerprint: str, memory_mb: float) -> dict[str, Networks | StoredNetworks]:
     """As `read`, of a zoo whose files were checked a moment ago."""
     where = location(directory, fingerprint)
-    builder = tfds.builder_from_directory(str(where))
+    builder = datasets.open_folder(where)
     networks = {"base": base(directory, fingerprint)}
     for split in (s for s in NETWORK_SPLITS if s in builder.info.splits):
         stored = _stored(builder, split, memory_mb * 1e6)

@@ -102,6 +102,10 @@ def test_other_methods_and_paths_are_refused(ask, method, path, status):
         (b"", 400, "not JSON"),
         (b'{"prompt": "order a pizza"}', 400, "looks like none"),
         (b'{"__proto__": 1}', 400, "unknown field"),
+        (b'{"factors": [1' + b"0" * 400 + b"]}", 400, "allowed: 1 numbers"),
+        (b'{"factors": [1e999]}', 400, "allowed: 1 numbers"),
+        (b'{"task": "x", "seed": 1' + b"0" * 400 + b"}", 400, "allowed: 0 to 2147483647"),
+        (b'{"prompt": "digits \\ud800", "force": true}', 400, "no text in Unicode"),
         (b'{"prompt": "' + b"x" * 70000 + b'"}', 413, "at most 65536"),
     ],
 )

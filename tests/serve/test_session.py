@@ -105,6 +105,16 @@ def test_bad_requests_are_refused(session, request_, message):
         session.sample(request_)
 
 
+def test_large_networks_are_kept_for_fewer_requests(session, monkeypatch):
+    made = [session.sample({"prompt": PROMPT, "num_samples": 1, "seed": i})["id"] for i in range(2)]
+    one = sum(leaf.nbytes for leaf in jax.tree.leaves(session.made(made[1]).networks))
+    monkeypatch.setattr("pdiff.serve.session.KEPT_BYTES", 2 * one)
+    made.append(session.sample({"prompt": PROMPT, "num_samples": 1, "seed": 2})["id"])
+    with pytest.raises(PdiffError, match="sample again"):
+        session.made(made[0])
+    assert session.made(made[1]) and session.made(made[2])
+
+
 @pytest.mark.parametrize("pixels", [None, [0.0] * 63, [2.0] * 64, ["a"] * 64, [float("nan")] * 64, [True] * 64])
 def test_bad_drawings_are_refused(session, pixels):
     made = session.sample({"prompt": PROMPT, "num_samples": 1})

@@ -1,5 +1,7 @@
 """The folder family: files become tables without loss, splits are fixed and disjoint, mistakes are named."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -336,3 +338,29 @@ def test_damaged_images_of_a_user_are_named(digits_family, tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     with pytest.raises(PdiffError, match="a.png: unreadable or damaged"):
         folder.read_support(tmp_path, digits_family)
+
+
+def test_a_png_that_is_postscript_is_not_run(tmp_path, monkeypatch):
+    """Pillow tells formats by their contents, and has Ghostscript, another program, run what is PostScript."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(program)
+    with pytest.raises(PdiffError, match="a.png: unreadable or damaged"):
+        folder.read_image(tmp_path / "a.png")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_enormous_images_and_texts_are_refused_before_they_are_unpacked(tmp_path):
+    Image.fromarray(np.zeros((5000, 4000), np.uint8)).save(tmp_path / "a.png", compress_level=9)
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    with pytest.raises(PdiffError, match="a.png: of 4000 x 5000 pixels; allowed: at most 16,777,216"):
+        folder.read_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(PdiffError, match="b.png: no regular file"):
+        folder.read_image(tmp_path / "b.png")
+    (tmp_path / "description.txt").write_text("x" * 70_000)
+    with pytest.raises(PdiffError, match="description.txt: no regular file of at most 65,536 bytes"):
+        folder.describe(tmp_path)

@@ -199,7 +199,7 @@ def flip(path):
 
 
 DAMAGE = {
-    "tfrecord": (as_tfrecord, "format tfrecord; allowed: array_record"),
+    "tfrecord": (as_tfrecord, "format 'tfrecord'; allowed: array_record"),
     "truncated": (lambda where: shard(where).write_bytes(shard(where).read_bytes()[:5000]), "unreadable or damaged"),
     "missing": (lambda where: shard(where).unlink(), "damaged.*delete it and prepare it with `tfds build tiny"),
     "flipped": (lambda where: flip(shard(where)), "unreadable or damaged"),

@@ -1,5 +1,6 @@
 """decode(encode(x)) is x bit for bit, in every layout, under jit and under vmap."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import freeze
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pdiff.errors import PdiffError
 from pdiff.weights.codec import (
@@ -22,7 +25,7 @@ from pdiff.weights.codec import (
     take,
 )
 from pdiff.weights.layout import LAYOUTS
-from pdiff.weights.spec import flatten, make_spec
+from pdiff.weights.spec import EXACT_DTYPES, flatten, make_spec
 from tests.weights.trees import MLP, TREES
 
 
@@ -189,3 +192,127 @@ def test_stacks_that_do_not_fit_are_refused():
         encode_stacked(spec, stack)
     with pytest.raises(PdiffError, match="tokens have shape"):
         decode_stacked(spec, np.zeros((2, 1, 256), np.float32))
+    for nothing in ({}, {"params": {"Dense_0": 1.0}}):
+        with pytest.raises(PdiffError, match="'params/Dense_0"):
+            encode_stacked(spec, nothing)
+
+
+# --- properties, of trees that hypothesis makes up ---------------------------------------------------
+
+WIDER = ("float64", "int32", "uint32", "complex64")  # which float32 cannot hold
+keys = st.sampled_from(["kernel", "bias", "scale", "w", "a.b", "0", "é", "params"])
+shapes = st.lists(st.integers(0, 4), max_size=5).map(tuple).filter(lambda s: np.prod(s) <= 300)
+leaves = st.tuples(shapes, st.sampled_from([*EXACT_DTYPES, *EXACT_DTYPES, "float32", "float32", *WIDER]))
+structures = st.recursive(
+    st.builds(lambda leaf: ("leaf", *leaf), leaves),
+    lambda inner: st.dictionaries(keys, inner, max_size=4) | st.lists(inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def cases(draw):
+    """A tree of random bits, and the arguments of its spec: its width, layout and what is generated."""
+    structure, seed = draw(structures), draw(st.integers(0, 2**32 - 1))
+    random = np.random.default_rng(seed)
+
+    def filled(node):
+        if isinstance(node, dict):
+            return {k: filled(v) for k, v in node.items()}
+        if isinstance(node, list):
+            return [filled(v) for v in node]
+        _, shape, dtype = node
+        if dtype == "bool":
+            return random.random(shape) < 0.5
+        bits = random.integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8)
+        values = bits.view(dtype).reshape(shape)
+        # Any bits are a float32, the many NaN with their payloads too, which conversions between widths do not keep.
+        return values if dtype == "float32" else np.where(values == values, values, np.ones_like(values))
+
+    tree = filled(structure)
+    paths = [path for path, _ in flatten(tree)]
+    some = "|".join(map(re.escape, draw(st.lists(st.sampled_from(paths), unique=True)))) if paths else "nothing"
+    regex = draw(st.sampled_from([".*", some, ".*kernel", ".*(bias|scale)", "(?!.*w).*"]))
+    return tree, {"generate": regex, "layout": draw(st.sampled_from(LAYOUTS)), "token_dim": draw(st.integers(1, 70))}
+
+
+def spec_of(tree, arguments):
+    """Its spec; None where one is refused, after a look at whether it has to be."""
+    chosen = [leaf for path, leaf in flatten(tree) if re.fullmatch(arguments["generate"], path)]
+    try:
+        return make_spec(tree, **arguments)
+    except PdiffError as e:
+        assert not sum(leaf.size for leaf in chosen) or any(str(leaf.dtype) in WIDER for leaf in chosen), e
+        assert "\n" not in str(e) and "target.generate" in str(e)
+
+
+@given(cases())
+def test_property_any_tree_comes_back_bit_for_bit(case):
+    tree, arguments = case
+    spec = spec_of(tree, arguments)
+    if spec is None:
+        return
+    flat = select(spec, tree)
+    stack = {path: np.stack([leaf, np.zeros_like(leaf)]) for path, leaf in flat.items()}
+    tokens = encode_stacked(spec, stack)
+    assert tokens.shape == (2, spec.num_tokens, spec.token_dim) and tokens.dtype == np.float32
+    assert not tokens[:, ~spec.mask].view(np.uint32).any() and not tokens[1].any()
+    assert_same_bits(encode_stacked(spec, {p: v[:1] for p, v in stack.items()}), tokens[:1])
+    tokens[:, ~spec.mask] = np.nan  # padding is not read
+    back = dict(flatten(decode_stacked(spec, tokens)))
+    assert_same_bits(back, stack)
+    rest = None if all(spec.generated) else wreck(spec, tree)
+    assert_same_bits(merge(spec, {path: leaf[0] for path, leaf in back.items()}, rest), tree)
+
+
+@given(cases())
+def test_property_a_spec_is_a_function_of_shapes_alone(case):
+    tree, arguments = case
+    spec = spec_of(tree, arguments)
+    if spec is None:
+        return
+    shapes_of = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    described = [(leaf.path, leaf.shape, leaf.dtype) for leaf in spec.all_leaves]
+    assert described == [(path, leaf.shape, str(leaf.dtype)) for path, leaf in flatten(tree)]
+    same = make_spec(jax.tree.map(np.zeros_like, tree), **arguments)
+    assert spec == same and hash(spec) == hash(same)
+    if not any(str(leaf.dtype) in ("float64",) for leaf in jax.tree.leaves(tree)):  # which JAX has only where asked to
+        assert make_spec(shapes_of, **arguments) == spec
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_property_another_tree_is_refused_by_the_name_of_its_leaf(case, random):
+    tree, arguments = case
+    spec = spec_of(tree, arguments)
+    if spec is None:
+        return
+    flat = select(spec, tree)
+    path = random.choice(sorted(flat))
+    value = flat[path]
+    changes = [
+        {**flat, path: np.zeros((*value.shape, 2), value.dtype)},
+        {**flat, path: np.zeros(value.shape, np.float64)},
+        {**flat, path: np.zeros(value.shape, np.int16 if value.dtype != np.int16 else np.int8)},
+        {p: v for p, v in flat.items() if p != path},
+    ]
+    for changed in changes:
+        with pytest.raises(PdiffError, match=re.escape(repr(path))) as error:
+            encode_stacked(spec, {p: v[None] for p, v in changed.items()})
+        assert "\n" not in str(error.value)
+    with pytest.raises(PdiffError, match="'z z' is not generated"):
+        encode_stacked(spec, {p: v[None] for p, v in {**flat, "z z": value}.items()})
+    with pytest.raises(PdiffError, match="tokens have shape"):
+        decode_stacked(spec, np.zeros((1, spec.num_tokens + 1, spec.token_dim), np.float32))
+
+
+@settings(max_examples=15)  # JAX compiles for every new shape
+@given(cases())
+def test_property_devices_encode_as_numpy_does(case):
+    tree, arguments = case
+    spec = spec_of(tree, arguments)
+    if spec is None:
+        return
+    flat = {path: np.where(leaf == leaf, leaf, np.ones_like(leaf)) for path, leaf in select(spec, tree).items()}
+    tokens = encode_part(spec, flat)
+    assert_same_bits(np.asarray(tokens), encode_stacked(spec, {p: v[None] for p, v in flat.items()})[0])
+    assert_same_bits(dict(flatten(decode_part(spec, tokens))), flat)

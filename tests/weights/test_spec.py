@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdiff.errors import PdiffError
@@ -66,7 +66,6 @@ shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 modules = st.dictionaries(st.sampled_from(["kernel", "bias", "scale", "w"]), shapes, min_size=1)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcd"), modules, min_size=1),
     st.sampled_from(LAYOUTS),

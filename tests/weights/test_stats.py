@@ -104,7 +104,7 @@ def test_float64_accumulation_in_blocks(monkeypatch):
     np.testing.assert_allclose(np.asarray(parts.scale)[SPEC.mask], exact[SPEC.mask], rtol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 30), st.sampled_from(SCALES), st.floats(-8, 8))
 def test_scale_follows_the_data(seed, n, scale, exponent):
     """fit(2^k x) is 2^k fit(x) exactly, so normalised data do not depend on the weights' units."""
