@@ -1,5 +1,6 @@
 """How a command ends when it cannot go on: one line on stderr, and an exit code."""
 
+import errno
 import sys
 import traceback
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from pdiff import processes
 from pdiff.errors import Faults, PdiffError, printable
 from pdiff.stopping import Interrupted
+
+ROOM, LEAVE = "make room and run the same command again", "mend the permissions and run the same command again"
+MEND = {errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EACCES: LEAVE, errno.EPERM: LEAVE, errno.EROFS: LEAVE}
 
 
 @contextmanager
@@ -27,10 +31,11 @@ def said():
     except KeyboardInterrupt:
         _leave("stopped at once; what was finished before is kept", 130)
     except OSError as e:
-        _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept", 1)
+        mend = MEND.get(e.errno, "run the same command again to go on")
+        _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept; {mend}", 1)
     except Exception as e:
         if "No space left on device" in str(e):  # what Orbax and array_record raise is no OSError
-            _leave("No space left on device; what was finished is kept; make room and run the same command again", 1)
+            _leave(f"No space left on device; what was finished is kept; {MEND[errno.ENOSPC]}", 1)
         processes.await_verdict(e)
         if processes.count() == 1:
             raise
