@@ -221,6 +221,8 @@ def faults(directory: Path, digests: dict[str, str]) -> dict[str, str]:
         path = Path(directory) / name
         if not path.is_file():
             found[name] = f"{path}: missing, but in the manifest"
+        elif path.is_symlink():
+            found[name] = f"{path}: a link; allowed: the file itself"
         elif sha256(path) != digest:
             found[name] = f"{path}: damaged, its {DIGEST} is not the one in the manifest"
     return found

@@ -85,6 +85,13 @@ def test_whatever_is_changed_is_named(folder, name, what):
         verify(folder)
 
 
+def test_a_link_in_the_place_of_a_file_is_named(folder, tmp_path):
+    (folder / "a.bin").rename(tmp_path / "elsewhere")
+    (folder / "a.bin").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PdiffError, match="a.bin: a link; allowed: the file itself; mend it"):
+        verify(folder)
+
+
 def test_what_is_added_or_swapped_is_named(folder):
     (folder / "new").write_bytes(b"")
     with pytest.raises(PdiffError, match="new: not in the manifest"):

@@ -64,7 +64,12 @@ def load(workdir: Path) -> Facts | None:
       PdiffError: they are damaged.
     """
     path = Path(workdir) / IMPORTED / FACTS
-    return Facts(**files.read_json(path, REMEDY)) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Facts(**files.read_json(path, REMEDY))
+    except TypeError as e:
+        raise PdiffError(f"{path}: holds other fields than an import of this pdiff writes; {REMEDY}") from e
 
 
 def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target]:
