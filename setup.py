@@ -20,7 +20,7 @@ setup(
     },
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
-        "flax>=0.12,<0.13",
+        "flax>=0.12.2,<0.13",  # 0.12.1 cannot rematerialise under JAX 0.10
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "ml-collections>=1.1,<2",
