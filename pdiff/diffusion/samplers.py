@@ -33,7 +33,7 @@ def noise_levels(path: Path, num_steps: int, rho: float, end: float | None = Non
     `end` is sigma_min by default. Since every sampler takes D at the last level, a higher one draws from a narrower
     distribution: what is still undecided there is replaced by its mean.
     """
-    ramp = np.linspace(0, 1, num_steps) if num_steps > 1 else np.zeros(1)
+    ramp = np.linspace(0, 1, num_steps)
     high, low = path.sigma_max ** (1 / rho), max(end or 0.0, path.sigma_min) ** (1 / rho)
     # By NumPy: a handful of numbers, for which JAX would compile as many programs.
     return jnp.asarray(np.append((high + ramp * (low - high)) ** rho, 0.0))
@@ -89,8 +89,8 @@ def dpmpp_2m(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys:
         s, s_next = levels[i], levels[i + 1]
         denoised = denoise(z, _batch(s, z))
         h = lam[i + 1] - lam[i]
-        ratio = jnp.where(i > 0, h / (2 * (lam[i] - lam[jnp.maximum(i - 1, 0)])), 0.0)  # first step: first order
-        ratio = jnp.where(i > 0, ratio, 0.0)
+        # The first step is of first order: it has no previous D, and lam[-1] only keeps the quotient finite.
+        ratio = jnp.where(i > 0, h / (2 * (lam[i] - lam[i - 1])), 0.0)
         d = (1 + ratio) * denoised - ratio * previous
         return ((s_next / s) * z - jnp.expm1(-h) * d, denoised), None
 

@@ -1,14 +1,12 @@
-"""Preconditioning, guidance and losses against their definitions."""
+"""Preconditioning and guidance against their definitions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff.diffusion import losses
 from pdiff.diffusion.denoiser import loss_weight, precondition, score
 from pdiff.diffusion.guidance import guided
-from pdiff.diffusion.sde import VE
 
 SIGMAS = jnp.array([1e-3, 0.1, 1.0, 10.0, 80.0])
 
@@ -76,27 +74,3 @@ def test_guidance_extrapolates_from_null_to_condition(scale):
     made = guided(denoise, jnp.array([2.0, 3.0]), jnp.array([1.0, 1.0]), scale)(jnp.zeros((2, 4)), jnp.ones(2))
     np.testing.assert_allclose(made[:, 0], [1 + scale * 1, 1 + scale * 2])
     assert calls == ([2] if scale == 1 else [4])  # one call either way
-
-
-def test_denoising_loss_counts_what_varies_only():
-    denoised, x0 = jnp.zeros((2, 3, 4)), jnp.full((2, 3, 4), 2.0)
-    varying = jnp.zeros((3, 4), bool).at[0, :3].set(True)
-    dirty = x0.at[:, 1:].set(1e6)
-    sigma = jnp.array([1.0, 0.5])
-    np.testing.assert_allclose(losses.denoising_loss(denoised, dirty, sigma, varying), [4 * 2, 4 * 5])
-
-
-def test_a_share_of_training_noise_is_at_the_top():
-    keys = jax.random.split(jax.random.key(0), 5000)
-    path = VE(0.02, 80.0, p_mean=0.0, p_std=1.0)
-    s = losses.training_noise_ratios(path, keys, 80.0, 0.25)
-    assert float((s == 80).mean()) == pytest.approx(0.25, abs=0.02)
-    assert (losses.training_noise_ratios(path, keys, 80.0, 0.0) < 80).all()
-
-
-def test_functional_loss_is_the_networks_cross_entropy():
-    networks = {"w": jnp.stack([jnp.zeros((2, 3)), jnp.array([[9.0, 0, 0], [0, 9, 0]])])}
-    x = jnp.broadcast_to(jnp.eye(2), (2, 2, 2))
-    y = jnp.array([[0, 1], [0, 1]])
-    loss = losses.functional_loss(networks, lambda p, x: x @ p["w"], x, y)
-    np.testing.assert_allclose(loss, [np.log(3), np.log(1 + 2 * np.exp(-9.0))], rtol=2e-3)

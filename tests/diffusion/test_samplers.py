@@ -64,10 +64,9 @@ def test_order_of_convergence(name, order, path):
 
 @pytest.mark.parametrize("name, path", [*(("euler_maruyama", p) for p in PATHS), ("ancestral", PATHS[0])])
 def test_stochastic_samplers_have_the_right_distribution(name, path):
-    _, _, out = run(name, path, 300, count=4000)
+    noise, _, out = run(name, path, 300, count=1000)
     assert out.mean() == pytest.approx(MU, abs=0.02)
     assert out.std() == pytest.approx(C, rel=0.04)
-    noise = jax.random.normal(jax.random.key(1), (4000, *SHAPE[1:]))
     # Noise that is added on the way makes the end nearly independent of the start, unlike the ODE's.
     assert abs(np.corrcoef(np.ravel(out), np.ravel(noise))[0, 1]) < 0.9
 
@@ -75,7 +74,7 @@ def test_stochastic_samplers_have_the_right_distribution(name, path):
 def test_euler_maruyama_converges_weakly():
     # The start is N(0, HIGH^2), not N(MU, C^2 + HIGH^2), so the errors are measured against a fine grid.
     def moments(steps):
-        out = run("euler_maruyama", PATHS[0], steps, count=4000)[2]
+        out = run("euler_maruyama", PATHS[0], steps, count=1000)[2]
         return float(out.std())
 
     coarse, middle, fine = (abs(moments(n) - C) for n in (8, 32, 256))
@@ -149,6 +148,16 @@ def test_noise_levels(rho):
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
 
 
+def test_few_noise_levels():
+    np.testing.assert_allclose(samplers.noise_levels(PATHS[0], 1, 7.0), [HIGH, 0])
+    np.testing.assert_allclose(samplers.noise_levels(PATHS[0], 2, 7.0), [HIGH, LOW, 0])
+
+
+def test_no_noise_level_is_below_the_paths_lowest():
+    for end in (LOW / 10, 0.0, None):
+        np.testing.assert_allclose(samplers.noise_levels(PATHS[0], 3, 7.0, end)[-2:], [LOW, 0])
+
+
 def test_a_higher_last_level_draws_a_narrower_distribution():
     path, widths = PATHS[0], []
     for end in (LOW, C, 4 * C):
@@ -161,6 +170,70 @@ def test_a_higher_last_level_draws_a_narrower_distribution():
     np.testing.assert_allclose(widths, expected, rtol=0.03)
 
 
+def record(draw, *args):
+    """(result of draw(denoise, *args), levels of the calls, their z) for data that are all MU, where D is MU."""
+    calls = []
+
+    def always_mu(z, sigma):
+        jax.debug.callback(lambda z, sigma: calls.append((z, sigma)), z, sigma, ordered=True)
+        return jnp.full_like(z, MU)
+
+    out = jax.jit(lambda *args: draw(always_mu, *args))(*args)
+    jax.effects_barrier()
+    z, sigma = map(np.stack, zip(*calls, strict=True))
+    assert (sigma == sigma[:, :1]).all()
+    return out, sigma[:, 0], z
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
+def test_the_way_to_a_single_point_is_a_straight_line(name):
+    """The ODE's solution MU + (z(s_max) - MU) s / s_max is met exactly, at the levels asked for and no others."""
+    levels, noise = np.array([10.0, 4.0, 1.0, 0.1, 0.0]), jax.random.normal(jax.random.key(1), (5, 1, 2))
+    draw = samplers.get_sampler(name)
+    out, called, z = record(lambda denoise, n: draw(denoise, PATHS[0], n, jnp.asarray(levels), None), noise)
+    expected = [10, 4, 4, 1, 1, 0.1, 0.1] if name == "heun" else levels[:-1]  # Heun's: two calls a step but the last
+    np.testing.assert_allclose(called, expected)
+    np.testing.assert_allclose(z, MU + (10 * noise - MU) * called[:, None, None, None] / 10, rtol=1e-9)
+    np.testing.assert_allclose(out, MU)
+
+
+@pytest.mark.parametrize("name, path", [*(("euler_maruyama", p) for p in PATHS), ("ancestral", PATHS[0])])
+def test_the_noise_on_the_way_to_a_single_point_is_the_levels_own(name, path):
+    """Ancestral steps draw from the very conditional distribution, for any levels; Euler's need close ones."""
+    levels = jnp.append(jnp.geomspace(10.0, 0.1, 5 if name == "ancestral" else 100), 0.0)
+    noise, draw = jax.random.normal(jax.random.key(1), (3000, 1, 1)), samplers.get_sampler(name)
+    out, called, z = record(lambda denoise, n, k: draw(denoise, path, n, levels, k), noise, keys(3000))
+    np.testing.assert_allclose(called, levels[:-1], rtol=1e-6)
+    np.testing.assert_allclose(z[0], 10 * noise)
+    error = (z - MU)[..., 0, 0] / np.asarray(levels)[:-1, None]
+    np.testing.assert_allclose(error.std(1), 1, atol=0.1)
+    np.testing.assert_allclose(error.mean(1)[-1], 0, atol=0.1)
+    np.testing.assert_allclose(out, MU)
+
+
+def test_dpmpp_2m_is_algorithm_2():
+    """Lu et al. 2022, Algorithm 2, written out with alpha = 1; the first step is of first order."""
+    sigma, z = np.array([10.0, 6.0, 2.0, 0.5, 0.1]), np.full((1, 1, 1), 7.0)
+    lam, found = -np.log(sigma), [None] * 4
+    for i in range(4):
+        found[i] = np.asarray(denoise(z, sigma[i : i + 1]))
+        h, d = lam[i + 1] - lam[i], found[i]
+        if i > 0:
+            r = (lam[i] - lam[i - 1]) / h
+            d = (1 + 1 / (2 * r)) * found[i] - 1 / (2 * r) * found[i - 1]
+        z = sigma[i + 1] / sigma[i] * z - (np.exp(-h) - 1) * d
+    expected = denoise(z, sigma[-1:])
+    out = samplers.dpmpp_2m(denoise, PATHS[0], jnp.full((1, 1, 1), 0.7), jnp.append(sigma, 0.0), None)
+    np.testing.assert_allclose(out, expected, rtol=1e-9)
+
+
+def test_inversion_goes_straight_up_from_a_single_point():
+    levels, x0 = jnp.array([10.0, 4.0, 1.0, 0.1, 0.0]), jax.random.normal(jax.random.key(1), (5, 1, 2))
+    out, called, _ = record(samplers.ddim_inversion, x0, levels)
+    np.testing.assert_allclose(called, [0.1, 1, 4])
+    np.testing.assert_allclose(10 * out, MU + (x0 - MU) * 10 / 0.1)
+
+
 def test_inversion_finds_the_noise():
     levels = samplers.noise_levels(PATHS[0], 2000, 7.0)
     noise = jax.random.normal(jax.random.key(1), SHAPE)
@@ -169,5 +242,6 @@ def test_inversion_finds_the_noise():
 
 
 def test_unknown_sampler_lists_the_known_ones():
-    with pytest.raises(PdiffError, match="heun, posterior_mean"):
+    known = ", ".join(samplers.SAMPLERS)
+    with pytest.raises(PdiffError, match=f"^sampler: got 'huen'; allowed: {known}$"):
         samplers.get_sampler("huen")

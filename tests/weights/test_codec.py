@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pdiff.errors import PdiffError
 from pdiff.weights.codec import (
+    complete,
     decode,
     decode_flat,
     decode_part,
@@ -316,3 +317,70 @@ def test_property_devices_encode_as_numpy_does(case):
     tokens = encode_part(spec, flat)
     assert_same_bits(np.asarray(tokens), encode_stacked(spec, {p: v[None] for p, v in flat.items()})[0])
     assert_same_bits(dict(flatten(decode_part(spec, tokens))), flat)
+
+
+# Found missing by mutation testing: messages word for word, and what the base is read for.
+
+
+def test_messages_name_the_leaf_what_it_is_and_what_is_allowed():
+    tree, regex, token_dim = TREES["subset"]
+    spec = make_spec(tree, generate=regex, token_dim=token_dim)
+    tokens, part = encode(spec, tree), select(spec, tree)
+    kernel = part["head/kernel"]
+    number = tree | {"head": tree["head"] | {"bias": 3.0}}
+    wide = {"head": {"bias": kernel, "kernel": kernel}}
+    for call, message in [
+        (lambda: decode(spec, tokens),
+         "leaf 'base/bias' is not generated (5 such leaves): give `rest`, the whole tree that supplies them"),
+        (lambda: merge(spec, part | {"head/other": kernel}, tree), "leaf 'head/other' is not generated"),
+        (lambda: merge(spec, part | {"head/bias": kernel}, tree),
+         "leaf 'head/bias' of flat has shape (4, 3), the spec has (3,)"),
+        (lambda: encode_part(spec, wide), "leaf 'head/bias' of flat has shape (4, 3), the spec has (3,)"),
+        (lambda: encode_part(spec, {"head": {"kernel": kernel}}), "leaf 'head/bias' is missing"),
+        (lambda: merge(spec, part | {"head/kernel": kernel.astype(np.float16)}, tree),
+         "leaf 'head/kernel' of flat is float16, the spec has float32"),
+        (lambda: take(spec, number), "leaf 'head/bias' of params has shape (), the spec has (3,)"),
+        (lambda: select(spec, {"base": tree["base"]}),
+         "params is not the tree that the spec describes: leaf 'head/bias' is missing"),
+        (lambda: decode(spec, tokens, tree | {"more": kernel}),
+         "rest is not the tree that the spec describes: leaf 'more' is not in the spec"),
+        (lambda: decode(spec, tokens[:1]),
+         f"tokens have shape (1, 4), the spec has {(spec.num_tokens, 4)}; use jax.vmap for a batch"),
+    ]:  # fmt: skip
+        with pytest.raises(PdiffError) as error:
+            call()
+        assert str(error.value) == message
+
+
+def test_a_python_number_is_no_leaf_of_an_array_type():
+    spec = make_spec({"a": np.float32(1)}, token_dim=1)
+    with pytest.raises(PdiffError, match="^leaf 'a' of params is float, the spec has float32$"):
+        encode(spec, {"a": 1.0})
+
+
+def test_rest_may_have_other_dtypes_where_it_is_not_read():
+    """Even of generated leaves, which are not read from it."""
+    tree, regex, token_dim = TREES["subset"]
+    spec = make_spec(tree, generate=regex, token_dim=token_dim)
+    halves = jax.tree.map(lambda leaf: leaf.astype(np.float16), tree)
+    out = decode(spec, encode(spec, tree), halves)
+    assert out["base"]["kernel"] is halves["base"]["kernel"]
+    assert_same_bits(out["head"]["kernel"], tree["head"]["kernel"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_a_narrow_float_are_infinite_without_a_warning():
+    spec = make_spec({"a": np.zeros(3, np.float16)}, token_dim=3)
+    tokens = np.array([[[1e6, -1e6, 1.0]]], np.float32)
+    assert decode_stacked(spec, tokens)["a"].tolist() == [[np.inf, -np.inf, 1.0]]
+
+
+def test_parts_completed_by_a_base_are_the_tree():
+    tree, regex, token_dim = TREES["subset"]
+    spec = make_spec(tree, generate=regex, token_dim=token_dim)
+    part = decode_part(spec, encode_part(spec, take(spec, tree)))
+    assert_same_bits(complete(spec, part, wreck(spec, tree)), tree)
+    with pytest.raises(PdiffError, match="give `rest`"):
+        complete(spec, part)
+    whole = make_spec(MLP)
+    assert_same_bits(complete(whole, take(whole, MLP)), MLP)
