@@ -13,12 +13,12 @@ from tests.faults.scenario import Ground
 KINDS = ("permission", "clock", "late")
 
 
-def hinder(ground: Ground, seed: str, kind: str, scenario: str = "") -> Outcome:
+def hinder(ground: Ground, seed: str, kind: str, scenario: str = "", stage: str = "") -> Outcome:
     """One run that is hindered from a random stage on. A missing permission has to be said, the rest to be borne."""
     draw = random.Random(seed)
     chosen = ground.scenarios[scenario or draw.choice(sorted(ground.scenarios))]
     stages = ["zoo", *(s for n, s in ground.copies if n == chosen.name)]
-    stage, name = draw.choice(stages), f"{kind}_{seed}"
+    stage, name = stage or draw.choice(stages), f"{kind}_{seed}"
     workdir, out = ground.place(chosen, name, stage), ground.folder / "said" / f"{name}.txt"
     workdir.mkdir(exist_ok=True)
     done = Outcome(kind, f"{chosen.name} before {stage}", seed, "identical")
@@ -54,7 +54,8 @@ def _forbidden(ground: Ground, chosen, workdir: Path, out: Path, name: str, done
     path.chmod(mode)
     ended = children.run(ground.args(chosen, workdir), out, privileged=False)
     done.seconds = ended.seconds
-    path.exists() and path.chmod(before)
+    if path.exists():
+        path.chmod(before)
     if ended.traceback:
         return done.fail("traceback", ended, workdir)
     if ended.code and not ended.plain_error:

@@ -128,6 +128,18 @@ def _main(args: list[str], out: str, settings: dict | None, privileged: bool) ->
     app.run(main.main, flags_parser=config_lib.parse_flags)
 
 
+def can_obey_modes() -> bool:
+    """Whether a child started without privileges minds files' modes: as anyone but root, or by giving up root's."""
+    pid = os.fork()
+    if not pid:
+        try:
+            _obey_modes()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def _obey_modes() -> None:
     """Gives up what lets root read and write in spite of a file's mode."""
 

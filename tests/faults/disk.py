@@ -43,12 +43,12 @@ def mounted(where: Path, size: int):
         _quietly("umount", "-l", str(where))
 
 
-def full(ground: Ground, seed: str, scenario: str = "", mount: bool = True) -> Outcome:
-    """One full disk."""
+def full(ground: Ground, seed: str, scenario: str = "", stage: str = "", mount: bool = True) -> Outcome:
+    """One disk that fills up some time after `stage` began."""
     draw = random.Random(seed)
     chosen = ground.scenarios[scenario or draw.choice(sorted(ground.scenarios))]
     stages = ["zoo", *(s for n, s in ground.copies if n == chosen.name)]
-    stage, name = draw.choice(stages), f"full_{seed}"
+    stage, name = stage or draw.choice(stages), f"full_{seed}"
     done = Outcome("disk full", f"{chosen.name} before {stage}", seed, "refused")
     if not mount:
         workdir = ground.place(chosen, name, stage)

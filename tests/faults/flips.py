@@ -97,10 +97,10 @@ def flip(ground: Ground, readers: Readers, seed: str, scenario: str = "", fresh:
     return done
 
 
-def unfinished(ground: Ground, seed: str, scenario: str = "run") -> Outcome:
+def unfinished(ground: Ground, seed: str, scenario: str = "run", stage: str = "") -> Outcome:
     """One damaged file of a run that was stopped; the same command goes on, and ends as if nothing had been."""
     draw = random.Random(seed)
-    chosen, stage = ground.scenarios[scenario], draw.choice(("training", "evaluation", "report"))
+    chosen, stage = ground.scenarios[scenario], stage or draw.choice(("training", "evaluation", "report"))
     name = f"unfinished_{seed}"
     workdir, out = ground.place(chosen, name, stage), ground.folder / "said" / f"unfinished_{seed}.txt"
     kind, damaged = damage(workdir, draw)
