@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-NOT_THE_END = ("created", "commit", "command", "timing", "sha256", "seconds")  # fields of JSON, wherever they stand
+# Fields of JSON, wherever they stand.
+NOT_THE_END = ("created", "commit", "command", "timing", "sha256", "seconds")
 WHOLE = ("zoo", "generator", "imported", "config.json", "plots", "rivals")  # compared byte by byte
 TIMED = ("facts.json", "results.json", "closeup.json")  # JSON with some of the above
 # The numbers on the pages are those of results.json, which is compared; of the pages all else is.
-NUMBER = re.compile(rb"\d[\d.,]*( min \d+ s)?")
+NUMBER = re.compile(rb"\d[\d.,]*( min \d+)?")
 
 
 def ends(workdir: Path) -> dict[str, str]:

@@ -71,11 +71,13 @@ def flip(ground: Ground, readers: Readers, seed: str, scenario: str = "", fresh:
     shutil.copytree(ground.reference(chosen.name), workdir)
     kind, damaged = damage(workdir, draw)
     done = Outcome(f"damage: {kind}", f"{chosen.name}, {' and '.join(damaged)}", seed, "detected")
-    config = chosen.args[0].split("=", 1)[1]
+    config, as_damaged = chosen.args[0].split("=", 1)[1], _digest_of_all(workdir)
     if fresh:
         ended = children.fresh([f"--workdir={workdir}", "--mode=check"], ground.compiled)
     else:
         ended = readers("check", config, workdir)
+    if _digest_of_all(workdir) != as_damaged:
+        return done.fail("different", ended, workdir, "--mode=check changed a file")
     harmless = all(d.split("/")[0] in HARMLESS for d in damaged)
     if ended.traceback:
         return done.fail("traceback", ended, workdir)
@@ -85,7 +87,7 @@ def flip(ground: Ground, readers: Readers, seed: str, scenario: str = "", fresh:
         done.verdict = "harmless"
     elif not ended.plain_error:
         return done.fail("traceback", ended, workdir)
-    elif not any(d in ended.error for d in damaged):
+    elif not _named(kind, damaged, ended.error, workdir):
         return done.fail("unnamed", ended, workdir)
     reader = draw.choice(READERS)
     verdict, why = _read(ground, readers, chosen, reader, workdir)
@@ -118,10 +120,17 @@ def unfinished(ground: Ground, seed: str, scenario: str = "run", stage: str = ""
         return done.fail("traceback", ended, workdir)
     else:
         done.verdict = "refused"
-        if not any(d in ended.error for d in damaged):
+        if not _named(kind, damaged, ended.error, workdir):
             return done.fail("unnamed", ended, workdir)
     clean(ground, workdir, name)
     return done
+
+
+def _named(kind: str, damaged: list[str], error: str, workdir: Path) -> bool:
+    """Whether a message names what is damaged. Without its manifest a folder is unfinished, and it is what is named."""
+    if kind == "deleted" and damaged[0].endswith("manifest.json"):
+        return str(workdir) in error
+    return any(name in error for name in damaged)
 
 
 def damage(workdir: Path, draw: random.Random) -> tuple[str, list[str]]:
@@ -159,15 +168,18 @@ def damage(workdir: Path, draw: random.Random) -> tuple[str, list[str]]:
 
 def _read(ground: Ground, readers: Readers, chosen: Scenario, reader: str, workdir: Path) -> tuple[str, str]:
     """What a reader makes of a damaged workdir."""
-    config = chosen.args[0].split("=", 1)[1]
+    config, before = chosen.args[0].split("=", 1)[1], _digest_of_all(workdir)
     if reader == "sample":
         out = workdir.with_name(f"{workdir.name}.npz")
         ended = readers("sample", config, workdir, prompt=PROMPTS[chosen.name], out=str(out))
         made = hashlib.sha256(out.read_bytes()).hexdigest() if out.exists() else ""
-        out.unlink(missing_ok=True)
+        for path in out.parent.glob(f"{out.name}*"):  # its digest too
+            path.unlink()
     else:
         ended = readers(reader, config, workdir)
     last = f"exit {ended.code}: " + " | ".join(ended.said.strip().splitlines()[-3:])[-400:]
+    if reader == "sample" and _digest_of_all(workdir) != before:
+        return "different", "it changed a file"
     if ended.traceback:
         return "traceback", last
     if ended.code:
@@ -183,6 +195,14 @@ def _read(ground: Ground, readers: Readers, chosen: Scenario, reader: str, workd
     return ("silent", f"{', '.join(wrong[:4])} differ") if wrong else ("healed", "")
 
 
+def _digest_of_all(workdir: Path) -> str:
+    """Of every file's name and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
+        digest.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _sampled(ground: Ground, readers: Readers, chosen: Scenario, config: str) -> str:
     """The digest of what the undamaged run samples."""
     kept = ground.folder / "said" / f"{chosen.name}.sampled"
@@ -192,7 +212,8 @@ def _sampled(ground: Ground, readers: Readers, chosen: Scenario, config: str) ->
         if ended.code:
             raise RuntimeError(f"{chosen.name}: cannot be sampled from undamaged: {ended.said}")
         kept.write_text(hashlib.sha256(out.read_bytes()).hexdigest())
-        out.unlink()
+        for path in out.parent.glob(f"{out.name}*"):
+            path.unlink()
     return kept.read_text()
 
 

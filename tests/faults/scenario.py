@@ -9,6 +9,8 @@ import json
 import shutil
 from pathlib import Path
 
+from pdiff import health
+from pdiff.errors import PdiffError
 from tests.faults import children
 from tests.faults.ends import differences, ends
 from tests.imports import zoos
@@ -109,9 +111,14 @@ class Ground:
         return children.run(self.args(scenario, workdir), out)
 
     def different(self, scenario: Scenario, workdir: Path) -> list[str]:
-        """What a workdir ends with and its reference does not, or the other way round."""
+        """What a workdir ends with and its reference does not, or the other way round, and what `check` finds in it."""
         try:
+            if scenario.name != "import":  # which is no finished run
+                for _ in health.workdir(workdir):
+                    pass
             found = ends(workdir)
+        except PdiffError as e:
+            return [f"--mode=check: {e}"]
         except Exception as e:  # whatever a reader says of a damaged file, it is not the reference's end
             return [f"unreadable: {type(e).__name__}: {e}"]
         return differences(self.ends[scenario.name], found)
