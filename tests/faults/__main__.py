@@ -22,7 +22,7 @@ from tests.faults import access, disk, flips, kills, starts
 from tests.faults.outcome import Outcome, failures, table
 from tests.faults.scenario import Ground
 
-FRESH = 25  # of so many damaged files, one is looked at by the real command
+FRESH = 25  # of so many kills, and of so many damaged files, one is met by `python -m pdiff.main` in a new process
 MIXED = ("kill", "kill", "kill", "power", "flip", "flip", "flip", "flip", "unfinished", "full", "start", *access.KINDS)
 
 
@@ -44,9 +44,9 @@ class Campaign:
         ground = self.ground
         hinder = {k: (lambda seed, k=k: access.hinder(ground, seed, k)) for k in access.KINDS}
         return hinder | {
-            "kill": lambda seed: kills.kill(ground, seed),
+            "kill": lambda seed: kills.kill_fresh(ground, seed) if _fresh(seed) else kills.kill(ground, seed),
             "power": lambda seed: kills.kill(ground, seed, cut=True),
-            "flip": lambda seed: flips.flip(ground, self._readers(), seed, fresh=int(seed.split(".")[1]) % FRESH == 1),
+            "flip": lambda seed: flips.flip(ground, self._readers(), seed, fresh=_fresh(seed)),
             "unfinished": lambda seed: flips.unfinished(ground, seed),
             "full": lambda seed: disk.full(ground, seed, mount=self._mounts),
             "start": lambda seed: starts.start(ground, seed),
@@ -58,6 +58,10 @@ class Campaign:
             out = self.ground.folder / "said" / f"readers_{threading.get_ident()}.txt"
             self._local.readers = flips.Readers(out)
         return self._local.readers
+
+
+def _fresh(seed: str) -> bool:
+    return int(seed.split(".")[1]) % FRESH == FRESH // 2
 
 
 def names(asked: dict[str, int], seed: int, soak: bool) -> Iterator[str]:

@@ -72,13 +72,6 @@ class Child:
         self._process = _SERVER.Process(target=_main, args=(args, str(out), settings, privileged), daemon=True)
         self._process.start()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
     def wait(self) -> Ended:
         self._process.join(LIMIT_S)
         if self._process.is_alive():

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 NOT_THE_END = ("created", "commit", "command", "timing", "sha256", "seconds")
 WHOLE = ("zoo", "generator", "imported", "config.json", "plots", "rivals")  # compared byte by byte
 TIMED = ("facts.json", "results.json", "closeup.json")  # JSON with some of the above
-# The numbers on the pages are those of results.json, which is compared; of the pages all else is.
-NUMBER = re.compile(rb"\d[\d.,]*( min \d+)?")
+# The numbers on the pages, and the commit, are those of results.json; of the pages all else is compared.
+NUMBER = re.compile(rb"\b[0-9a-f]{40}\b|\d[\d.,]*( min \d+)?")
 
 
 def ends(workdir: Path) -> dict[str, str]:

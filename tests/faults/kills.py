@@ -70,6 +70,24 @@ def kill(ground: Ground, seed: str, scenario: str = "", stage: str = "", cut: bo
     return done
 
 
+def kill_fresh(ground: Ground, seed: str) -> Outcome:
+    """A run as people start it, killed after a while by the clock, and then started again in the same way."""
+    draw, chosen, name = random.Random(seed), ground.scenarios["run"], f"fresh_{seed}"
+    workdir = ground.place(chosen, name)
+    after = draw.uniform(0, 1.5 * ground.seconds[chosen.name])  # it imports all that it needs first
+    stopped = children.fresh(ground.args(chosen, workdir), ground.compiled, kill_after=after)
+    ended = children.fresh(ground.args(chosen, workdir), ground.compiled)
+    seconds = stopped.seconds + ended.seconds
+    done = Outcome("kill: by the clock", f"run, after {after:.1f} s", seed, "identical", seconds=seconds)
+    if ended.code or ended.traceback or stopped.code not in (0, -9):
+        return done.fail("traceback" if ended.traceback else "stuck", ended if ended.code else stopped, workdir)
+    wrong = ground.different(chosen, workdir)
+    if wrong:
+        return done.fail("different", ended, workdir, ", ".join(wrong[:4]))
+    clean(ground, workdir, name)
+    return done
+
+
 def clean(ground: Ground, workdir: Path, name: str) -> None:
     """Removes what an injection that went well leaves."""
     shutil.rmtree(workdir, ignore_errors=True)

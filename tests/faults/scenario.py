@@ -107,9 +107,6 @@ class Ground:
             shutil.copytree(source, workdir)
         return workdir
 
-    def until_finished(self, scenario: Scenario, workdir: Path, out: Path) -> children.Ended:
-        return children.run(self.args(scenario, workdir), out)
-
     def different(self, scenario: Scenario, workdir: Path) -> list[str]:
         """What a workdir ends with and its reference does not, or the other way round, and what `check` finds in it."""
         try:
