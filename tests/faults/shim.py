@@ -30,9 +30,9 @@ from pathlib import Path
 STAGES = {
     "zoo": "zoo", "imported": "import", "generator": "training", "metrics.jsonl": "training", "tensorboard": "training",
     "checkpoints": "checkpointing", "rivals": "evaluation", "results.json": "evaluation", "closeup.json": "evaluation",
-    "plots": "report", "report.html": "report", "table.md": "report", "manifest.json": "report",
+    "plots": "report", "report.html": "report", "table.md": "report",
 }  # fmt: skip
-OTHER = "bookkeeping"  # config.json, timing.json, the claim
+OTHER = "bookkeeping"  # config.json, timing.json, manifest.json, the claim
 GROWS = ("open", "mkdir", "replace", "rename", "link", "fsync")  # what a full disk refuses
 
 
