@@ -1,0 +1,24 @@
+"""A whole run that is as small as it can be and still has three checkpoints, four chunks of its zoo, a rival, a report.
+
+Its numbers mean nothing. How it was shrunk: what takes time in so small a run is tracing and compiling programs, so
+there is one sampler, one transformer block, and no study that has programs of its own.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config()
+    c.tasks.update(dict(num_seen=4, num_interp=1, num_unseen=1, num_validation=1, unseen="40:80"))
+    c.zoo.update(dict(seeds_per_task=2, reference_seeds=1, pretrain_steps=10, steps=4, chunk_size=3))
+    c.model.update(dict(width=16, num_heads=2, depth=1, mean_width=16))
+    c.condition.update(dict(text_width=16, text_depth=0, text_vocab_size=300))
+    c.diffusion.functional_weight = 0.0
+    c.train.update(dict(steps=6, batch_size=4, warmup_steps=1, log_every=1, validate_every=6, checkpoint_every=2))
+    c.sample.update(dict(num_steps=4, batch_size=8, samplers=("posterior_mean",)))
+    c.eval.update(dict(samples_per_task=1, chunk_size=8, test_time_samples=0, support_sizes=(), closeup_tasks=0))
+    c.eval.update(dict(curve_levels=(), mixing_separations=(), score_levels=(), likelihood_networks=0))
+    c.eval.update(dict(rivals="pca_flow", rival_steps=2))
+    return c.lock()
