@@ -84,7 +84,7 @@ class Checkpoints:
     def restore(self, like: TrainState, data: dict) -> TrainState | None:
         """The newest intact state with the structure and sharding of `like`, or None when there is none at all.
 
-        A damaged newer one is set aside, in the folder `damaged`.
+        Damaged ones, newer or older, are set aside, in the folder `damaged`.
 
         Raises:
           PdiffError: all are damaged, or the `data` of the newest intact one is not the given one.
@@ -92,7 +92,7 @@ class Checkpoints:
         if not self.steps():
             return None
         step = self.newest()
-        processes.on_first(partial(self._set_aside, after=step), "ready to restore")
+        processes.on_first(partial(self._set_aside, step), "ready to restore")
         restored = self.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
         saved = self._orbax.restore(self._folder(step), args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
         if saved != data:
@@ -157,11 +157,15 @@ class Checkpoints:
             return str(e).removesuffix("; ")
         return ""
 
-    def _set_aside(self, after: int) -> None:
-        """Moves the checkpoints after a step out of the way."""
-        for step in (s for s in self.steps() if s > after):
-            shutil.rmtree(self.directory / ASIDE, ignore_errors=True)
-            self._folder(step).rename(self.directory / ASIDE)
+    def _set_aside(self, newest: int) -> None:
+        """Moves all but the intact checkpoints out of the way; `newest` is the newest of these."""
+        for step in self.steps():
+            fault = self.fault(step) if step < newest else ""
+            if fault:
+                log.warning("warning: %s; the checkpoint of step %d is newer, and intact", fault, newest)
+            if fault or step > newest:
+                shutil.rmtree(self.directory / ASIDE, ignore_errors=True)
+                self._folder(step).rename(self.directory / ASIDE)
 
 
 def verify(directory: Path) -> None:

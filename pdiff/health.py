@@ -19,6 +19,7 @@ from pdiff.report import results as results_lib
 from pdiff.zoo import build, store
 
 KIND = "run"  # of the manifest at the root of a finished workdir
+AGAIN = "run the run's command again: it evaluates again, and writes the report"
 OPTIONAL = ("bench", "serve", "text", "wandb")  # extras of users; others are for developers, or a device
 
 
@@ -71,10 +72,9 @@ def workdir(where: Path) -> Iterator[str]:
         yield f"rival: {rival}"
     if not (where / files.MANIFEST).exists():
         raise PdiffError(f"{where}: not evaluated yet; the command that started the run goes on with that")
-    again = "run the run's command again: it evaluates again, and writes the report"
-    digests = files.read_manifest(where, KIND, again)
+    digests = files.read_manifest(where, KIND, AGAIN)
     for fault in files.faults(where, digests).values():
-        raise PdiffError(f"{fault}; {again}")
+        raise PdiffError(f"{fault}; {AGAIN}")
     results = results_lib.read(where / "results.json")
     faults = results_lib.check(results)
     if faults:

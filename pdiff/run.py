@@ -40,6 +40,7 @@ from pdiff.zoo import build, finetune
 TIMING = "timing.json"
 # Folders of a workdir that have manifests of their own, or are no part of the run's outcome.
 PARTS = ("zoo", "generator", "checkpoints", "rivals", "imported", claim.FOLDER, "wandb")
+PAGES = ("report.html", "table.md", "plots")  # what the report is made of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
 
@@ -112,6 +113,7 @@ def evaluate(workdir: Path) -> dict:
     logs.set_up()
     made = generator.load(workdir)
     with _writing(workdir), StopSignal() as stop:
+        _check_rest(workdir, ("results.json", closeup.FILE, *PAGES))
         networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
         params = api.restore_params(made, workdir, final=True)
         results = _evaluate(made, params, networks, workdir, _command(workdir), stop)
@@ -123,6 +125,7 @@ def report(workdir: Path) -> None:
     """Writes report.html and plots/ from results.json and metrics.jsonl."""
     logs.set_up()
     with _writing(workdir):
+        _check_rest(workdir, PAGES)
         _report(workdir)
 
 
@@ -165,6 +168,7 @@ def audit(workdir: Path) -> dict:
     if not made.family.data:
         raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
     with _writing(workdir):
+        _check_rest(workdir, ("audit.json", "audit.html"))
         networks = build.store.in_memory(_read_zoo(made.config, workdir))
         mesh = dist.make_mesh()
         bench = Bench(made, api.restore_params(made, workdir, final=True), mesh)
@@ -180,6 +184,7 @@ def audit(workdir: Path) -> dict:
         others = {n: copies.audit_baseline(bench, learned, r) for n, r in rivals.kept(made, workdir, mesh).items()}
         if others:
             found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
+        _unseal(workdir)
         results_lib.write(workdir / "audit.json", found)
         audit_page.write_page(workdir, found)
         _seal(workdir)
@@ -209,6 +214,19 @@ def _is_finished(workdir: Path) -> bool:
         log.warning("warning: %s", e)
         return False
     return True
+
+
+def _check_rest(workdir: Path, written: Sequence[str]) -> None:
+    """Raises PdiffError, naming the file, if a finished run is damaged elsewhere than in what is `written` anew.
+
+    The new manifest would have that damage as it is.
+    """
+    if not (workdir / files.MANIFEST).exists():
+        return
+    digests = files.read_manifest(workdir, health.KIND, health.AGAIN)
+    kept = {n: d for n, d in digests.items() if n not in written and n.split("/")[0] not in written}
+    for fault in files.faults(workdir, kept).values():
+        raise PdiffError(f"{fault}; {health.AGAIN}")
 
 
 def _unseal(workdir: Path) -> None:

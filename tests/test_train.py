@@ -300,6 +300,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(ti
     assert Checkpoints(where, 2).steps() == [4, 8] and (where / "damaged").is_dir()
 
 
+def test_a_damaged_older_checkpoint_is_set_aside(tiny, tiny_zoo, mesh, tmp_path, said):
+    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+    victim = damage(tmp_path / "checkpoints" / "4")
+    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+    assert f"{victim}: damaged" in said() and "the checkpoint of step 8 is newer, and intact" in said()
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"8", "damaged"}
+
+
 def test_without_an_intact_checkpoint_nothing_is_trained(tiny, tiny_zoo, mesh, tmp_path):
     train(tiny, tiny_zoo, tmp_path, mesh)
     damage(tmp_path / "checkpoints" / "4")
