@@ -19,6 +19,7 @@ from pdiff.errors import PdiffError
 from pdiff.logs import log
 from pdiff.state import TrainState
 
+OVERHEAD = 4 << 20  # bytes that Orbax writes beside the arrays, at most
 KIND, ASIDE = "checkpoint", "damaged"
 
 
@@ -60,7 +61,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        size = OVERHEAD + sum(x.nbytes for x in jax.tree.leaves(state))
         what = f"the checkpoint of step {step}"
         processes.on_first(partial(files.require_space, self.directory, size, what), "ready for a checkpoint")
         self._orbax.save(

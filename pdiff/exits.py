@@ -1,6 +1,7 @@
 """How a command ends when it cannot go on: one line on stderr, and an exit code."""
 
 import errno
+import os
 import sys
 import traceback
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ def said():
     except PdiffError as e:
         _leave(str(e), 1)
     except KeyboardInterrupt:
-        _leave("stopped at once; what was finished before is kept", 130)
+        processes.fail("stopped at once", 130)
+        print("pdiff: error: stopped at once; what was finished before is kept", file=sys.stderr, flush=True)
+        os._exit(130)  # threads of libraries would tell at length what they were stopped in
     except OSError as e:
         mend = MEND.get(e.errno, "run the same command again to go on")
         _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept; {mend}", 1)

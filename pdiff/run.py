@@ -39,7 +39,7 @@ from pdiff.zoo import build, finetune
 
 TIMING = "timing.json"
 # Folders of a workdir that have manifests of their own, or are no part of the run's outcome.
-PARTS = ("zoo", "generator", "checkpoints", "rivals", "imported", claim.FOLDER, "wandb")
+PARTS = ("zoo", "generator", "checkpoints", "rivals", claim.FOLDER, "wandb")
 PAGES = ("report.html", "table.md", "plots")  # what the report is made of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 

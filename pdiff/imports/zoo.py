@@ -104,7 +104,7 @@ def check_workdir(workdir: Path, facts: Facts | None = None) -> bool:
     """
     if processes.count() > 1:
         raise PdiffError("--mode=import: runs in one process; allowed: --num_processes=1")
-    there = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+    there = {p.name for p in workdir.iterdir() if p.suffix != ".partial"} if workdir.is_dir() else set()
     if not workdir.exists() or (workdir.is_dir() and there <= {claim.FOLDER, scenario.IMPORTED, "zoo"}):
         return False
     known = scenario.load(workdir) if workdir.is_dir() else None

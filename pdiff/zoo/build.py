@@ -61,8 +61,8 @@ def build(
     """
     name, outline = fingerprint(config), _outline(family, target, config)
     store.check_memory(config.zoo.memory_mb, len(family.split("seen")), tree_bytes(outline.shapes))
+    parts = Path(where) / f"{name}.parts"
     if not processes.all_hold(not processes.is_first() or store.is_whole(where, name)):
-        parts = Path(where) / f"{name}.parts"
         with claim.claimed(parts, f"the zoo in {where}"):
             processes.on_first(partial(store.remove_damaged, where, name), "sure of what the zoo lacks")
             lost = store.lost(where, name)  # all of it, or what was damaged
@@ -71,8 +71,14 @@ def build(
                 wanted = None if lost is None else [s for s in outline.shards(parts) if s.path.name in lost]
                 networks = _finetune_all(family, target, config, parts, mesh, stop, known, wanted)
                 store.write(where, name, networks, outline, lost)
-        processes.on_first(lambda: shutil.rmtree(parts, ignore_errors=True), "done with the parts of the zoo")
+    processes.on_first(partial(_remove, parts), "done with the parts of the zoo")
     return store.read_verified(where, name, config.zoo.memory_mb)
+
+
+def _remove(parts: Path) -> None:
+    """Removes what is not needed any more, also where a run was killed over that."""
+    if parts.exists() and claim.holder(parts) is None:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:

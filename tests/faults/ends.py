@@ -22,8 +22,8 @@ TIMED = ("facts.json", "results.json", "closeup.json")  # JSON with some of the 
 NUMBER = re.compile(rb"\b[0-9a-f]{40}\b|\d[\d.,]*( min \d+)?")
 
 
-def ends(workdir: Path) -> dict[str, str]:
-    """Digests by name, of all that a finished run must have."""
+def ends(workdir: Path, copied: Path | None = None) -> dict[str, str]:
+    """Digests by name, of all that a finished run must have; pages may name the workdir that it was `copied` from."""
     found = {}
     for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
         name = str(path.relative_to(workdir))
@@ -35,7 +35,9 @@ def ends(workdir: Path) -> dict[str, str]:
         elif top in WHOLE:
             found[name] = _digest(path.read_bytes())
         elif name in ("report.html", "table.md"):
-            page = path.read_bytes().replace(str(workdir).encode(), b"WORKDIR")
+            page = path.read_bytes()
+            for place in filter(None, (workdir, copied)):
+                page = page.replace(str(place).encode(), b"WORKDIR")
             found[name] = _digest(NUMBER.sub(b"0", page))
         elif name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -24,6 +24,7 @@ READERS = ("report", "sample", "run")
 HARMLESS = {
     "claim": "says who writes at the moment; of a finished run, nobody",
 }
+HISTORY = ("metrics.jsonl",)  # nothing but training could make it again: what is left of it is kept, with a warning
 PROMPTS = {"run": "digits rotated by 75 degrees", "import": "strength 0.50", "weights": "strength 0.50"}
 _SERVER = multiprocessing.get_context("forkserver")
 
@@ -200,6 +201,8 @@ def _read(
         wrong = ground.different(chosen, workdir)
     if wrong and wrong[0].startswith("--mode=check"):
         return "different", f"ended well, and yet {wrong[0]}"
+    if wrong and warned and damaged[0] in HISTORY and set(wrong) <= {*HISTORY, "plots/training.svg", "report.html"}:
+        return "lost", ""
     return ("silent", f"{', '.join(wrong[:4])} differ") if wrong else ("healed", "")
 
 

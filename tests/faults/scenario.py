@@ -113,7 +113,7 @@ class Ground:
             if scenario.name != "import":  # which is no finished run
                 for _ in health.workdir(workdir):
                     pass
-            found = ends(workdir)
+            found = ends(workdir, self.reference(scenario.name))
         except PdiffError as e:
             return [f"--mode=check: {e}"]
         except Exception as e:  # whatever a reader says of a damaged file, it is not the reference's end
