@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Tests compile more than they compute: without LLVM's optimizations they take two thirds of the time.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Tests compile more than they compute: LLVM's optimizations, XLA's newer emitters of fused loops, and code that is split
+# to be compiled by several threads, would take more than half of the time.
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
 
 import jax  # noqa: E402  after the variables above
 import numpy as np  # noqa: E402
@@ -54,6 +56,7 @@ def tiny_config():
     with config.unlocked():
         config.zoo.steps = 20
         config.zoo.pretrain_steps = 50
+        config.model.depth = 1
         config.train.steps = 8
         config.train.warmup_steps = 2
         config.train.log_every = 2

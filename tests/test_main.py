@@ -37,6 +37,12 @@ SMALLER = (
     "--config.train.checkpoint_every=4",
     "--config.train.validate_every=12",
     "--config.tasks.unseen=40:80",
+    # What takes time is compiling: one block, two samplers, one level of the curve.
+    "--config.model.depth=1",
+    "--config.model.width=32",
+    "--config.sample.samplers=('heun', 'posterior_mean')",
+    "--config.eval.curve_levels=(1.0,)",
+    "--config.eval.score_levels=(0.3,)",
 )
 
 
