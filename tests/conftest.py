@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Tests compile more than they compute: LLVM's optimizations, XLA's newer emitters of fused loops, and code that is split
-# to be compiled by several threads, would take more than half of the time.
-_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
+# Tests compile more than they compute, and half as long without LLVM's optimizations, without XLA's newer emitters of
+# fused loops, and without splitting programs for several threads to compile.
+_QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _QUICK)])
 
 import jax  # noqa: E402  after the variables above
 import numpy as np  # noqa: E402
