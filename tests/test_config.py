@@ -121,7 +121,7 @@ def test_every_scenario_loads_locks_and_validates(name):
 
 @pytest.mark.parametrize("name", RUN)
 def test_every_scenario_runs_shrunken(name, tmp_path):
-    """Takes 10 s each, on four simulated devices. Images in a folder are replaced by the digits."""
+    """Takes up to a minute each of processor time, on four simulated devices. Folders of images become the digits."""
     results = run.run(shrunken(name).lock(), tmp_path / "w")
     assert results_lib.check(results) == []
 
@@ -135,7 +135,7 @@ def test_the_shrunken_scenarios_have_every_sampler_study_and_rival_between_them(
 
 
 def test_a_vit_which_no_scenario_has_runs_shrunken(tmp_path):
-    """Takes 10 s."""
+    """Takes up to a minute of processor time."""
     config, target = scenario("smoke"), {"name": "vit", "widths": (8,)}
     fields = SHRUNKEN | {"sample.samplers": ("posterior_mean",)} | {f"target.{k}": v for k, v in target.items()}
     for field, value in fields.items():

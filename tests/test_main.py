@@ -65,7 +65,7 @@ def pdiff_main(*args):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run, smaller than the smoke scenario. Takes 40 s."""
+    """A finished run, smaller than the smoke scenario. Takes up to two minutes of processor time."""
     workdir = tmp_path_factory.mktemp("run") / "w"
     code, _, err = pdiff_main(*SMALLER, f"--workdir={workdir}")
     assert code == 0, err
