@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Tests compile more than they compute: without LLVM's optimizations they take two thirds of the time.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Tests compile more than they compute, and half as long without LLVM's optimizations, without XLA's newer emitters of
+# fused loops, and without splitting programs for several threads to compile.
+_QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _QUICK)])
 
 import jax  # noqa: E402  after the variables above
 import numpy as np  # noqa: E402
@@ -54,6 +56,7 @@ def tiny_config():
     with config.unlocked():
         config.zoo.steps = 20
         config.zoo.pretrain_steps = 50
+        config.model.depth = 1
         config.train.steps = 8
         config.train.warmup_steps = 2
         config.train.log_every = 2

@@ -20,6 +20,7 @@ from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
 
 SCENARIOS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
+RUN = [n for n in SCENARIOS if n not in ("smoke", "imported")]  # which other tests run
 
 # What makes any scenario run in seconds, without changing which code it runs.
 SHRUNKEN = {
@@ -38,7 +39,7 @@ SHRUNKEN = {
     "model.depth": 1,
     "model.mean_width": 16,
     "condition.text_width": 16,
-    "condition.text_depth": 1,
+    "condition.text_depth": 0,
     "condition.support_images": 2,
     "diffusion.functional_images": 8,
     "condition.text_vocab_size": 300,
@@ -46,7 +47,7 @@ SHRUNKEN = {
     "train.warmup_steps": 1,
     "train.batch_size": 8,
     "weights.token_dim": 256,
-    "sample.samplers": ("posterior_mean", "ddim"),  # each takes seconds to compile; test_main runs all of them
+    "sample.samplers": ("ddim",),  # each takes seconds to compile
     "sample.num_steps": 4,
     "sample.batch_size": 16,
     "eval.samples_per_task": 2,
@@ -64,7 +65,8 @@ SHRUNKEN = {
     "eval.closeup_tasks": 0,
     "eval.chunk_size": 32,
 }
-# Studies of an evaluation, small. Each takes seconds to compile, so each scenario runs one; test_main runs all of them.
+# Studies of an evaluation, small. They, samplers and rivals take seconds to compile, so each scenario runs one of them
+# (the first ones have no rival or no study), in turn; test_main runs them together.
 STUDIES = (
     {"eval.test_time_samples": 2},
     {"eval.curve_levels": (0.5,)},
@@ -92,6 +94,19 @@ def with_field(config, name, value):
     return config
 
 
+def shrunken(name):
+    """A scenario in small, with its share of samplers, studies and rivals."""
+    config, i = scenario(name), RUN.index(name)
+    fields = SHRUNKEN | {"sample.samplers": (config_lib.SAMPLERS[i % len(config_lib.SAMPLERS)],)}
+    fields |= (STUDIES[::-1] + ({},) * len(RUN))[len(RUN) - 1 - i]
+    fields |= {"eval.rivals": (config_lib.RIVALS + ("",) * len(RUN))[i]}
+    fields |= {"tasks.data": "digits", "tasks.data_dir": "", "target.blocks": 1}
+    fields |= {"target.widths": tuple(min(w, 8) for w in config.target.widths[:2])}
+    for field, value in fields.items():
+        config = with_field(config, field, value)
+    return config
+
+
 def test_the_table_has_every_field_and_no_other():
     assert set(config_lib.FIELDS) == set(config_lib.flatten(common.get_config()))
 
@@ -104,21 +119,23 @@ def test_every_scenario_loads_locks_and_validates(name):
     assert importlib.import_module(f"configs.{name}").__doc__.count(f"--config=configs/{name}.py") >= 1
 
 
-@pytest.mark.parametrize("name", [n for n in SCENARIOS if n not in ("smoke", "imported")])  # which other tests run
+@pytest.mark.parametrize("name", RUN)
 def test_every_scenario_runs_shrunken(name, tmp_path):
-    """Takes 20 s each, on four simulated devices, with one rival. Images in a folder are replaced by the digits."""
-    config, i = scenario(name), SCENARIOS.index(name)
-    fields = SHRUNKEN | STUDIES[i % len(STUDIES)] | {"eval.rivals": config_lib.RIVALS[i % len(config_lib.RIVALS)]}
-    fields |= {"tasks.data": "digits", "tasks.data_dir": "", "target.blocks": 1}
-    fields |= {"target.widths": tuple(min(w, 8) for w in config.target.widths[:2])}
-    for field, value in fields.items():
-        config = with_field(config, field, value)
-    results = run.run(config.lock(), tmp_path / "w")
+    """Takes up to a minute each of processor time, on four simulated devices. Folders of images become the digits."""
+    results = run.run(shrunken(name).lock(), tmp_path / "w")
     assert results_lib.check(results) == []
 
 
+def test_the_shrunken_scenarios_have_every_sampler_study_and_rival_between_them():
+    configs = [config_lib.flatten(shrunken(n)) for n in RUN]
+    assert {s for c in configs for s in c["sample.samplers"]} == set(config_lib.SAMPLERS)
+    assert {r for c in configs for r in config_lib.rivals(c["eval.rivals"])} == set(config_lib.RIVALS)
+    for study in STUDIES:
+        assert any(c[field] == value for c in configs for field, value in study.items())
+
+
 def test_a_vit_which_no_scenario_has_runs_shrunken(tmp_path):
-    """Takes 20 s."""
+    """Takes up to a minute of processor time."""
     config, target = scenario("smoke"), {"name": "vit", "widths": (8,)}
     fields = SHRUNKEN | {"sample.samplers": ("posterior_mean",)} | {f"target.{k}": v for k, v in target.items()}
     for field, value in fields.items():

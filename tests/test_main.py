@@ -37,6 +37,12 @@ SMALLER = (
     "--config.train.checkpoint_every=4",
     "--config.train.validate_every=12",
     "--config.tasks.unseen=40:80",
+    # What takes time is compiling: one block, two samplers, one level of the curve.
+    "--config.model.depth=1",
+    "--config.model.width=32",
+    "--config.sample.samplers=('heun', 'posterior_mean')",
+    "--config.eval.curve_levels=(1.0,)",
+    "--config.eval.score_levels=(0.3,)",
 )
 
 
@@ -59,7 +65,7 @@ def pdiff_main(*args):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run, smaller than the smoke scenario. Takes 40 s."""
+    """A finished run, smaller than the smoke scenario. Takes up to two minutes of processor time."""
     workdir = tmp_path_factory.mktemp("run") / "w"
     code, _, err = pdiff_main(*SMALLER, f"--workdir={workdir}")
     assert code == 0, err

@@ -400,7 +400,7 @@ def test_a_million_generated_parameters_train_without_special_code(mesh, tmp_pat
         config.target.widths = (1000, 960)
         config.zoo.update(dict(seeds_per_task=1, reference_seeds=1, pretrain_steps=2, steps=2, chunk_size=4))
         config.weights.token_dim = 4096
-        config.model.update(dict(width=32, mean_width=4))
+        config.model.update(dict(width=32, depth=1, mean_width=4))
         config.train.update(dict(steps=2, batch_size=2, warmup_steps=1, validate_every=2, checkpoint_every=2))
         config.sample.update(dict(samplers=("posterior_mean",), batch_size=1))
     family = get_family(config.tasks)

@@ -72,8 +72,9 @@ class Autoencoder:
 
     def init(self) -> PyTree:
         key = rng.stream(self.generator.config.seed, "baselines/autoencoder")
-        encoder = Encoder(self.latent).init(key, jnp.zeros((1, self.length)))["params"]
-        return {"encoder": encoder, "decoder": Decoder(self.length).init(key, jnp.zeros((1, self.latent)))["params"]}
+        encoder = jax.jit(Encoder(self.latent).init)(key, jnp.zeros((1, self.length)))["params"]
+        decoder = jax.jit(Decoder(self.length).init)(key, jnp.zeros((1, self.latent)))["params"]
+        return {"encoder": encoder, "decoder": decoder}
 
     def encode(self, params: PyTree, x0: Float[Array, "batch tokens dim"]) -> tuple[Float[Array, "batch latent"], ...]:
         """Mean and log-variance of the latents."""

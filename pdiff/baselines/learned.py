@@ -82,7 +82,7 @@ class TrainingZoo:
             optax.add_decayed_weights(config.weight_decay, decays),
         )
         step = _step(self, name, loss, optimizer)
-        state = dist.replicate(init_state(params, optimizer), self.mesh)
+        state = dist.replicate(jax.jit(lambda p: init_state(p, optimizer))(params), self.mesh)
         tables = dist.replicate({"data": data, "task": self.task}, self.mesh) | {"told": self._told}
         index = dist.shard(np.arange(config.batch_size, dtype=np.int32), self.mesh)
         total, warmup, start = self.steps, TIMED_STEPS, 0.0

@@ -164,7 +164,7 @@ def pretrain(
     """
     check(target, config)
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
-    fresh = target.init(rng.stream(seed, "zoo/base/init"))
+    fresh = jax.jit(target.init)(rng.stream(seed, "zoo/base/init"))
     alone, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
     fit = jax.jit(
         lambda start, x, y, key: train(
