@@ -5,8 +5,9 @@ import os
 import sys
 import traceback
 from contextlib import contextmanager
+from typing import NoReturn
 
-from pdiff import processes
+from pdiff import processes, stopping
 from pdiff.errors import Faults, PdiffError, printable
 from pdiff.stopping import Interrupted
 
@@ -20,6 +21,7 @@ def said():
 
     Of many processes, one that fails ends all others, with its message. An interrupted run ends on all by itself.
     """
+    before, stopping.at_once = stopping.at_once, _leave_at_once
     try:
         yield
     except Interrupted as e:
@@ -30,9 +32,7 @@ def said():
     except PdiffError as e:
         _leave(str(e), 1)
     except KeyboardInterrupt:
-        processes.fail("stopped at once", 130)
-        print("pdiff: error: stopped at once; what was finished before is kept", file=sys.stderr, flush=True)
-        os._exit(130)  # threads of libraries would tell at length what they were stopped in
+        _leave_at_once()
     except OSError as e:
         mend = MEND.get(e.errno, "run the same command again to go on")
         _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept; {mend}", 1)
@@ -44,6 +44,15 @@ def said():
             raise
         traceback.print_exc()
         _leave(f"{type(e).__name__}: {e}", 1)
+    finally:
+        stopping.at_once = before
+
+
+def _leave_at_once() -> NoReturn:
+    """Without a word of what libraries and their threads were stopped in; all that is finished is on the disk."""
+    processes.fail("stopped at once", 130)
+    os.write(sys.stderr.fileno(), b"\npdiff: error: stopped at once; what was finished before is kept\n")
+    os._exit(130)
 
 
 def _leave(message: str, code: int, alone: bool = False) -> None:

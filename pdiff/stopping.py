@@ -6,6 +6,14 @@ from pdiff import processes
 from pdiff.errors import PdiffError
 
 
+def interrupt() -> None:
+    """Stops what is going on, as Python does."""
+    raise KeyboardInterrupt
+
+
+at_once = interrupt  # what a second Ctrl-C does; the command line ends there and then (`exits`)
+
+
 class Interrupted(PdiffError):
     """The run was asked to stop, and did so with everything finished so far on disk."""
 
@@ -39,7 +47,7 @@ class StopSignal:
 
     def _note(self, signum, _frame) -> None:
         if self.signum is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            at_once()
         if self._together:
             signal.raise_signal(signal.SIGTERM)
         else:
