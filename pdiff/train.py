@@ -92,7 +92,7 @@ def train_step(generator: Generator, optimizer: optax.GradientTransformation) ->
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.train.ema_decay)
         metrics["grad_norm"] = optax.global_norm(grads)
-        metrics[NORMS] = jnp.stack([jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(grads)])
+        metrics[NORMS] = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return step

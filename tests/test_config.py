@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -256,24 +257,21 @@ overrides = st.lists(names.flatmap(lambda n: st.tuples(st.just(n), _texts(n))), 
 def on_the_command_line(arguments):
     """The config of `python -m pdiff.main` with these arguments, or what it says and no config."""
     argv, said = ["pdiff", f"--config={Path('configs/smoke.py').absolute()}", *arguments], io.StringIO()
-    before, sys.argv, known = sys.argv, argv, set(flags.FLAGS)
-    if "config" not in known:  # pdiff.main has it; but its other flags are those of other programs too
-        config_flags.DEFINE_config_file("config", None, "As pdiff.main's.")
+    own = flags.FlagValues()  # pdiff.main's other flags are those of other programs too
+    config_flags.DEFINE_config_file("config", None, "As pdiff.main's.", flag_values=own)
     try:
-        with contextlib.redirect_stderr(said), exits.said():
+        with (
+            mock.patch.object(flags, "FLAGS", own), mock.patch.object(sys, "argv", argv),
+            contextlib.redirect_stderr(said), exits.said(),
+        ):  # fmt: skip
             rest = config_lib.parse_flags(argv)
             assert rest == ["pdiff"]
-            config = flags.FLAGS["config"].value
+            config = own["config"].value
             config_lib.validate(config)
         return config, ""
     except SystemExit as e:
         assert e.code in (1, 2)
         return None, said.getvalue()
-    finally:
-        sys.argv = before
-        flags.FLAGS.unparse_flags()
-        for name in set(flags.FLAGS) - known:
-            delattr(flags.FLAGS, name)
 
 
 @pytest.mark.parametrize("text", ["9" * 400, "9" * 5000, "-1", "nan", "(1,)", "\x1b[31m", "a\nb"])

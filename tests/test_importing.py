@@ -100,7 +100,7 @@ def test_the_report_says_what_the_results_say(home, results):
     page, table = ((home / "runs/mine" / n).read_text() for n in ("report.html", "table.md"))
     unseen = results["weight_space"]["splits"]["unseen"]["generated"]["posterior_mean"]["updates"]["distance"]
     assert f"{unseen['mean']:.3f}" in page and f"{unseen['mean']:.4f} ± {unseen['sem']:.4f}" in table
-    assert "http" not in re.sub(r"http://www.w3.org\S*", "", page) and len(page) < 1_000_000
+    assert "://" not in re.sub(r"http://www.w3.org\S*", "", page) and len(page) < 1_000_000
     results["weight_space"]["splits"]["seen"]["imported_accuracy"] = {
         "mean": 0.875,
         "sem": 0,

@@ -37,11 +37,13 @@ def test_a_second_call_restores_what_the_first_trained(kept, tiny):
         assert facts[name]["num_params"] > 1000 and facts[name]["seconds"] > 0
 
 
-def test_a_damaged_rival_is_refused(kept):
+def test_a_damaged_rival_is_refused_where_it_is_read_and_trained_anew_by_a_run(kept, said):
     fit, _, workdir = kept
     path = workdir / "rivals" / "pca_flow" / rivals.PARAMS
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(PdiffError, match="pca_flow.*damaged"):
-        fit()
-    path.write_bytes(whole)
+    with pytest.raises(PdiffError, match="pca_flow.*damaged.*run the run's command again"):
+        rivals.verify(path.parent)
+    fit()
+    assert f"{path}: damaged" in said() and len(path.read_bytes()) == len(whole)
+    rivals.verify(path.parent)

@@ -73,7 +73,7 @@ def test_losses_and_gradients_are_those_of_pdiff(clipped, parts, ran):
     loss = torch_dit.Loss(clipped, constants, torch_dit.from_flax(clipped, params))
     total, theirs = loss(torch_dit.torch_batch(batch), draws_of(clipped, constants, batch, 0))
     total.backward()
-    assert {*theirs, "grad_norm"} == set(ours)
+    assert {*theirs, "grad_norm", train.NORMS} == set(ours)
     for name, value in theirs.items():
         assert value.item() == pytest.approx(float(ours[name]), rel=1e-5), name
     found = dict(loss.model.named_parameters())
