@@ -56,7 +56,8 @@ setup(
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
         "bench": ["torch>=2.13,<2.14"],  # rivals of `python -m benchmarks.run`; a CPU build will do
-        "release": ["mutmut>=3.8,<4", "pip-audit>=2.10,<3", "uv>=0.13,<0.14"],  # docs/reliability.md's own commands
+        # docs/reliability.md's own commands
+        "release": ["mutmut>=3.8,<4", "pip-audit>=2.10,<3", "pytest-cov>=6,<8", "uv>=0.13,<0.14"],
         "serve": ["bottle>=0.13,<0.14", "waitress>=3,<4"],
         "wandb": ["wandb>=0.20,<1"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
