@@ -55,8 +55,10 @@ def build(
 ) -> dict[str, Networks | StoredNetworks]:
     """The zoo of `config`, read if it is finished, else built or continued. All processes call it together.
 
+    What is damaged of a finished one is made again alone.
+
     Raises:
-      PdiffError: a finished zoo is damaged, or `zoo.memory_mb` is too small for it.
+      PdiffError: `zoo.memory_mb` is too small for it, it is of another format, or another run is building it.
       Interrupted: a signal came; finished chunks are kept.
     """
     name, outline = fingerprint(config), _outline(family, target, config)
