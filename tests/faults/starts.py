@@ -23,7 +23,7 @@ def start(ground: Ground, seed: str, scenario: str = "run", stage: str = "") -> 
     began = time.perf_counter()
     settings = ground.settings(chosen, workdir, late={"seconds": 0.005, "seed": draw.randrange(1 << 30)})
     if orphaned:
-        kill = {"stage": "bookkeeping", "nth": draw.randrange(6), "when": "after", "signal": "KILL"}
+        kill = {"stage": "bookkeeping", "nth": draw.randint(1, 5), "when": "after", "signal": "KILL"}
         holder = Child(ground.args(chosen, workdir), said / f"{name}.holder.txt", settings | {"kill": kill})
         holder.wait()
     two = []
