@@ -150,13 +150,7 @@ class Checkpoints:
         Raises:
           PdiffError: it is of another format.
         """
-        try:
-            files.verify_manifest(self._folder(step), KIND, "")
-        except files.OtherFormat:
-            raise
-        except PdiffError as e:
-            return str(e).removesuffix("; ")
-        return ""
+        return files.fault(self._folder(step), KIND)
 
     def _set_aside(self, newest: int) -> None:
         """Moves all but the intact checkpoints out of the way; `newest` is the newest of these."""

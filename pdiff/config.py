@@ -329,18 +329,6 @@ def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
     return made
 
 
-def from_json(text: str) -> ConfigDict:
-    """The config of `to_json`'s text, locked.
-
-    Raises:
-      PdiffError: the text is not such a config.
-    """
-    try:
-        return _restored(json.loads(text))
-    except (ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise PdiffError(f"config.json: not a config: {e}") from e
-
-
 def _restored(values: dict) -> ConfigDict:
     """A locked config of plain JSON: lists are tuples again."""
 

@@ -38,7 +38,7 @@ def said():
         _leave(f"{e.filename or 'files'}: {e.strerror or e}; what was finished is kept; {mend}", 1)
     except Exception as e:
         if "No space left on device" in str(e):  # what Orbax and array_record raise is no OSError
-            _leave(f"No space left on device; what was finished is kept; {MEND[errno.ENOSPC]}", 1)
+            _leave(f"No space left on device; what was finished is kept; {ROOM}", 1)
         processes.await_verdict(e)
         if processes.count() == 1:
             raise

@@ -214,6 +214,21 @@ def verify_manifest(directory: Path, kind: str, remedy: str, skip: Collection[st
         raise PdiffError(f"{fault}; {remedy}")
 
 
+def fault(directory: Path, kind: str) -> str:
+    """What is wrong with a directory that has, or lacks, a manifest; '' if nothing is.
+
+    Raises:
+      OtherFormat: it is of another format.
+    """
+    try:
+        verify_manifest(directory, kind, "")
+    except OtherFormat:
+        raise
+    except PdiffError as e:
+        return str(e).removesuffix("; ")
+    return ""
+
+
 def faults(directory: Path, digests: dict[str, str]) -> dict[str, str]:
     """What is wrong with those files of a directory that are missing or changed, by name."""
     found = {}

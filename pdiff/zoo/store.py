@@ -134,14 +134,7 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
     Raises:
       PdiffError: it is of another format.
     """
-    where = location(directory, fingerprint)
-    try:
-        files.verify_manifest(where, KIND, "")
-    except files.OtherFormat:
-        raise
-    except PdiffError:
-        return False
-    return True
+    return not files.fault(location(directory, fingerprint), KIND)
 
 
 def remove_damaged(directory: Path, fingerprint: str) -> None:

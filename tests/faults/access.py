@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.faults import children
-from tests.faults.kills import clean
+from tests.faults.kills import compared, once_more
 from tests.faults.outcome import Outcome
 from tests.faults.scenario import Ground
 
@@ -37,11 +37,7 @@ def hinder(ground: Ground, seed: str, kind: str, scenario: str = "", stage: str 
     done.seconds = ended.seconds
     if ended.traceback or ended.code:
         return done.fail("traceback" if ended.traceback else "stuck", ended, workdir)
-    wrong = ground.different(chosen, workdir)
-    if wrong:
-        return done.fail("different", ended, workdir, ", ".join(wrong[:4]))
-    clean(ground, workdir, name)
-    return done
+    return compared(ground, done, chosen, ended, workdir, name)
 
 
 def _forbidden(ground: Ground, chosen, workdir: Path, out: Path, name: str, done: Outcome, draw) -> Outcome:
@@ -61,12 +57,4 @@ def _forbidden(ground: Ground, chosen, workdir: Path, out: Path, name: str, done
     if ended.code and not ended.plain_error:
         return done.fail("unnamed", ended, workdir)
     done.verdict = "refused" if ended.code else "identical"  # what was forbidden was not needed
-    again = children.run(ground.args(chosen, workdir), out)
-    done.seconds += again.seconds
-    if again.code or again.traceback:
-        return done.fail("stuck", again, workdir)
-    wrong = ground.different(chosen, workdir)
-    if wrong:
-        return done.fail("different", again, workdir, ", ".join(wrong[:4]))
-    clean(ground, workdir, name)
-    return done
+    return once_more(ground, done, chosen, workdir, out, name)

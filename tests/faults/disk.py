@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults import children
-from tests.faults.kills import clean
+from tests.faults.kills import once_more
 from tests.faults.outcome import Outcome
 from tests.faults.scenario import Ground
 
@@ -80,17 +80,9 @@ def _fill(ground: Ground, chosen, workdir: Path, name: str, done: Outcome, setti
     if gone and ended.code:
         return done.fail("lost", ended, workdir, f"{sorted(gone)[:3]} was finished and is gone")
     make_room()
-    again = children.run(ground.args(chosen, workdir), out)
-    done.seconds += again.seconds
-    if again.code or again.traceback:
-        return done.fail("stuck", again, workdir)
-    wrong = ground.different(chosen, workdir)
-    if wrong:
-        return done.fail("different", again, workdir, ", ".join(wrong[:4]))
     if not ended.code:
         done.verdict = "identical"  # there was room enough
-    clean(ground, workdir, name)
-    return done
+    return once_more(ground, done, chosen, workdir, out, name)
 
 
 def finished(workdir: Path) -> set[str]:

@@ -81,11 +81,25 @@ def kill_fresh(ground: Ground, seed: str) -> Outcome:
     done = Outcome("kill: by the clock", f"run, after {after:.1f} s", seed, "identical", seconds=seconds)
     if ended.code or ended.traceback or stopped.code not in (0, -9):
         return done.fail("traceback" if ended.traceback else "stuck", ended if ended.code else stopped, workdir)
+    return compared(ground, done, chosen, ended, workdir, name)
+
+
+def compared(ground: Ground, done: Outcome, chosen: Scenario, ended, workdir: Path, name: str) -> Outcome:
+    """The outcome, once what the workdir ends with was held against the reference; `ended` is how the command did."""
     wrong = ground.different(chosen, workdir)
     if wrong:
         return done.fail("different", ended, workdir, ", ".join(wrong[:4]))
     clean(ground, workdir, name)
     return done
+
+
+def once_more(ground: Ground, done: Outcome, chosen: Scenario, workdir: Path, out: Path, name: str) -> Outcome:
+    """The same command again, which now has to end, and as the reference did."""
+    again = children.run(ground.args(chosen, workdir), out)
+    done.seconds += again.seconds
+    if again.code or again.traceback:
+        return done.fail("stuck", again, workdir)
+    return compared(ground, done, chosen, again, workdir, name)
 
 
 def clean(ground: Ground, workdir: Path, name: str) -> None:

@@ -4,7 +4,7 @@ import random
 import time
 
 from tests.faults.children import Child
-from tests.faults.kills import clean
+from tests.faults.kills import compared
 from tests.faults.outcome import Outcome
 from tests.faults.scenario import Ground
 
@@ -39,8 +39,4 @@ def start(ground: Ground, seed: str, scenario: str = "run", stage: str = "") -> 
         return done.fail("stuck", first, workdir)
     if not (second.plain_error and HELD in second.error):
         return done.fail("silent", second, workdir)
-    wrong = ground.different(chosen, workdir)
-    if wrong:
-        return done.fail("different", first, workdir, ", ".join(wrong[:4]))
-    clean(ground, workdir, name)
-    return done
+    return compared(ground, done, chosen, first, workdir, name)
