@@ -21,7 +21,7 @@ from pdiff.report import results as results_lib
 from pdiff.state import make_optimizer
 
 ROOT = Path(__file__).parent.parent
-STEPS, EVERY = 160, 40
+STEPS, EVERY = 60, 15
 TINY = (
     "--config=configs/smoke.py", "--config.tasks.num_seen=8", "--config.tasks.num_interp=2",
     "--config.tasks.num_unseen=2", "--config.tasks.num_validation=2", "--config.zoo.pretrain_steps=10",

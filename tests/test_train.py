@@ -151,9 +151,9 @@ def test_flops_of_a_step_are_those_of_the_transformer(tiny, tiny_zoo, mesh):
 
 
 def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
-    """Takes 20 s. At sigma_max only the condition tells the networks apart, so the model must learn each by heart."""
+    """At sigma_max only the condition tells the networks apart, so the model must learn each by heart."""
     generator = changed(
-        tiny, train__steps=600, train__learning_rate=3e-3, diffusion__functional_weight=0.0,
+        tiny, train__steps=150, train__learning_rate=3e-3, diffusion__functional_weight=0.0,
         diffusion__at_sigma_max=1.0, condition__drop_id=0.0, condition__drop_all=0.0,
     )  # fmt: skip
     state, optimizer = fresh_state(generator)
@@ -162,7 +162,7 @@ def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
     batch = next(batches(generator, tiny_zoo))
     sharded = dist.shard(batch, mesh, dist.BATCH)
     state, losses = dist.replicate(state, mesh), []
-    for _ in range(600):
+    for _ in range(150):
         state, values = step(state, sharded, constants)
         losses.append(values["denoising_loss"])
     losses = np.asarray(jax.device_get(losses))
