@@ -33,7 +33,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int):
         self.directory, self._keep = Path(directory).absolute(), keep
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        trees = dict.fromkeys(("params", "ema", "opt_state"), _tree_handler())
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(data=ocp.JsonCheckpointHandler(), **trees))
 
     def prepare(self) -> None:
         """Makes the directory ready to be written to by this run alone: removes what was cut short in it."""
@@ -67,9 +68,9 @@ class Checkpoints:
         self._orbax.save(
             self.directory / str(step),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                ema=ocp.args.StandardSave(state.ema),
-                opt_state=ocp.args.StandardSave(state.opt_state),
+                params=ocp.args.PyTreeSave(state.params),
+                ema=ocp.args.PyTreeSave(state.ema),
+                opt_state=ocp.args.PyTreeSave(state.opt_state),
                 data=ocp.args.JsonSave(data),
             ),
         )
@@ -134,8 +135,11 @@ class Checkpoints:
 
     def read(self, step: int, **trees: PyTree):
         """Those parts of a checkpoint, as `trees` are laid out."""
-        abstract = {k: jax.tree.map(ocp.utils.to_shape_dtype_struct, t) for k, t in trees.items()}
-        args = {k: ocp.args.StandardRestore(t) for k, t in abstract.items()}
+        args = {}
+        for name, tree in trees.items():
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+            how = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args[name] = ocp.args.PyTreeRestore(abstract, restore_args=how)
         return self._orbax.restore(self._folder(step), args=ocp.args.Composite(**args))
 
     def close(self) -> None:
@@ -161,6 +165,15 @@ class Checkpoints:
             if fault or step > newest:
                 shutil.rmtree(self.directory / ASIDE, ignore_errors=True)
                 self._folder(step).rename(self.directory / ASIDE)
+
+
+def _tree_handler() -> ocp.PyTreeCheckpointHandler:
+    """Has one device write a replicated array. By default Orbax has each of them write a slice, and compiles a program
+    for each slice of each array."""
+    kinds = ocp.type_handlers
+    arrays, plain = kinds.ArrayHandler(use_replica_parallel=False), kinds.NumpyHandler()
+    registry = kinds.create_type_handler_registry((jax.Array, arrays), (np.ndarray, plain))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def verify(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """The training step and loop: on any number of devices, stopped or not, the same numbers."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from configs import smoke
-from pdiff import aot, api, data, dist, files, metrics, rng, stopping
+from pdiff import aot, api, checkpoint, data, dist, files, metrics, rng, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
@@ -201,9 +202,22 @@ def train(generator, zoo, workdir, mesh, stop=None):
     return train_lib.train(generator, zoo["seen"], "zoo", workdir, mesh, stop or stopping.StopSignal())
 
 
-def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, tmp_path):
-    straight = train(tiny, tiny_zoo, tmp_path / "straight", mesh)
+@pytest.fixture(scope="module")
+def straight_run(tiny, tiny_zoo, mesh, tmp_path_factory):
+    """Parameters and workdir of a training that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("straight") / "w"
+    return train(tiny, tiny_zoo, workdir, mesh), workdir
 
+
+@pytest.fixture
+def straight(straight_run, tmp_path):
+    """Its parameters; in `tmp_path` is a copy of its workdir, to be damaged."""
+    shutil.copytree(straight_run[1], tmp_path, dirs_exist_ok=True)
+    return straight_run[0]
+
+
+def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, straight_run, tmp_path):
+    straight, workdir = straight_run
     stop = stopping.StopSignal()
     real, calls = train_lib.MetricsWriter.write, []
 
@@ -222,16 +236,14 @@ def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, tmp_path):
     resumed = train(tiny, tiny_zoo, tmp_path / "stopped", mesh)
     assert_equal(straight, resumed)
 
-    def states(name):
-        entries = metrics.read(tmp_path / name)
-        return [{k: v for k, v in e.items() if k != "steps_per_s"} for e in entries]
+    def states(workdir):
+        return [{k: v for k, v in e.items() if k != "steps_per_s"} for e in metrics.read(workdir)]
 
-    assert states("straight") == states("stopped")
+    assert states(workdir) == states(tmp_path / "stopped")
 
 
-def test_the_boards_show_metrics_and_images(tiny, tiny_zoo, mesh, tmp_path):
-    train(tiny, tiny_zoo, tmp_path, mesh)
-    shown = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+def test_the_boards_show_metrics_and_images(straight_run):
+    shown = b"".join(p.read_bytes() for p in (straight_run[1] / "tensorboard").iterdir())
     assert b"steps_per_s" in shown and b"validation/posterior_mean" in shown and b"\x89PNG" in shown
 
 
@@ -249,9 +261,8 @@ def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch):
     assert [e["loss"] for e in metrics.read(tmp_path)] == [2.5, 1.5, 0.5]
 
 
-def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, tmp_path):
-    first = train(tiny, tiny_zoo, tmp_path, mesh)
-    assert_equal(first, train(tiny, tiny_zoo, tmp_path, mesh))
+def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, straight, tmp_path):
+    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
 
 
 def test_divergence_stops_the_run_and_says_what_to_try(tiny, tiny_zoo, mesh, tmp_path):
@@ -285,8 +296,9 @@ def damage(step_folder):
     return victim
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(tiny, tiny_zoo, mesh, tmp_path, said):
-    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(
+    tiny, tiny_zoo, mesh, straight, tmp_path, said
+):
     where = tmp_path / "checkpoints"
     victim = damage(where / "8")
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), straight)
@@ -300,49 +312,47 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(ti
     assert Checkpoints(where, 2).steps() == [4, 8] and (where / "damaged").is_dir()
 
 
-def test_a_damaged_older_checkpoint_is_set_aside(tiny, tiny_zoo, mesh, tmp_path, said):
-    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+def test_a_damaged_older_checkpoint_is_set_aside(tiny, tiny_zoo, mesh, straight, tmp_path, said):
     victim = damage(tmp_path / "checkpoints" / "4")
     assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
     assert f"{victim}: damaged" in said() and "the checkpoint of step 8 is newer, and intact" in said()
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"8", "damaged"}
 
 
-def test_without_an_intact_checkpoint_nothing_is_trained(tiny, tiny_zoo, mesh, tmp_path):
-    train(tiny, tiny_zoo, tmp_path, mesh)
+def test_without_an_intact_checkpoint_nothing_is_trained(tiny, tiny_zoo, mesh, straight, tmp_path):
     damage(tmp_path / "checkpoints" / "4")
     damage(tmp_path / "checkpoints" / "8")
     with pytest.raises(PdiffError, match="8/.*damaged.*no other checkpoint is intact; delete .*checkpoints to train"):
         train(tiny, tiny_zoo, tmp_path, mesh)
 
 
-def test_a_checkpoint_of_another_format_is_refused_by_its_number(tiny, tiny_zoo, mesh, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_format_is_refused_by_its_number(
+    tiny, tiny_zoo, mesh, straight, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched:
         patched.setattr(files, "FORMAT", 77)
-        train(tiny, tiny_zoo, tmp_path, mesh)
+        for folder in (tmp_path / "checkpoints").iterdir():
+            files.write_manifest(folder, checkpoint.KIND)
     with pytest.raises(PdiffError, match=f"8/manifest.json: of format 77; this pdiff reads format {files.FORMAT}"):
         train(tiny, tiny_zoo, tmp_path, mesh)
 
 
-def test_who_only_reads_changes_nothing(tiny, tiny_zoo, mesh, tmp_path):
+def test_who_only_reads_changes_nothing(straight, tmp_path):
     """As sampling from a run that is being trained must not remove the checkpoint that is being written."""
-    trained = train(tiny, tiny_zoo, tmp_path, mesh)
     where = tmp_path / "checkpoints"
     (where / "8" / files.MANIFEST).unlink()
     (where / "12.orbax-checkpoint-tmp").mkdir()
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trained)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), straight)
     assert Checkpoints(where, 2).restore_part("ema", like)[0] == 4
     assert {p.name for p in where.iterdir()} == {"4", "8", "12.orbax-checkpoint-tmp"}
 
 
-def test_a_checkpoint_without_its_manifest_is_not_used(tiny, tiny_zoo, mesh, tmp_path):
-    straight = train(tiny, tiny_zoo, tmp_path, mesh)
+def test_a_checkpoint_without_its_manifest_is_not_used(tiny, tiny_zoo, mesh, straight, tmp_path):
     (tmp_path / "checkpoints" / "8" / "manifest.json").unlink()
     assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
 
 
-def test_other_data_is_refused_on_resume(tiny, tiny_zoo, mesh, tmp_path):
-    train(tiny, tiny_zoo, tmp_path, mesh)
+def test_other_data_is_refused_on_resume(tiny, tiny_zoo, mesh, straight, tmp_path):
     with pytest.raises(PdiffError, match="other data"):
         train_lib.train(tiny, tiny_zoo["seen"][:-1], "zoo", tmp_path, mesh, stopping.StopSignal())
 

@@ -34,17 +34,19 @@ class LatentKDE(Learned):
         """With the bandwidth whose networks do best on what chooses among options."""
         return max((dataclasses.replace(self, bandwidth=b) for b in BANDWIDTHS), key=validation_accuracy)
 
-    def given(self, tasks: Sequence[Task], count: int) -> Float[np.ndarray, "samples latent"]:
-        """The codes to start from, in task order."""
+    def given(self, tasks: Sequence[Task], count: int) -> tuple[Float[np.ndarray, "samples ..."], ...]:
+        """The codes to start from, in task order, and the bandwidth of each: one program serves all bandwidths."""
         task, made = self.params["task"], []
         for t in tasks:
             anchor = own_or_nearest(self.generator.family, t)
             rows = np.arange(len(task)) if anchor is None else np.flatnonzero(task == anchor)
             made.append(self.params["latents"][rows[np.arange(count) % len(rows)]])
-        return np.concatenate(made)
+        codes = np.concatenate(made)
+        return codes, np.full((len(codes), 1), self.bandwidth, np.float32)
 
     def draw(
-        self, params: PyTree, codes: Float[Array, "batch latent"], keys: PRNGKeyArray
+        self, params: PyTree, given: tuple[Float[Array, "batch ..."], ...], keys: PRNGKeyArray
     ) -> Float[Array, "batch tokens dim"]:
-        z = codes + self.bandwidth * normal(keys, codes.shape[1:])
+        codes, bandwidth = given
+        z = codes + bandwidth * normal(keys, codes.shape[1:])
         return Autoencoder(self.generator).decode_standardised(params["autoencoder"], z)
