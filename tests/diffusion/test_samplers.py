@@ -211,6 +211,22 @@ def test_the_noise_on_the_way_to_a_single_point_is_the_levels_own(name, path):
     np.testing.assert_allclose(out, MU)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+def test_a_step_of_euler_maruyama_is_that_of_the_reverse_sde(path):
+    """dx = [f x - g^2 score] dt + g dW from one level to the next, written out with f = d log(alpha) / dt."""
+    levels, noise = jnp.array([2.0, 1.0, 0.0]), jax.random.normal(jax.random.key(1), (4, 1, 1))
+    out, called, z = record(lambda denoise, n, k: samplers.euler_maruyama(denoise, path, n, levels, k), noise, keys(4))
+    t, t_next = path.time_of(levels[:2])
+    x, drift = path.alpha(t) * 2 * noise, jax.grad(lambda t: jnp.log(path.alpha(t)))(t)
+    score = (MU - 2 * noise) / 2**2 / path.alpha(t)
+    fresh = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (1, 1)))(keys(4))
+    g, dt = path.diffusion(t), t_next - t
+    x += (drift * x - g**2 * score) * dt + g * jnp.sqrt(-dt) * fresh
+    np.testing.assert_allclose(called, levels[:2], rtol=1e-9)
+    np.testing.assert_allclose(z[1], x / path.alpha(t_next), rtol=1e-9)
+    np.testing.assert_allclose(out, MU)
+
+
 def test_dpmpp_2m_is_algorithm_2():
     """Lu et al. 2022, Algorithm 2, written out with alpha = 1; the first step is of first order."""
     sigma, z = np.array([10.0, 6.0, 2.0, 0.5, 0.1]), np.full((1, 1, 1), 7.0)
