@@ -21,6 +21,7 @@ from pdiff.state import TrainState
 
 OVERHEAD = 4 << 20  # bytes that Orbax writes beside the arrays, at most
 KIND, ASIDE = "checkpoint", "damaged"
+PARTS = ("params", "ema", "opt_state")  # of a state, each a tree of arrays
 
 
 class Checkpoints:
@@ -33,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int):
         self.directory, self._keep = Path(directory).absolute(), keep
-        trees = dict.fromkeys(("params", "ema", "opt_state"), _tree_handler())
+        trees = dict.fromkeys(PARTS, _tree_handler())
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(data=ocp.JsonCheckpointHandler(), **trees))
 
     def prepare(self) -> None:
@@ -65,15 +66,9 @@ class Checkpoints:
         size = OVERHEAD + sum(x.nbytes for x in jax.tree.leaves(state))
         what = f"the checkpoint of step {step}"
         processes.on_first(partial(files.require_space, self.directory, size, what), "ready for a checkpoint")
-        self._orbax.save(
-            self.directory / str(step),
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params),
-                ema=ocp.args.PyTreeSave(state.ema),
-                opt_state=ocp.args.PyTreeSave(state.opt_state),
-                data=ocp.args.JsonSave(data),
-            ),
-        )
+        trees = {part: ocp.args.PyTreeSave(getattr(state, part)) for part in PARTS}
+        args = ocp.args.Composite(data=ocp.args.JsonSave(data), **trees)
+        self._orbax.save(self.directory / str(step), args=args)
 
         def finish():
             files.write_manifest(self.directory / str(step), KIND)
@@ -95,7 +90,7 @@ class Checkpoints:
             return None
         step = self.newest()
         processes.on_first(partial(self._set_aside, step), "ready to restore")
-        restored = self.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)
+        restored = self.read(step, **{part: getattr(like, part) for part in PARTS})
         saved = self._orbax.restore(self._folder(step), args=ocp.args.Composite(data=ocp.args.JsonRestore())).data
         if saved != data:
             raise PdiffError(

@@ -161,9 +161,8 @@ def audited(workdir):
 
 
 def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir, audited):
-    err = audited
     audit, results = (results_lib.read(workdir / n) for n in ("audit.json", "results.json"))
-    assert audit["verdict"]["sentence"] in err and audit["verdict"]["kind"] in KINDS
+    assert audit["verdict"]["sentence"] in audited and audit["verdict"]["kind"] in KINDS
     assert all(set(audit[n]) == {"generated", "zoo"} for n in (*audit_lib.MEASURES, "spread", "disagreement"))
     assert all(set(audit[n]) == {"weights", "function"} for n in ("two_sample", "precision_recall"))
     assert [p["scale"] for p in audit["noise_curve"]] == list(audit_lib.NOISE_CURVE)
@@ -259,13 +258,10 @@ def test_bad_command_lines_end_at_once_in_one_line(args, message, tmp_path):
 def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path):
     """Takes 40 s. Stopped in training, twice; what a straight run gives is compared in test_train."""
     args = (*SMALLER, "--config.train.steps=4000", f"--workdir={tmp_path / 'w'}")
-
-    def reached():
-        return max((int(p.parent.name) for p in tmp_path.glob("w/checkpoints/*/manifest.json")), default=0)
-
+    checkpoints = Checkpoints(tmp_path / "w" / "checkpoints", 1)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        before, process, deadline = reached(), start(*args), time.time() + 200
-        while reached() == before:
+        before, process, deadline = checkpoints.steps()[-1:], start(*args), time.time() + 200
+        while checkpoints.steps()[-1:] == before:
             assert process.poll() is None and time.time() < deadline, process.communicate()
             time.sleep(0.2)
         process.send_signal(signum)
