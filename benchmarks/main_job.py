@@ -54,7 +54,7 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
 
     machine.set_up()
     from configs import interp
-    from pdiff import density, rivals, train
+    from pdiff import rivals, train
     from pdiff import run as run_lib
     from pdiff.baselines.learned import Learned
     from pdiff.evaluate import Evaluation
@@ -67,13 +67,8 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
         (build, "build", "zoo"),
         (train, "train", "training"),
         (rivals, "fit_all", "training"),
-        (Samplers, "tokens", "sampling"),
         (Samplers, "networks", "sampling"),
-        (Samplers, "inverted", "sampling"),
-        (Samplers, "from_noise", "sampling"),
         (Learned, "sample", "sampling"),
-        (density, "identification", "sampling"),  # likelihoods: the sampler's ODE the other way
-        (density, "score_likeness", "sampling"),
         (Scorer, "right", "scoring"),
         (Scorer, "answers", "scoring"),
         (run_lib.generator, "check", "start"),

@@ -73,7 +73,7 @@ def calls(made: Generator, name: str) -> int:
         counted += 1
         return z
 
-    levels = samplers.noise_levels(made.path, config.num_steps, config.rho, config.sigma_end)
+    levels = samplers.noise_levels(made.path, config.num_steps, config.rho)
     with jax.disable_jit():
         keys = jax.random.split(jax.random.key(0), 1)
         samplers.get_sampler(name)(denoise, made.path, jnp.ones((1, 1, 1)), levels, keys)

@@ -142,20 +142,16 @@ class Conditions(nn.Module):
 
 
 class DiT(nn.Module):
-    """The diffusion transformer over weight tokens; `places` are each token's leaf, kind and position."""
+    """The diffusion transformer over weight tokens."""
 
-    def __init__(
-        self, width: int, depth: int, hidden: int, heads: int, mean: int, tokens: int, dim: int, places, noise: int
-    ):
+    def __init__(self, width: int, depth: int, hidden: int, heads: int, mean: int, tokens: int, dim: int, noise: int):
         super().__init__()
         frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(30.0), noise // 2))
         self.register_buffer("frequencies", frequencies)
         self.noise = Mlp(noise, width, width)
         self.pooled = nn.Linear(width, width)
         self.add_module("in", nn.Linear(dim, width))
-        for name, indices in places.items():
-            self.register_buffer(f"token_{name}", torch.as_tensor(np.array(indices, np.int64)))
-            self.add_module(f"embed_{name}", nn.Embedding(int(max(indices)) + 1, width))
+        self.position = nn.Parameter(torch.empty(tokens, width))
         self.block = nn.ModuleList(Block(width, hidden, heads) for _ in range(depth))
         self.final, self.out = nn.Linear(width, 2 * width), nn.Linear(width, dim)
         self.mean_in, self.mean_out = nn.Linear(width, mean), nn.Linear(mean, tokens * dim)
@@ -165,9 +161,7 @@ class DiT(nn.Module):
         angle = c_noise[:, None] * self.frequencies
         vector = self.noise(torch.cat([angle.sin(), angle.cos()], -1)) + self.pooled(pooled)
         active = F.silu(vector)
-        h = getattr(self, "in")(x)
-        h = h + self.embed_leaf(self.token_leaf) + self.embed_kind(self.token_kind)
-        h = torch.cat([h + self.embed_position(self.token_position), told], 1)
+        h = torch.cat([getattr(self, "in")(x) + self.position, told], 1)
         for block in self.block:
             h = block(h, active)
         shift, scale = self.final(active)[:, None].chunk(2, -1)
@@ -234,7 +228,7 @@ class Loss(nn.Module):
         return loss, {"loss": loss, **parts}
 
     def encode(self, networks: dict[str, Tensor]) -> Float[Tensor, "batch tokens dim"]:
-        """Networks to normalised tokens, by the `chunk` layout."""
+        """Networks to normalised tokens."""
         flat = torch.cat([networks[p].flatten(1) for p in self.paths], 1)
         tokens = F.pad(flat, (0, self.center.numel() - flat.shape[1])).view(-1, *self.center.shape)
         return torch.where(self.varying, (tokens - self.center) / self.divisor, 0.0)
@@ -330,10 +324,9 @@ def from_flax(generator: Generator, params: PyTree) -> ConditionalDiT:
             shape[f"{text}/Mlp_0/up/kernel"][0] // 2, config.condition.number_period,
         ),
     }  # fmt: skip
-    places = {"leaf": spec.token_leaf, "kind": spec.token_kind, "position": spec.token_position}
     dit = DiT(
         width, _count(shape, "dit", "block"), shape["dit/block_0/mlp/up/kernel"][1], config.model.num_heads,
-        shape["dit/mean_in/kernel"][1], spec.num_tokens, spec.token_dim, places, shape["dit/noise/up/kernel"][0],
+        shape["dit/mean_in/kernel"][1], spec.num_tokens, spec.token_dim, shape["dit/noise/up/kernel"][0],
     )  # fmt: skip
     conditions = Conditions({name: encoders[name]() for name in config.condition.use}, width)
     model = ConditionalDiT(conditions, dit, float(generator.spread))
@@ -389,8 +382,6 @@ def _check(generator: Generator) -> None:
         ("tasks.family", config.tasks.family, config.tasks.family == "rotation", "rotation"),
         ("target.name", config.target.name, config.target.name == "mlp", "mlp"),
         ("target.generate", config.target.generate, all(generator.spec.generated), "all leaves"),
-        ("weights.layout", config.weights.layout, config.weights.layout == "chunk", "chunk"),
-        ("weights.permute", config.weights.permute, not config.weights.permute, "False"),
         ("diffusion.path", config.diffusion.path, config.diffusion.path == "ve", "ve"),
         ("model.dtype", config.model.dtype, config.model.dtype == "float32", "float32"),
         ("model.mean_width", config.model.mean_width, config.model.mean_width > 0, "more than 0"),

@@ -15,8 +15,8 @@ The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.
     python -m pdiff.main --config=configs/camera_trap.py --workdir=runs/camera_single --config.tasks.num_seen=1 \\
         --config.tasks.num_interp=0 --config.tasks.num_unseen=0 --config.tasks.num_validation=0 \\
         --config.zoo.seeds_per_task=256 --config.condition.drop_background=0.0 --config.condition.drop_all=0.0 \\
-        --config.sample.sigma_end=2 --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 \\
-        --config.eval.rivals= --config.train.steps=600
+        --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 --config.eval.rivals= \\
+        --config.train.steps=600
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +32,6 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(use=("background", "text"), drop_background=0.2, drop_text=0.6))
     c.condition.update(dict(number_noise=0.0, background_noise=0.05, text_max_length=96))
     c.sample.condition = ("background",)
-    c.train.steps = 2000
-    c.eval.update(dict(rivals="hypernetwork", mixing_separations=(15.0, 25.0, 40.0, 60.0), transfer_pairs=300))
+    c.mean.steps = 2000
+    c.eval.update(dict(mixing_separations=(15.0, 25.0, 40.0, 60.0), transfer_pairs=300))
     return c.lock()

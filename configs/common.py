@@ -75,30 +75,60 @@ def get_config() -> ConfigDict:
     # Weights <-> tokens.
     c.weights = ConfigDict(
         dict(
-            layout="chunk",  # chunk | neuron
-            token_dim=256,  # width of a chunk token, 0 is chosen by the network's size; the neuron layout finds its own
+            token_dim=256,  # width of a token; 0 is chosen by the network's size
             center="mean",  # mean | base
             scale="leaf",  # param | leaf | global
-            permute=False,  # augmentation: hidden units in a new random order each time a network is trained on
         )
     )
 
-    # The diffusion transformer.
+    # The mean: from a condition to one network. `train` says the rest of how it is trained.
+    c.mean = ConfigDict(
+        dict(
+            width=256,  # of the layer before the weights
+            steps=1500,
+            batch_size=64,
+            learning_rate=2e-3,
+            functional_weight=1.0,  # of the cross-entropy of its networks on images of their tasks
+            functional_images=128,  # images of the task for each network there
+            base_penalty=3e-5,  # mu of a penalty mu ||W - base||^2 beside it, which prefers the least change that works
+            zoo_weight=0.0,  # of the squared distance, in normalised weights, from a network of the zoo
+        )
+    )
+
+    # What the prior learns from: the mean's networks for many conditions, see pdiff/refined.py.
+    c.refined = ConfigDict(
+        dict(
+            of="mean",  # mean | zoo: the zoo itself, where there are no tasks between tasks
+            networks=2880,  # most, spread evenly over all that can be described
+            sentences=2000,  # vague descriptions in training
+            vague=0.5,  # share of training examples that have a set of tasks in place of one
+        )
+    )
+
+    # Where the prior draws: principal components of the refined zoo, see pdiff/weights/subspace.py.
+    c.subspace = ConfigDict(
+        dict(
+            components=64,  # most
+            explained=0.9999,  # share of the variance of held-out networks that the components are to explain
+            token_dim=8,  # coefficients in one token of the transformer; divides `components`
+            networks=1024,  # most that the components are computed from: their inner products are held in memory
+        )
+    )
+
+    # The diffusion transformer, and the width of the condition encoders.
     c.model = ConfigDict(
         dict(
             width=128,
             depth=3,
             num_heads=4,
             mlp_ratio=4.0,
-            mean_width=256,  # hidden width of a direct path from the condition to the weights; 0 is none
             dtype="float32",  # float32 | bfloat16, for activations only
             remat=False,
-            max_tokens=4096,  # longest sequence that is accepted
         )
     )
 
-    # Condition tokens: what the transformer is told of the task. A condition is dropped to its
-    # null token with its own probability; all of them together with `drop_all`.
+    # Condition tokens: what the models are told of the task. In training a condition is dropped to its null token with
+    # its own probability; all of them together with `drop_all`, for the prior too.
     c.condition = ConfigDict(
         dict(
             use=("id", "text"),
@@ -109,8 +139,8 @@ def get_config() -> ConfigDict:
             drop_background=0.0,
             background_noise=0.0,  # standard deviation of the noise on background images in training, of white
             drop_support=0.5,
-            drop_all=0.05,
-            text_vocab_size=400,  # 0 is as many pieces as the descriptions fill, about 400 at most
+            drop_all=0.1,
+            text_vocab_size=0,  # 0 is as many pieces as the descriptions fill, about 400 at most
             text_max_length=64,
             text_width=64,
             text_depth=1,
@@ -126,15 +156,11 @@ def get_config() -> ConfigDict:
     c.diffusion = ConfigDict(
         dict(
             path="ve",  # ve | vp | rectified_flow
-            precondition="conditional",  # conditional | edm, see pdiff/diffusion/denoiser.py
             sigma_min=0.02,  # lowest and highest noise-to-signal ratio
-            sigma_max=80.0,
-            p_mean=0.5,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
-            p_std=1.5,
-            at_sigma_max=0.4,  # share of training examples put at sigma_max
-            functional_weight=100.0,  # lambda of the functional loss; 0 is plain score matching
-            base_penalty=3e-5,  # mu of its penalty mu ||W - base||^2, which prefers the least change that works
-            functional_images=128,  # images of the task for each network in the functional loss
+            sigma_max=40.0,
+            p_mean=0.3,  # training noise: log sigma ~ N(p_mean, p_std^2) (ve)
+            p_std=1.8,
+            at_sigma_max=0.02,  # share of training examples put at sigma_max
         )
     )
 
@@ -148,8 +174,8 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict(
         dict(
-            steps=1500,
-            batch_size=64,
+            steps=2000,
+            batch_size=128,
             microbatches=1,  # parts that a batch is computed in, one after the other, to take less memory
             learning_rate=2e-3,
             warmup_steps=100,
@@ -168,11 +194,19 @@ def get_config() -> ConfigDict:
         dict(
             samplers=("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama"),
             num_steps=18,
-            sigma_end=1.0,  # last noise level; a higher one draws narrower samples, as the accuracy-spread curve shows
             rho=7.0,  # spacing of the noise levels, EDM equation 5
             guidance=1.0,  # classifier-free guidance; 1 is none
             condition=("text",),  # which conditions are given; the others are null
             batch_size=64,  # samples drawn together; smaller requests are padded to it
+        )
+    )
+
+    # From the prior and a few labelled images to one network, see pdiff/adapt.py.
+    c.adapt = ConfigDict(
+        dict(
+            num_samples=512,  # networks drawn, of which the likeliest is kept
+            steps=60,  # of fine-tuning from there
+            learning_rates=(1e-3, 3e-3, 1e-2),  # of which validation tasks choose one for each number of images
         )
     )
 
@@ -183,20 +217,20 @@ def get_config() -> ConfigDict:
             chunk_size=256,  # networks scored together
             noise=0.2,  # relative rms of the `noise` control
             # Other generators to train on the same zoo, by name and comma, or "all", each for as long as the
-            # generator's own training took: hypernetwork, latent_unet, p_diff, g_pt, pca_flow, latent_kde.
+            # generator's own training took: latent_unet, p_diff, g_pt, pca_flow, latent_kde.
             rivals="",
-            rival_steps=0,  # updates of each stage of a rival in place of equal time; the hypernetwork has train.steps
+            rival_steps=0,  # updates of each stage of a rival in place of equal time
             novelty_networks=512,  # zoo networks that a task's are compared with: its own, then its nearest tasks'
             support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
             test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
-            curve_levels=(0.02, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0),  # sample.sigma_end of the accuracy-spread curve
             mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
             transfer_pairs=0,  # (network of a seen task, other task) scored against the distance of the two
-            likelihood_networks=0,  # held-out networks whose tasks are told by likelihood; 0 is none
-            likelihood_steps=24,  # Heun steps of each likelihood, from sigma_min to sigma_max
-            likelihood_probes=1,  # probes of each trace
+            vague_samples=256,  # networks for each vague description that is measured; 0 is none
+            vague_prompts=(),  # these descriptions; () is one of each kind that the family has
+            calibration_samples=8,  # networks in an ensemble, whose answers are held against their labels; 0 is none
+            adapt_tasks=16,  # of each held-out split, to which networks are adapted by a few images; 0 is none
+            adapt_shots=(1, 4, 16),  # labelled images of a class
             closeup_tasks=16,  # of each split, of which the report shows networks on a plane and at work; 0 is none
-            score_levels=(0.05, 0.1, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0, 40.0),  # noise at which the score is compared
         )
     )
     return c

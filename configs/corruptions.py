@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.zoo.update(dict(seeds_per_task=3, reference_seeds=2, steps=1500, learning_rate=3e-3, weight_decay=0.1))
     c.condition.update(dict(use=("text", "factors"), drop_text=0.2, drop_factors=0.5))
     c.condition.update(dict(text_max_length=96, number_noise=4.0, number_period=200.0))
-    c.train.steps = 2000
+    c.mean.steps = 2000
     c.sample.condition = ("text",)
-    c.eval.update(dict(rivals="hypernetwork", mixing_separations=()))
+    c.eval.update(dict(mixing_separations=()))
     return c.lock()

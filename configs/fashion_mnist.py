@@ -21,9 +21,8 @@ def get_config() -> ConfigDict:
         c.target.update(dict(name="cnn", widths=(8, 16, 32, 64)))
         c.zoo.update(dict(seeds_per_task=2, reference_seeds=1, steps=150, batch_size=32, chunk_size=8))
         c.weights.token_dim = 1024  # 25 tokens: a transformer over 97 would take most of the time
-        c.model.update(dict(mean_width=64))
-        c.diffusion.functional_images = 16
+        c.mean.update(dict(width=64, steps=800, batch_size=32, functional_images=16))
         c.train.update(dict(steps=800, batch_size=32, validate_every=200, checkpoint_every=200))
         c.sample.batch_size = 16
-        c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=24, test_time_samples=0, curve_levels=()))
+        c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=24, test_time_samples=0))
     return c.lock()

@@ -23,11 +23,12 @@ def get_config() -> ConfigDict:
     c.target.name = "imported"
     c.zoo.align = "balanced"  # LoRA factors in one gauge, other networks as they are; "none" keeps every bit
     c.weights.update(dict(token_dim=0, scale="param"))
-    c.model.update(dict(width=64, depth=2, mean_width=64))
+    c.model.update(dict(width=64, depth=2))
     c.condition.update(dict(drop_id=0.9, drop_factors=0.0, text_vocab_size=0, text_width=32))
     c.condition.update(dict(number_noise=0.01, number_period=0.0, num_harmonics=2))
-    c.diffusion.update(dict(functional_weight=0.0, at_sigma_max=0.5))
+    c.mean.update(dict(width=64, steps=800, batch_size=32, functional_weight=0.0, zoo_weight=1.0))
+    c.refined.update(dict(of="zoo", vague=0.0))
     c.train.update(dict(steps=800, batch_size=32, warmup_steps=50, validate_every=800, checkpoint_every=400))
     c.sample.update(dict(samplers=("posterior_mean", "heun"), batch_size=16))
-    c.eval.update(dict(test_time_samples=0, curve_levels=(), mixing_separations=(), score_levels=()))
+    c.eval.update(dict(test_time_samples=0, mixing_separations=(), vague_samples=0, adapt_tasks=0))
     return c.lock()

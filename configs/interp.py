@@ -14,5 +14,9 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.eval.update(dict(rivals="hypernetwork", likelihood_networks=48))
+    c.eval.vague_prompts = (
+        "digits rotated by some angle",
+        "digits rotated by between 100 and 140 degrees",
+        "digits rotated by either 40 or 200 degrees",
+    )
     return c.lock()

@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
     c.tasks.num_validation = 8
     c.zoo.seeds_per_task = 8
     c.condition.update(dict(drop_id=0.4, drop_text=0.4))
-    c.sample.sigma_end = 0.6
-    c.eval.update(dict(max_tasks=128, mixing_separations=(), rivals="hypernetwork"))
+    c.eval.update(dict(max_tasks=128, mixing_separations=()))
     return c.lock()

@@ -22,7 +22,10 @@ def get_config() -> ConfigDict:
     c.tasks.validation_gaps = ()
     c.zoo.seeds_per_task = 512
     c.condition.update(dict(use=("id",), drop_id=0.0, drop_all=0.0))
+    # One task has one mean: what differs between its networks is in the zoo alone.
+    c.mean.steps = 100
+    c.refined.update(dict(of="zoo", vague=0.0))
     # Not one call: with one condition it draws one network.
-    c.sample.update(dict(condition=("id",), sigma_end=2.0, samplers=("heun", "ddim", "dpmpp_2m", "euler_maruyama")))
+    c.sample.update(dict(condition=("id",), samplers=("heun", "ddim", "dpmpp_2m", "euler_maruyama")))
     c.eval.update(dict(samples_per_task=128, test_time_samples=0, mixing_separations=()))
     return c.lock()

@@ -17,7 +17,5 @@ from configs import common
 def get_config() -> ConfigDict:
     c = common.get_config()
     c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.2, drop_factors=0.7, drop_support=0.7))
-    c.train.steps = 2500
-    c.sample.sigma_end = 2.0  # at 1, many steps are up to .007 below one call on unseen arcs
-    c.eval.rivals = "hypernetwork"
+    c.mean.steps = 2500
     return c.lock()

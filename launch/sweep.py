@@ -36,7 +36,6 @@ FAST = {
     "sample.samplers": ("posterior_mean", "ddim"),
     "eval.samples_per_task": 1,
     "eval.test_time_samples": 0,
-    "eval.curve_levels": (),
     "eval.mixing_separations": (),
 }
 NO_RIVAL = FAST | {"eval.rivals": ""}
@@ -57,7 +56,6 @@ ABLATION: Variants = {
     "at_sigma_max 0.9": {"diffusion.at_sigma_max": 0.9},
     "EDM preconditioning": {"diffusion.precondition": "edm"},
     "rectified flow": {"diffusion.path": "rectified_flow", "diffusion.sigma_max": 80.0},
-    "tokens by neuron": {"weights.layout": "neuron"},
     "scale per parameter": {"weights.scale": "param"},
     "centred on the base": {"weights.center": "base"},
     "guidance 1.5": {"sample.guidance": 1.5},

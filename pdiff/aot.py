@@ -2,9 +2,9 @@
 
     python -m pdiff.main --config=configs/pod.py --mode=compile --topology=v5e:4x4,v5p:2x2x2
 
-libtpu compiles for a topology by its name alone. What is compiled are the very steps that run: `train.make_step`,
-`sample.make_sampler`, `zoo.build.chunk_step`, on abstract arguments laid out over the topology's devices. No array of
-the run is made: no zoo, no base, and images only if they come with a package.
+libtpu compiles for a topology by its name alone. What is compiled are the very steps that run: `train.make_step` of the
+mean (`mean`) and of the prior (`train`), `sample.make_sampler`, `zoo.build.chunk_step`, on abstract arguments laid out
+over the topology's devices. No array of the run is made: no zoo, no base, and images only if they come with a package.
 """
 
 import dataclasses
@@ -25,21 +25,20 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
-from pdiff import dist, files, hlo, logs, roofline, sharding, train
-from pdiff.conditioning import make_constants
+from pdiff import dist, files, hlo, logs, roofline, sharding, stages, train
 from pdiff.errors import PdiffError
-from pdiff.generator import Generator, abstract
+from pdiff.generator import MEMBERS, Generator, abstract
 from pdiff.logs import log
 from pdiff.models.dit import count_parameters
 from pdiff.report import compiled
 from pdiff.sample import make_sampler
-from pdiff.state import make_optimizer
 from pdiff.targets import get_target
 from pdiff.tasks import get_family, images
 from pdiff.weights import codec
 from pdiff.zoo import build
+from pdiff.zoo.networks import Networks
 
-STEPS = ("train", "sample", "zoo")
+STEPS = ("mean", "train", "sample", "zoo")
 EXAMPLES = "v4:2x2x2, v5e:4x4, v5e:16x16, v5p:2x2x2, v6e:4x4"
 # On a host without a TPU libtpu asks the metadata server what it is on, and complains of what it does not find.
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
@@ -137,17 +136,25 @@ def shapes(config: ConfigDict) -> Generator:
 
 def program(made: Generator, mesh: Mesh, step: str) -> Program:
     """The step of that name of STEPS for the devices of `mesh`."""
-    make = {"train": _train, "sample": _sample, "zoo": _zoo}
+    make = {"mean": _mean, "train": _prior, "sample": _sample, "zoo": _zoo}
     return make[step](made, mesh)
 
 
-def _train(made: Generator, mesh: Mesh) -> Program:
-    optimizer, size = make_optimizer(made.config.train), made.config.train.batch_size
-    networks = _stacked(codec.take(made.spec, made.target.abstract()), size)
+def _mean(made: Generator, mesh: Mesh) -> Program:
+    size, nothing = made.config.mean.batch_size, np.zeros(1, np.int32)
+    one = codec.take(made.spec, made.target.abstract())
+    stage = stages.mean(made, Networks(*[nothing] * 5, params={}), "", mesh)
     rows = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("task", "wording", "index")}
-    state = train.abstract_state(made, optimizer)
-    constants = _shapes(make_constants(made))
-    return Program(train.make_step(made, optimizer, mesh), (state, {"params": networks} | rows, constants))
+    return _training(stage, rows | ({"params": _stacked(one, size)} if made.config.mean.zoo_weight else {}), mesh)
+
+
+def _prior(made: Generator, mesh: Mesh) -> Program:
+    index = jax.ShapeDtypeStruct((made.config.train.batch_size,), jnp.int32)
+    return _training(stages.prior(made, "", mesh), {"index": index}, mesh)
+
+
+def _training(stage: train.Stage, batch: dict, mesh: Mesh) -> Program:
+    return Program(train.make_step(stage, mesh), (train.abstract_state(stage), batch, _shapes(stage.constants)))
 
 
 def _sample(made: Generator, mesh: Mesh) -> Program:
@@ -159,7 +166,7 @@ def _sample(made: Generator, mesh: Mesh) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     index = jax.ShapeDtypeStruct((size,), jnp.int32)
     step = make_sampler(made, config.samplers[0], mesh)
-    return Program(step, (params, {"stats": made.stats}, condition, key, index))
+    return Program(step, (params, _shapes(made.arrays() | {"base": None}), condition, key, index))
 
 
 def _zoo(made: Generator, mesh: Mesh) -> Program:
@@ -237,23 +244,25 @@ def _collectives(found: tuple[hlo.Collective, ...]) -> dict[str, dict]:
 
 
 def analytic_flops(made: Generator, step: str) -> float:
-    """FLOPs of the transformer's matrix products in a whole step, counted from its sizes: 2 for each product and sum.
+    """FLOPs of the prior's matrix products in a whole step, counted from its sizes: 2 for each product and sum.
 
-    Training is three times a forward pass, but for the first layer, whose input needs no gradient, and one more pass
-    through the blocks with `model.remat`. Zero for the zoo's step, which has no transformer.
+    Training is three times a forward pass, but for the first layers, whose input needs no gradient, and one more pass
+    through the blocks with `model.remat`. Sampling has the mean's layers after its encoders, too, and the subspace.
+    Zero for the steps of the mean and the zoo, which have no transformer.
     """
-    model, tokens, dim = made.config.model, made.spec.num_tokens, made.spec.token_dim
-    width, length = model.width, made.spec.num_tokens + len(made.config.condition.use)
+    model, (tokens, dim) = made.config.model, made.shape
+    width, length = model.width, tokens + 1
     block = 2 * length * width * width * (4 + 2 * model.mlp_ratio) + 4 * length**2 * width + 12 * width**2
     ends = 2 * tokens * dim * width
-    mean = 2 * model.mean_width * (width + tokens * dim)
-    vector = 2 * width * (64 + width) + 2 * width**2 + 4 * width**2
+    first = 3 * ends + 2 * MEMBERS * tokens * dim * width
+    rest = ends + 2 * MEMBERS * width**2 + 4 * width**2 + 2 * width * (64 + width) + 4 * width**2
     if step == "train":
-        passes = model.depth * block * (4 if model.remat else 3) + (2 + 3) * ends + 3 * (mean + vector)
+        passes = model.depth * block * (4 if model.remat else 3) + 2 * first + 3 * rest
         return made.config.train.batch_size * passes
     if step == "sample":
-        steps = made.config.sample.num_steps
+        steps, weights = made.config.sample.num_steps, made.spec.num_tokens * made.spec.token_dim
         calls = {"heun": 2 * steps - 1, "posterior_mean": 1}.get(made.config.sample.samplers[0], steps)
         calls *= 1 if made.config.sample.guidance == 1 else 2
-        return made.config.sample.batch_size * calls * (model.depth * block + 2 * ends + mean + vector)
+        once = 2 * made.config.mean.width * (width + weights) + 4 * tokens * dim * weights
+        return made.config.sample.batch_size * (calls * (model.depth * block + first + rest) + once)
     return 0.0

@@ -1,5 +1,6 @@
-"""The same from Python: `pdiff.load(workdir)`, then `sample`, `expect`, `apply` and `accuracy`."""
+"""The same from Python: `pdiff.load(workdir)`, then `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
-from pdiff import dist, files, generator, prompts, published, rng
+from pdiff import conditioning, dist, files, generator, prompts, published, rng
+from pdiff.adapt import Adapter, Recipe
 from pdiff.config import DESCRIBING, SAMPLERS
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer, repeat
@@ -22,10 +24,22 @@ from pdiff.report import results as results_lib
 from pdiff.sample import Samplers
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
+from pdiff.tasks.grammar import TaskSet
+from pdiff.vague import Grid
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
 Between = tuple[int | str, int | str, float]
+MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Suited:
+    """The task that a network is good for: its description and factors, and the network's test accuracy there."""
+
+    description: str
+    factors: tuple[float, ...]
+    accuracy: float
 
 
 class LoadedGenerator:
@@ -66,8 +80,9 @@ class LoadedGenerator:
         """Networks for a description, a task of the family, a place between two of its tasks, or a few images.
 
         Args:
-          prompt: a description, in the words of the training ones. It is read as text or by the sentence encoder, as
-            the run samples, or else as it was trained.
+          prompt: a description, in the words of the training ones: of one task, or of a set of them, from which each
+            network is drawn; `understood` says which. One task is read as text or by the sentence encoder, as the run
+            samples, or else as it was trained.
           task_id: id or name. The task is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           support: images of the task, flattened as the family's are, with `labels` or without.
@@ -86,10 +101,92 @@ class LoadedGenerator:
         name = self._sampler(sampler)
         if num_samples < 1:
             raise PdiffError(f"num_samples: got {num_samples}; allowed: at least 1")
-        condition = self._asked(prompt, task_id, between, support, labels, force)
+        condition = self._asked(prompt, task_id, between, support, labels, force, seed)
         condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
+        name = self._of_many(name, sampler) if prompt is not None and self.understood(prompt) else name
         batches = self._samplers.batches(self._params, name, condition, rng.stream(seed, "sample"))
         return self._whole(dist.join(_shown(batches, num_samples, progress), num_samples))
+
+    def adapt(
+        self,
+        images: Float[np.ndarray, "images features"],
+        labels: Int[np.ndarray, " images"] | None = None,
+        *,
+        prompt: str | None = None,
+        num_samples: int = 512,
+        steps: int | None = None,
+        seed: int = 0,
+        force: bool = False,
+        progress: bool = False,
+    ) -> PyTree[Float[np.ndarray, "1 ..."]]:
+        """A network for a task of which there are a few images: the likeliest of many, fine-tuned on them.
+
+        Args:
+          images: of the task, flattened as the family's are.
+          labels: of the images, UNKNOWN (-1) where one has none. Without any, the network that is surest of its answers
+            is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong.
+          prompt: a description to draw from, precise or vague; without one, networks of all kinds of tasks are drawn.
+          num_samples: how many are drawn.
+          steps: of fine-tuning; as the run's config says by default. What else there is to choose, its validation tasks
+            chose.
+
+        Returns:
+          A parameter tree of `target` with one network.
+
+        Raises:
+          PdiffError: the images or labels do not fit, there are no images of a class, or as `sample` of a prompt.
+        """
+        sets = self._support(images, labels)
+        recipe = self._recipe(sets, prompt is not None)
+        if steps is not None:
+            if steps < 0:
+                raise PdiffError(f"steps: got {steps}; allowed: at least 0")
+            recipe = dataclasses.replace(recipe, steps=steps)
+        self._check_examples(sets, recipe)
+        if num_samples < 1:
+            raise PdiffError(f"num_samples: got {num_samples}; allowed: at least 1")
+        if prompt is None:
+            condition = self._static.condition([self.family.tasks[0]], given=())
+        else:
+            condition = self._prompted(prompt, force, seed)
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
+        name = self._of_many(self.default_sampler, None)
+        batches = self._samplers.batches(self._params, name, condition, rng.stream(seed, "adapt"))
+        drawn = dist.join(_shown(batches, num_samples, progress), num_samples)
+        chosen = self._adapter.choose(drawn, sets)
+        labelled = bool((sets.y != support_lib.UNKNOWN).any())
+        return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen)
+
+    def understood(self, prompt: str) -> TaskSet | None:
+        """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt.
+
+        Raises:
+          PdiffError: it names an empty set.
+        """
+        return self.family.grammar.read(prompt) if self.family.grammar is not None else None
+
+    def suited(self, params: PyTree[Float[np.ndarray, "samples ..."]], prompt: str) -> list[Suited]:
+        """What each of some networks that were drawn for a vague prompt is good for, and how good.
+
+        The task is the one of the set on whose training images the network is most often right; the accuracy is that
+        on test images.
+
+        Raises:
+          PdiffError: the prompt is not vague.
+        """
+        tasks = self.understood(prompt)
+        if tasks is None:
+            raise PdiffError(f"prompt: got {shortened(prompt)}; allowed: a vague one, which names a set of tasks")
+        parts = jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
+        grid = self._grid
+        rows = grid.rows_of(tasks, self._static.refined)
+        where, test = (table[:, rows] for table in grid.tables(parts, ("train", "test")))
+        found = grid.suited(where, rows)
+        factors = grid.factors[rows][found]
+        said = [self.family.describe(tuple(map(float, f)))[0][0] for f in factors]
+        return [Suited(s, tuple(map(float, f)), float(t)) for s, f, t in zip(
+            said, factors, test[np.arange(len(found)), found], strict=True
+        )]  # fmt: skip
 
     def expect(
         self,
@@ -111,6 +208,8 @@ class LoadedGenerator:
         name, given = self._sampler(sampler), self.config.sample.condition
         if not self.results:
             return None
+        if prompt is not None and (tasks := self.understood(prompt)) is not None:
+            return self._expectations.for_set(tasks, name, self._described())
         if prompt is not None:
             factors, task = self.descriptions.factors(prompt), self.descriptions.task(prompt)
             if task is not None:
@@ -122,7 +221,67 @@ class LoadedGenerator:
             return self._expectations.between(*self._ends(between), between[2], name, given)
         return self._expectations.support(len(support) / self.family.source_classes, labels is not None, name)
 
-    def _asked(self, prompt, task_id, between, support, labels, force: bool) -> dict | Mixture:
+    def expect_adapted(self, labels: Int[np.ndarray, " images"] | None, described: bool) -> Expectation | None:
+        """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
+        classes = self.family.num_classes
+        known = np.zeros(classes, int) if labels is None else np.bincount(labels[labels >= 0], minlength=classes)
+        return self._expectations.adapted(int(known.min()), described)
+
+    def _recipe(self, sets: support_lib.Support, described: bool) -> Recipe:
+        """How to go on from the chosen network: what validation tasks chose for the nearest number of images."""
+        per_class = max(1, int((sets.y != support_lib.UNKNOWN).sum()) // self.family.num_classes)
+        found = self.results.get("adaptation", {}).get("recipes", {})
+        if not found:
+            return Recipe(learning_rate=min(self.config.adapt.learning_rates), steps=self.config.adapt.steps)
+        nearest = min(found, key=lambda shots: abs(np.log(int(shots) / per_class)))
+        chosen = found[nearest]["prior_described" if described else "prior"]
+        return Recipe(chosen["space"], chosen["learning_rate"], chosen["steps"])
+
+    def _check_examples(self, sets: support_lib.Support, recipe: Recipe) -> None:
+        """Raises PdiffError for examples that say too little; warns of those that say little."""
+        labels = sets.y[sets.y != support_lib.UNKNOWN]
+        if not len(labels):
+            log.warning(
+                "warning: no image has a label: the network that is surest of its answers is taken, which on a task "
+                "unlike the seen ones may be a wrong one"
+            )
+            return
+        missing = [c for i, c in enumerate(self.family.classes) if i not in labels]
+        if len(labels) < 2:
+            raise PdiffError(
+                f"labels: got {len(labels)} labelled image; allowed: at least 2, and one of each class is better: "
+                f"{', '.join(self.family.classes)}"
+            )
+        if missing:
+            log.warning("warning: no labelled image of %s: what is chosen was not asked about it", ", ".join(missing))
+        if recipe.steps > MOST_STEPS * len(labels):
+            log.warning(
+                "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense",
+                recipe.steps, len(labels), MOST_STEPS * len(labels),
+            )  # fmt: skip
+
+    def _support(self, images, labels) -> support_lib.Support:
+        """A support set of a user's images, which the family's would fit."""
+        sets = support_lib.of_images(images, labels, self.family.num_classes)
+        if sets.x.shape[-1] != self.family.features:
+            raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {self.family.features}")
+        return sets
+
+    def _of_many(self, name: str, asked: str | None) -> str:
+        """The sampler for several networks that should differ: one call draws the mean of them all."""
+        if name != "posterior_mean" or asked is not None:
+            return name
+        return self.results.get("selection", {}).get("many_steps", "heun")
+
+    @functools.cached_property
+    def _adapter(self) -> Adapter:
+        return Adapter(self._static, self._mesh)
+
+    @functools.cached_property
+    def _grid(self) -> Grid:
+        return Grid(self._static, self._mesh)
+
+    def _asked(self, prompt, task_id, between, support, labels, force: bool, seed: int) -> dict | Mixture:
         """The condition of one sample."""
         given = [n for n, v in (("prompt", prompt), ("task_id", task_id), ("between", between), ("support", support))
                  if v is not None]  # fmt: skip
@@ -131,23 +290,25 @@ class LoadedGenerator:
                 f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
             )
         if prompt is not None:
-            return self._prompted(prompt, force)
+            return self._prompted(prompt, force, seed)
         if support is not None:
             self._needs(("support",), "support")
-            sets = support_lib.of_images(support, labels, self.family.num_classes)
-            features = self.family.features
-            if sets.x.shape[-1] != features:
-                raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {features}")
+            sets = self._support(support, labels)
             return self._static.condition([self.family.tasks[0]], None, ("support",), sets)
         if between is not None:
             a, b = self._ends(between)
             return Mixture(self._condition(a), self._condition(b), np.array([between[2]], np.float32))
         return self._condition(self.task(task_id))
 
-    def _prompted(self, prompt: str, force: bool) -> dict:
-        """The condition of a prompt, if it can be read and is like a description."""
-        read, longest = self._described(), self.tokenizer.max_length
+    def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
+        """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
         prompts.check_length(prompt)
+        if (tasks := self.understood(prompt)) is not None:
+            condition = conditioning.of_set(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
+            if condition is None:
+                raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
+            return condition
+        read, longest = self._described(), self.tokenizer.max_length
         # Of an empty text, or one that is too long, those who read it say what is wrong.
         if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
             found = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)

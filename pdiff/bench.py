@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -41,10 +41,12 @@ class Bench:
         self.samplers = Samplers(generator, mesh)
         self.score = {part: Scorer(generator, part, mesh) for part in ("validation", "test")}
 
-        def denoise(params, condition, rows):
-            return generator.denoiser(params, generator.context(params, condition))(*rows)
+        def denoise(params, arrays, condition, rows):
+            bound = generator.bind(arrays)
+            return bound.denoiser(params, bound.members(condition))(*rows)
 
-        self._denoise = self.mapped(denoise)
+        specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.SHARDED)
+        self._denoise = dist.data_parallel(denoise, mesh, specs, dist.SHARDED)
 
     def with_params(self, params: PyTree) -> "Bench":
         """The same with other parameters; what is compiled is shared."""
@@ -103,21 +105,15 @@ class Bench:
     def denoise(
         self, condition: dict, z: Float[np.ndarray, "n tokens dim"], sigma: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n tokens dim"]:
-        """D(z, sigma) under the condition, in normalised tokens and without guidance."""
-        return self.over(self._denoise, condition, (z, sigma))
-
-    def mapped(self, step: Callable) -> Callable:
-        """`step(params, condition, rows)`, jitted and split over the rows, for `over`."""
-        return dist.data_parallel(step, self.mesh, (dist.REPLICATED, dist.SHARDED, dist.SHARDED), dist.SHARDED)
-
-    def over(self, mapped: Callable, condition: PyTree, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
-        """What a `mapped` step makes of conditions and rows of any number, `sample.batch_size` at a time."""
-        params, batch = dist.replicate(self.params, self.mesh), dist.round_up(self.config.sample.batch_size, self.mesh)
+        """D(z, sigma) under the condition, in tokens of coefficients and without guidance."""
+        needed = self.generator.arrays() | {"base": None}
+        params, arrays = (dist.replicate(x, self.mesh) for x in (self.params, needed))
 
         def one(args):
-            return mapped(params, *dist.shard(args, self.mesh))
+            return self._denoise(params, arrays, *dist.shard(args, self.mesh))
 
-        return dist.map_chunks(one, (condition, rows), len(jax.tree.leaves(rows)[0]), batch)
+        batch = dist.round_up(self.config.sample.batch_size, self.mesh)
+        return dist.map_chunks(one, (condition, (z, sigma)), len(z), batch)
 
     def _count(self, count: int | None) -> int:
         return count or self.config.eval.samples_per_task

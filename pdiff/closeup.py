@@ -8,8 +8,7 @@ that the page can be written again without computing. Each key stands alone, and
                    the two main axes of the zoo's. POINT: {"kind": "zoo" | "finetuned" | "generated", "split", "task",
                    "factors", "at": [x, y]}, generated ones with "sampler". PATH, from noise to a network:
                    {"split", "task", "sigma": […], "at": [[x, y], …]}
-    loss_by_sigma  [{"sigma", "cases": {"seen" | "held_out": {"averaged": S, "raw": S}}}, …], S as in results.json
-    averaging      {split: {sampler: {"averaged": S, "raw": S}}}: accuracy
+    averaging      {split: {sampler: {"averaged": S, "raw": S}}}: accuracy, S as in results.json
     confusion      {split: {"generated" | "finetuned": [[count, …], …]}}, rows being labels and columns answers
     images         [{"split", "task", "images": [{"png": base64, "label", "generated", "finetuned"}, …]}, …]
 """
@@ -26,13 +25,11 @@ import scipy.linalg
 from jaxtyping import Float, Int, PyTree
 from PIL import Image
 
-from pdiff import copies, rng
+from pdiff import rng
 from pdiff.bench import Bench
 from pdiff.config import DESCRIBING
-from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.samplers import noise_levels
 from pdiff.evaluators.novelty import evenly
-from pdiff.report.results import summary
 from pdiff.tasks.base import REPORTED_SPLITS, Family, Task
 from pdiff.weights import stats
 from pdiff.zoo.store import Networks
@@ -41,7 +38,6 @@ FILE = "closeup.json"
 MOST_NETWORKS = 384  # of the zoo, on the plane
 MOST_ELEMENTS = 1 << 26  # weights of all of these together
 PATHS = 2  # samples of a task, in each split, whose way from noise is shown
-LEVELS, LEVEL_NETWORKS = 9, 64  # of the loss by noise level
 MOST_IMAGES, MOST_CLASSES = 12, 64  # of a strip; of a confusion matrix
 
 
@@ -61,7 +57,6 @@ def measure(bench: Bench, networks: dict[str, Networks], splits: dict, selection
     found = {
         "prompt": _prompt(bench),
         "plane": _plane(bench, networks, tasks, made),
-        "loss_by_sigma": _loss_by_sigma(bench, plain, networks),
         "averaging": _averaging(bench, plain, splits, selection, samplers) if plain else None,
     }
     own = {s: m[selection["sampler"]] for s, m in made.items()}
@@ -84,10 +79,9 @@ def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict)
     """Zoo, held-out and generated networks, and denoising paths, on the two main axes of the zoo's weights."""
     made_of, family = bench.generator, bench.generator.family
     on = np.asarray(stats.varying(made_of.stats))
-    comparable = copies.comparable(bench, copies.seen_zoo(bench, networks["seen"]))
 
     def flat(parts: PyTree) -> Float[np.ndarray, "nets varying"]:
-        return np.asarray(stats.normalize(made_of.stats, comparable(bench.encode(parts))))[:, on]
+        return np.asarray(stats.normalize(made_of.stats, bench.encode(parts)))[:, on]
 
     most = max(3, min(MOST_NETWORKS, MOST_ELEMENTS // made_of.spec.num_params))
     zoo = networks["seen"][evenly(np.arange(len(networks["seen"])), most)]
@@ -111,7 +105,7 @@ def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict)
         for name, parts in by_sampler.items():
             ids = np.repeat([t.id for t in tasks[split]], bench.config.eval.samples_per_task)
             found += points("generated", flat(parts), ids, sampler=name)
-    paths = [] if bench.config.weights.permute else _paths(bench, tasks, lambda d: (d[:, on] - center) @ axes)
+    paths = _paths(bench, tasks, lambda d: (d[:, on] - center) @ axes)
     return {"explained": explained, "points": found, "paths": paths}
 
 
@@ -135,52 +129,32 @@ def _main_axes(x: Float[np.ndarray, "nets dim"]) -> tuple:
 
 
 def _paths(bench: Bench, tasks: dict[str, Sequence[Task]], project) -> list[dict]:
-    """The way of a few samples by DDIM: z / sqrt(1 + sigma^2), which is as large as the weights, at each noise level of
-    the config's schedule, and at 0 the network.
+    """The way of a few samples by DDIM, at each noise level of the config's schedule, and at 0 the network.
+
+    What is shown are the weights of z / sqrt(1 + sigma^2): coefficients as large as those of networks.
     """
     made, config = bench.generator, bench.config.sample
+
+    def at_level(z: Float[np.ndarray, "samples tokens dim"], sigma: float) -> Float[np.ndarray, "samples axes"]:
+        coefficients = (z / np.sqrt(1 + sigma**2)).reshape(len(z), -1)
+        return project(np.asarray(made.subspace.reconstruct(coefficients.astype(np.float32))))
+
     chosen = [own[len(own) // 2] for own in tasks.values() for _ in range(PATHS)]
-    levels = np.asarray(noise_levels(made.path, config.num_steps, config.rho, config.sigma_end), np.float64)
+    levels = np.asarray(noise_levels(made.path, config.num_steps, config.rho), np.float64)
     conditions = [(config.guidance, bench.condition(chosen, 1))]
     if config.guidance != 1:
         conditions.append((1 - config.guidance, bench.condition(chosen, 1, given=())))
-    shape = (len(chosen), made.spec.num_tokens, made.spec.token_dim)
-    z = levels[0] * np.asarray(jax.random.normal(rng.stream(bench.config.seed, "closeup/paths"), shape))
-    at = [project(z / np.sqrt(1 + levels[0] ** 2))]
+    key = rng.stream(bench.config.seed, "closeup/paths")
+    z = levels[0] * np.asarray(jax.random.normal(key, (len(chosen), *made.shape)))
+    at = [at_level(z, levels[0])]
     for sigma, below in itertools.pairwise(levels):
         rows = (z.astype(np.float32), np.full(len(z), sigma, np.float32))
         denoised = sum(share * bench.denoise(condition, *rows) for share, condition in conditions)
         z = z + (below - sigma) * (z - denoised) / sigma
-        at.append(project(z / np.sqrt(1 + below**2)))
+        at.append(at_level(z, below))
     places = np.stack(at, 1).astype(float).round(3).tolist()
     sigmas = [float(f"{s:.4g}") for s in levels]
     return [{"split": t.split, "task": t.name, "sigma": sigmas, "at": p} for t, p in zip(chosen, places, strict=True)]
-
-
-def _loss_by_sigma(bench: Bench, plain: Bench | None, networks: dict[str, Networks]) -> list[dict]:
-    """The denoising loss that training weighs noise levels by, at each of LEVELS, of averaged and raw parameters."""
-    made, given = bench.generator, bench.config.sample.condition
-    told = tuple(n for n in given if n != "id")  # the id of a held-out task was never trained
-    cases = {"seen": (networks["seen"], given)}
-    if told and len(networks.get("validation", ())):
-        cases["held_out"] = (networks["validation"], told)
-    on = np.asarray(stats.varying(made.stats))
-    levels = np.geomspace(made.path.sigma_min, made.path.sigma_max, LEVELS)
-    rows = [{"sigma": float(f"{s:.4g}"), "cases": {c: {} for c in cases}} for s in levels]
-    for case, (own, names) in cases.items():
-        own = own[evenly(np.arange(len(own)), LEVEL_NETWORKS)]
-        condition = bench.condition([made.family.tasks[t] for t in own.task], 1, given=names)
-        x0 = np.asarray(made.encode(own.params))
-        noise = np.asarray(jax.random.normal(rng.stream(bench.config.seed, f"closeup/loss/{case}"), x0.shape))
-        for row in rows:
-            sigma = np.full(len(x0), row["sigma"], np.float32)
-            z = x0 + np.float32(row["sigma"]) * noise
-            for name, asked in (("averaged", bench), ("raw", plain)):
-                if asked is not None:
-                    error = np.square(asked.denoise(condition, z, sigma) - x0)[:, on].mean(1)
-                    loss = np.asarray(loss_weight(sigma, made.spread)) * error
-                    row["cases"][case][name] = summary(loss, own.task)
-    return rows
 
 
 def _averaging(bench: Bench, plain: Bench, splits: dict, selection: dict, samplers: list[str]) -> dict:

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from pdiff.generator import Generator
+from pdiff import rng
+from pdiff.generator import MEMBERS, Generator
 from pdiff.models.conditions import factor_units, number_period
 from pdiff.tasks import support
 from pdiff.tasks.base import Task
+from pdiff.tasks.grammar import TaskSet
+
+DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
 
 
 def make_constants(generator: Generator) -> dict:
@@ -41,22 +46,23 @@ def training_condition(
     constants: dict,
     task: Int[Array, " batch"],
     wording: Int[Array, " batch"],
-    sigma: Float[Array, " batch"],
     keys: PRNGKeyArray,
+    sigma: Float[Array, " batch"] | None = None,
 ) -> dict:
     """The condition of each example, every name dropped with its own probability and all with `drop_all`.
 
     Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
     must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
-    They are moved less at low noise, where the weights themselves would otherwise tell the angle better than the
-    condition does, and it would be ignored.
+    A denoiser's are moved less at low noise `sigma`, where the weights themselves would otherwise tell the angle better
+    than the condition does, and it would be ignored.
     A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
     """
     config = generator.config.condition
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
     family = generator.family
     scale = config.number_noise * (1 if config.number_period else number_period(config, family))
-    moved = scale * sigma**2 / (1 + sigma**2) * jax.vmap(jax.random.normal)(streams[:, 0])
+    scale *= 1.0 if sigma is None else sigma**2 / (1 + sigma**2)
+    moved = scale * jax.vmap(jax.random.normal)(streams[:, 0])
     inputs = {
         "id": lambda: task,
         "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(factor_units(config, family)),
@@ -71,6 +77,18 @@ def training_condition(
         name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
         for i, name in enumerate(config.use)
     }
+
+
+def as_trained(generator: Generator, task: Int[np.ndarray, " rows"], given: Sequence[str]) -> dict:
+    """Conditions of tasks as training draws them, with its noise and any of their wordings and images, but each time
+    with the names `given` and no others."""
+    constants, count = make_constants(generator), len(task)
+    wordings = len(generator.family.tasks[0].descriptions)
+    wording = rng.on_host(generator.config.seed, "conditioning/wording").integers(wordings, size=count, dtype=np.int32)
+    keys = jax.random.split(rng.stream(generator.config.seed, "conditioning/as_trained"), count)
+    made = jax.jit(lambda c, *rows: training_condition(generator, c, *rows))(constants, task, wording, keys)
+    made = jax.tree.map(np.asarray, made)
+    return {n: {"inputs": c["inputs"], "keep": np.full(count, n in given)} for n, c in made.items()}
 
 
 def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
@@ -122,6 +140,7 @@ def asked(
     given: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     support: support.Support | None = None,
+    members: Float[np.ndarray, "samples members components"] | None = None,
 ) -> dict:
     """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
 
@@ -131,4 +150,16 @@ def asked(
         texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
     repeated = [t for t in tasks for _ in range(count)]
     given = generator.config.sample.condition if given is None else given
-    return generator.condition(repeated, texts, given, support and support.repeat(count))
+    return generator.condition(repeated, texts, given, support and support.repeat(count), members)
+
+
+def of_set(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:
+    """The condition of `count` networks for a set of tasks; None if no network of the refined zoo is for one of them.
+
+    All are conditioned on the same members, so that they are draws of one distribution.
+    """
+    rows = generator.refined.draw(tasks, MEMBERS, random)
+    if not len(rows):
+        return None
+    members = np.repeat(np.asarray(generator.refined.means)[rows][None], count, 0)
+    return generator.condition([generator.family.tasks[0]] * count, given=(), members=members)

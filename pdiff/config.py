@@ -26,7 +26,7 @@ DESCRIBING = ("text", "sentence")  # those that a prompt gives
 CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama", "ancestral")
 # Generators that are trained on the same zoo beside pdiff's own.
-RIVALS = ("hypernetwork", "latent_unet", "p_diff", "g_pt", "pca_flow", "latent_kde")
+RIVALS = ("latent_unet", "p_diff", "g_pt", "pca_flow", "latent_kde")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +123,31 @@ FIELDS: dict[str, Field] = {
     "zoo.keep_last": _COUNT,
     "zoo.keep_every": _COUNT,
     "zoo.chunk_size": _COUNT_OR_NONE,
-    "weights.layout": Field(str, choices=("chunk", "neuron")),
     "weights.token_dim": _COUNT_OR_NONE,
     "weights.center": Field(str, choices=("mean", "base")),
     "weights.scale": Field(str, choices=("param", "leaf", "global")),
-    "weights.permute": Field(bool),
+    "mean.width": _COUNT,
+    "mean.steps": _COUNT,
+    "mean.batch_size": _COUNT,
+    "mean.learning_rate": _RATE,
+    "mean.functional_weight": _NOT_NEGATIVE,
+    "mean.functional_images": _COUNT,
+    "mean.base_penalty": _NOT_NEGATIVE,
+    "mean.zoo_weight": _NOT_NEGATIVE,
+    "refined.of": Field(str, choices=("mean", "zoo")),
+    "refined.networks": Field(int, low=2),
+    "refined.sentences": _COUNT,
+    "refined.vague": _SHARE,
+    "subspace.components": _COUNT,
+    "subspace.explained": Field(float, above=0, high=1),
+    "subspace.token_dim": _COUNT,
+    "subspace.networks": Field(int, low=2),
     "model.width": _COUNT,
     "model.depth": _COUNT,
     "model.num_heads": _COUNT,
     "model.mlp_ratio": _POSITIVE,
-    "model.mean_width": _COUNT_OR_NONE,
     "model.dtype": Field(str, choices=("float32", "bfloat16")),
     "model.remat": Field(bool),
-    "model.max_tokens": _COUNT,
     "condition.use": Field(str, choices=CONDITIONS, each=True),
     "condition.drop_id": _SHARE,
     "condition.drop_factors": _SHARE,
@@ -154,15 +166,11 @@ FIELDS: dict[str, Field] = {
     "condition.number_noise": _NOT_NEGATIVE,
     "condition.number_period": _NOT_NEGATIVE,
     "diffusion.path": Field(str, choices=("ve", "vp", "rectified_flow")),
-    "diffusion.precondition": Field(str, choices=("conditional", "edm")),
     "diffusion.sigma_min": _POSITIVE,
     "diffusion.sigma_max": _POSITIVE,
     "diffusion.p_mean": Field(float),
     "diffusion.p_std": _POSITIVE,
     "diffusion.at_sigma_max": _SHARE,
-    "diffusion.functional_weight": _NOT_NEGATIVE,
-    "diffusion.base_penalty": _NOT_NEGATIVE,
-    "diffusion.functional_images": _COUNT,
     "mesh.model": _COUNT,
     "mesh.fsdp": Field(bool),
     "train.steps": _COUNT,
@@ -180,11 +188,13 @@ FIELDS: dict[str, Field] = {
     "train.wandb": Field(str),
     "sample.samplers": Field(str, choices=SAMPLERS, each=True),
     "sample.num_steps": Field(int, low=4),  # with fewer, Heun's corrector divides by far too small a level
-    "sample.sigma_end": _POSITIVE,
     "sample.rho": _POSITIVE,
     "sample.guidance": _NOT_NEGATIVE,
     "sample.condition": Field(str, choices=CONDITIONS, each=True),
     "sample.batch_size": _COUNT,
+    "adapt.num_samples": _COUNT,
+    "adapt.steps": _COUNT_OR_NONE,
+    "adapt.learning_rates": Field(float, above=0, high=1, each=True),
     "eval.samples_per_task": _COUNT,
     "eval.max_tasks": _COUNT,
     "eval.chunk_size": _COUNT,
@@ -194,14 +204,14 @@ FIELDS: dict[str, Field] = {
     "eval.novelty_networks": Field(int, low=3),  # itself, the nearest other, and one more to tell it from
     "eval.support_sizes": Field(int, low=1, each=True),
     "eval.test_time_samples": _COUNT_OR_NONE,
-    "eval.curve_levels": Field(float, above=0, each=True),
     "eval.mixing_separations": Field(float, above=0, each=True),
     "eval.transfer_pairs": _COUNT_OR_NONE,
-    "eval.likelihood_networks": _COUNT_OR_NONE,
-    "eval.likelihood_steps": _COUNT,
-    "eval.likelihood_probes": _COUNT,
+    "eval.vague_samples": _COUNT_OR_NONE,
+    "eval.vague_prompts": Field(str, each=True),
+    "eval.calibration_samples": _COUNT_OR_NONE,
+    "eval.adapt_tasks": _COUNT_OR_NONE,
+    "eval.adapt_shots": Field(int, low=1, each=True),
     "eval.closeup_tasks": _COUNT_OR_NONE,
-    "eval.score_levels": Field(float, above=0, each=True),
 }
 
 
@@ -238,10 +248,18 @@ def validate(config: ConfigDict) -> None:
         f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
     )  # fmt: skip
     _require(
-        c.weights.center == "mean" or not c.weights.permute, values, "weights.center",
-        "mean with weights.permute: the base's units have one order",
+        c.subspace.components % c.subspace.token_dim == 0, values, "subspace.token_dim",
+        f"a divisor of subspace.components = {c.subspace.components}",
     )  # fmt: skip
-    for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers"):
+    _require(
+        c.mean.functional_weight > 0 or c.mean.zoo_weight > 0, values, "mean.zoo_weight",
+        "above 0 where mean.functional_weight is 0: nothing else would be learned",
+    )  # fmt: skip
+    _require(
+        c.condition.drop_all + c.refined.vague <= 1, values, "refined.vague",
+        f"at most 1 - condition.drop_all = {1 - c.condition.drop_all:g}",
+    )  # fmt: skip
+    for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers", "adapt.learning_rates"):
         _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
     _require(
         set(c.sample.condition) <= set(c.condition.use), values, "sample.condition",

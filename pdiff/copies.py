@@ -1,7 +1,7 @@
 """Generated networks against the zoo of their run: the audit of a finished one, and what all evaluations have of it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, PyTree
@@ -83,12 +83,12 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
     chosen = np.array([tasks.index(t) for t in kept])
     near = comparisons(zoo, kept, bench.config.eval.novelty_networks)
     score, random = bench.score["test"], np.random.default_rng(bench.config.seed)
-    ordered, spec = comparable(bench, zoo), bench.generator.spec
-    weights = flat(ordered(zoo.tokens), spec)
-    tokens = {n: ordered(bench.encode(m)).reshape(len(tasks), count, -1) for n, m in made.items()}
-    sets = {"generated": tokens[sampler][chosen], "noise": ordered(noise.sample(kept, count, random))}
+    spec = bench.generator.spec
+    weights = flat(zoo.tokens, spec)
+    tokens = {n: bench.encode(m).reshape(len(tasks), count, -1) for n, m in made.items()}
+    sets = {"generated": tokens[sampler][chosen], "noise": noise.sample(kept, count, random)}
     for scale in NOISE_CURVE:
-        sets["noise", scale] = ordered(dataclasses.replace(noise, scale=scale).sample(kept, count, random))
+        sets["noise", scale] = dataclasses.replace(noise, scale=scale).sample(kept, count, random)
     measured: dict = {kind: [] for kind in (*sets, "zoo")}
     for i, task in enumerate(kept):
         rows, own = near[task.id].rows, near[task.id].references(MOST_JUDGED)
@@ -125,20 +125,3 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, made: dict[str, PyTree], samp
             for i in range(len(ids[k]))
         ],
     }
-
-
-def comparable(bench: Bench, zoo: SeenZoo) -> Callable[[np.ndarray], np.ndarray]:
-    """Tokens -> the same networks in one order of their hidden units, where they were drawn in any.
-
-    They are matched to the zoo's mean: another order is not another network.
-    """
-    if not bench.config.weights.permute:
-        return lambda tokens: tokens
-    symmetry = bench.generator.target.symmetry()
-    _, mean = matching.align_to_mean(symmetry, bench.decode_tokens(zoo.tokens))
-
-    def aligned(tokens: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch tokens dim"]:
-        networks = matching.align(symmetry, bench.decode_tokens(tokens), mean)
-        return bench.encode(networks).reshape(tokens.shape)
-
-    return aligned

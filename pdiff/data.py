@@ -22,13 +22,14 @@ def training_batches(
     stop: int,
     rows: Int[np.ndarray, " rows"] | None = None,
     place: Callable[[dict], dict] = lambda batch: batch,
+    params: bool = True,
 ) -> Iterator[dict]:
     """Batches of steps `start` … `stop - 1`, prepared, and laid out over devices by `place`, by a background thread.
 
     Each holds stacked `params`, `task` ids, the `wording` of the description to use, and `index`,
     the example's number in the global batch. Step n is the same batch whatever `start` is. Every
     network is seen once before any is seen twice. With `rows`, only those of the batch are read, as a process does
-    for its own devices.
+    for its own devices. Without `params`, networks are not read, and their tasks alone are there.
     """
     mine = np.arange(batch_size) if rows is None else rows
 
@@ -38,17 +39,35 @@ def training_batches(
 
     def load(step: int) -> dict:
         epochs, places = np.divmod(step * batch_size + mine, len(networks))
-        chosen = networks[np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])]
+        chosen = np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
+        read = {"params": networks[chosen].params} if params else {}
         wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
         return place(
             {
-                "params": chosen.params,
-                "task": chosen.task,
+                **read,
+                "task": networks.task[chosen],
                 "wording": wording[mine],
                 "index": mine.astype(np.int32),
             }
         )
 
+    return _ahead(load, start, stop)
+
+
+def numbered_batches(
+    *,
+    batch_size: int,
+    start: int,
+    stop: int,
+    rows: Int[np.ndarray, " rows"] | None = None,
+    place: Callable[[dict], dict] = lambda batch: batch,
+) -> Iterator[dict]:
+    """The same for steps that draw their examples themselves: batches that hold nothing but `index`."""
+    mine = np.arange(batch_size) if rows is None else rows
+    return _ahead(lambda step: place({"index": mine.astype(np.int32)}), start, stop)
+
+
+def _ahead(load: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
 

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from pdiff import closeup, copies, density, processes, rng, studies
+from pdiff import adaptation, closeup, copies, processes, rng, studies, vague
 from pdiff.baselines.blind import Gaussian, Soup
+from pdiff.baselines.hypernetwork import Hypernetwork
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.rebasin import RebasinMerge
@@ -31,7 +32,7 @@ from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
 
-STAGES = 11  # of an evaluation, for its progress
+STAGES = 12  # of an evaluation, for its progress
 
 
 class Evaluation:
@@ -96,23 +97,22 @@ class Evaluation:
         with stage("novelty"):
             noise = baselines["noise"]
             results["novelty"] = copies.novelty_in_results(bench, self._zoo, seen_networks, self._sampler, noise)
-        with stage("accuracy against spread"):
-            if self._diverse and evaluation.curve_levels:
-                reported = {s: n for s, n in self._networks.items() if s in (*REPORTED_SPLITS, "validation")}
-                results["accuracy_against_spread"] = {
-                    "zoo": {s: studies.zoo_spread(bench, s, n) for s, n in reported.items()},
-                    "curve": studies.accuracy_against_spread(bench, self._diverse),
-                }
+        with stage("spread"):
+            results["spread"] = studies.spread(bench, self._sampler, self._networks)
+            if evaluation.calibration_samples:
+                results["calibration"] = studies.calibration(bench, self._sampler, self._networks)
+        with stage("vague descriptions"):
+            if evaluation.vague_samples and self._generator.family.grammar is not None and self._diverse:
+                results["vague"] = vague.vague(bench, self._diverse, self._networks)
+        with stage("adaptation"):
+            held_out = self._tasks("interp") or self._tasks("unseen")
+            if evaluation.adapt_tasks and held_out and self._diverse:
+                results["adaptation"] = adaptation.adaptation(bench, self._diverse, self._networks)
         with stage("mixing and transfer"):
             if evaluation.mixing_separations:
                 results["mixing"] = studies.mixing(bench, self._sampler, seen)
             if evaluation.transfer_pairs and "nearest_seen" in baselines:
                 results["transfer"] = studies.transfer(bench, self._sampler, seen, splits)
-        with stage("likelihood and score"):
-            if evaluation.likelihood_networks and (told := density.identification(bench, self._networks)):
-                results["likelihood"] = told
-            if evaluation.score_levels:
-                results["score_likeness"] = density.score_likeness(bench, self._networks)
         with stage("close-ups for the page"):
             if evaluation.closeup_tasks:
                 results["closeup"] = closeup.measure(bench, self._networks, splits, selection, self._raw)
@@ -146,6 +146,7 @@ class Evaluation:
             return self._baseline(baseline, tasks, 1, "validation").values.mean()
 
         fitted = {
+            "hypernetwork": Hypernetwork(self._generator, self._bench.mesh),
             "soup": Soup.fit(zoo),
             "gaussian": Gaussian.fit(zoo),
             "noise": Noise.fit(zoo, self._config.eval.noise, self._generator.spec.num_params),

@@ -16,6 +16,7 @@ from pdiff import conditioning, rng
 from pdiff.baselines import SeenZoo
 from pdiff.baselines.blind import Gaussian, Soup
 from pdiff.baselines.described import NearestDescribed, RidgeDescribed
+from pdiff.baselines.hypernetwork import Hypernetwork
 from pdiff.baselines.learned import Learned
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.ridge import Ridge
@@ -44,7 +45,7 @@ class WeightEvaluation:
     ):
         self._generator, self._params, self._networks, self._facts = generator, params, networks, facts
         self._config, self._family, self._spec = generator.config, generator.family, generator.spec
-        self._samplers, self._rivals = Samplers(generator, mesh), dict(rivals or {})
+        self._mesh, self._samplers, self._rivals = mesh, Samplers(generator, mesh), dict(rivals or {})
         seen = networks["seen"]
         base = codec.encode_stacked(self._spec, networks["base"].params)[0]
         tokens = codec.encode_stacked(self._spec, seen.params)
@@ -138,6 +139,7 @@ class WeightEvaluation:
             return -self._measures(choosing, tasks, self._control(baseline, tasks, 1))[self._space]["distance"].mean()
 
         fitted = {
+            "hypernetwork": Hypernetwork(self._generator, self._mesh),
             "soup": Soup.fit(zoo),
             "gaussian": Gaussian.fit(zoo),
             "noise": Noise.fit(zoo, self._config.eval.noise, self._spec.num_params),

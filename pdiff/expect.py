@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pdiff.tasks.base import Family, Task
+from pdiff.tasks.grammar import TaskSet
 
 NEAREST = 8  # measured tasks that stand for one that lies in no region
 FEWEST = 3  # measured tasks of a region; with fewer, its whole split stands for it
@@ -92,6 +93,27 @@ class Expectations:
         near = [rows[i] for i in np.argsort(distance, kind="stable")[:NEAREST]]
         kinds = ", ".join(f"{n} {s}" for s in ("seen", "interp", "unseen") if (n := sum(k == s for k, _ in near)))
         return self._of(near, sampler, given, f"the {len(near)} nearest measured tasks: {kinds}")
+
+    def for_set(self, tasks: TaskSet, sampler: str, given: Sequence[str]) -> Expectation | None:
+        """A set of tasks: what was measured for its tasks one by one; of held-out regions in it as little is known as
+        was measured there. None if nothing is known."""
+        rows = [(s, r) for s, r in self._rows if self._value(r, sampler, given) is not None and r["factors"]]
+        factors = np.array([r["factors"] for _, r in rows], np.float64).reshape(len(rows), -1)
+        inside = [row for row, holds in zip(rows, tasks.contains(factors), strict=True) if holds] if rows else []
+        return self._of(inside, sampler, given, f"{len(inside)} tasks of {tasks.said}") if inside else None
+
+    def adapted(self, per_class: int, described: bool) -> Expectation | None:
+        """What a few labelled images of each class lead to, in the held-out split that did worst."""
+        name, found = "prior_described" if described else "prior", []
+        for split, rows in self._results.get("adaptation", {}).get("splits", {}).items():
+            enough = [r for r in rows if r["shots"] and r["shots"] <= max(per_class, 1)]
+            if not per_class or not enough:
+                continue
+            row = max(enough, key=lambda r: r["shots"])
+            one = row["accuracy"][name]
+            basis = f"{one['n']} {split} tasks from {row['shots']} labelled images of each class"
+            found.append(Expectation(one["mean"], one["sem"] * math.sqrt(one["n"]), one["n"], basis))
+        return min(found, key=lambda e: e.mean, default=None)
 
     def between(self, a: Task, b: Task, weight: float, sampler: str, given: Sequence[str]) -> Expectation | None:
         """A mixture of the conditions of two tasks, `weight` of the way from a to b; None if nothing is known."""

@@ -11,7 +11,7 @@ import jax
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pdiff import checkpoint, files, generator, rivals
+from pdiff import checkpoint, files, generator, rivals, stages
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 from pdiff.imports import scenario
@@ -65,8 +65,9 @@ def workdir(where: Path) -> Iterator[str]:
     files.verify_manifest(store.location(home, name), store.KIND, scenario.REMEDY if imported else store.REMEDY)
     yield f"zoo: {store.location(home, name)}"
     files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
-    step = _trained(where / "checkpoints", config.train.steps)
-    yield f"training: step {step} of {config.train.steps}"
+    trained = ((stages.MEAN, stages.MEAN, config.mean.steps), (stages.PRIOR, stages.CHECKPOINTS, config.train.steps))
+    for name, folder, steps in trained:
+        yield f"training of the {name}: step {_trained(where / folder, steps)} of {steps}"
     for rival in config_lib.rivals(config.eval.rivals):
         rivals.verify(where / "rivals" / rival)
         yield f"rival: {rival}"

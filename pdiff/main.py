@@ -3,6 +3,7 @@
   python -m pdiff.main --config=configs/interp.py    a whole run in runs/interp: zoo, training, evaluation, report
   python -m pdiff.main --config=configs/interp.py --config.train.steps=3000 --workdir=runs/long    any field is a flag
   python -m pdiff.main --mode=sample --prompt="digits rotated by 75 degrees" --out=nets.safetensors
+  python -m pdiff.main --mode=adapt --support=images --out=net.safetensors   from a few labelled images of a new task
   python -m pdiff.main --mode=serve                                       the same as a page on this machine
   python -m pdiff.main --mode=check                                       what is installed; with --workdir, of a run
   python -m pdiff.main --mode=import --config=configs/imported.py --source=my_loras --workdir=runs/mine
@@ -25,8 +26,9 @@ from pdiff import config as config_lib
 from pdiff import exits, machine, processes
 from pdiff.errors import PdiffError
 
-MODES = ("run", "import", "sample", "serve", "publish", "evaluate", "report", "compare", "check", "audit", "compile")
-LIGHT = ("sample", "serve")  # a device is enough for them, and more take longer to compile for
+MODES = ("run", "import", "sample", "adapt", "serve", "publish", "evaluate", "report", "compare", "check", "audit",
+         "compile")  # fmt: skip
+LIGHT = ("sample", "adapt", "serve")  # a device is enough for them, and more take longer to compile for
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 _WORKDIR = flags.DEFINE_string(
@@ -34,16 +36,20 @@ _WORKDIR = flags.DEFINE_string(
     "by default the generator that comes with pdiff.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "What to do.")
-_PROMPT = flags.DEFINE_string("prompt", None, "sample: a description of the task.")
+_PROMPT = flags.DEFINE_string("prompt", None, "sample, adapt: a description of the task, or of a set of tasks.")
 _TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
 _BETWEEN = flags.DEFINE_string("between", None, "sample: two tasks and how far from one to the other, as 'a,b,0.5'.")
 _SUPPORT = flags.DEFINE_string(
-    "support", None, "sample: a folder of png or jpg images of the task, or of one folder of them for each class."
+    "support", None, "sample, adapt: a folder of png or jpg images of the task, or of a folder of them for each class."
 )
-_FORCE = flags.DEFINE_bool("force", False, "sample: take a prompt that is like no description, with a warning.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "sample: how many networks.", lower_bound=1)
+_FORCE = flags.DEFINE_bool("force", False, "sample, adapt: take a prompt like no description, with a warning.")
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", None, "sample: how many networks, by default 8. adapt: among how many to choose, by default 512.",
+    lower_bound=1,
+)  # fmt: skip
+_STEPS = flags.DEFINE_integer("steps", None, "adapt: of fine-tuning; by default the run's adapt.steps.", lower_bound=0)
 _SAMPLER = flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
-_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: another seed gives other networks.")
+_SAMPLE_SEED = flags.DEFINE_integer("sample_seed", 0, "sample, adapt: another seed gives other networks.")
 _PORT = flags.DEFINE_integer("port", 8484, "serve: the port on this machine.", lower_bound=1, upper_bound=65535)
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
@@ -51,7 +57,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
 _OUT = flags.DEFINE_string(
-    "out", None, "sample: the file (.safetensors, .npz) or folder to write; publish: the folder; compare: the page."
+    "out", None, "sample, adapt: the file (.safetensors, .npz) or folder to write; publish: the folder; compare: a page."
 )
 _FORMAT = flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, peft or files, if --out does not say.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
@@ -94,14 +100,19 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
         from pdiff import serve
 
         serve.serve(workdir, _PORT.value)
-    elif mode in ("sample", "publish"):
+    elif mode in ("sample", "adapt", "publish"):
         from pdiff import request
 
         if mode == "publish":
             return request.publish(workdir, _OUT.value)
+        if mode == "adapt":
+            return request.adapt(
+                workdir, support=_SUPPORT.value, prompt=_PROMPT.value, num_samples=_NUM_SAMPLES.value or 512,
+                steps=_STEPS.value, seed=_SAMPLE_SEED.value, force=_FORCE.value, out=_OUT.value, form=_FORMAT.value,
+            )  # fmt: skip
         request.sample(
             workdir, prompt=_PROMPT.value, task=_TASK.value, between=_BETWEEN.value, support=_SUPPORT.value,
-            num_samples=_NUM_SAMPLES.value, sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, force=_FORCE.value,
+            num_samples=_NUM_SAMPLES.value or 8, sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, force=_FORCE.value,
             out=_OUT.value, form=_FORMAT.value,
         )  # fmt: skip
     else:

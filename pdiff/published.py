@@ -27,8 +27,8 @@ from pdiff.imports.scenario import Facts
 from pdiff.report import results as results_lib
 
 PARAMETERS, KIND = "ema.safetensors", "published generator"
-RESULTS = ("arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits", "target",
-           "weight_space")  # fmt: skip
+RESULTS = ("adaptation", "arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits",
+           "target", "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parent / "pretrained" / "interp"  # the one that comes with the package
 
 

@@ -13,6 +13,7 @@ from pdiff.report import results as results_lib
 from pdiff.tasks import folder
 
 ASKED = ("prompt", "task", "between", "support")
+MOST_SAID = 16  # networks of which it is said what they are good for
 
 
 def sample(
@@ -53,6 +54,9 @@ def sample(
     loaded = api.load(workdir)
     images, labels = (None, None) if support is None else folder.read_support(Path(support), loaded.family)
     request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
+    tasks = loaded.understood(prompt) if prompt is not None else None
+    if tasks is not None:
+        log.info("read as %s; each network is drawn from that set", tasks.said)
     networks = loaded.sample(**request, num_samples=num_samples, sampler=sampler, seed=seed, force=force, progress=True)
     expected = loaded.expect(**request, sampler=sampler)
     facts = {n: v or "" for n, v in given.items()} | {
@@ -61,11 +65,60 @@ def sample(
         "model": api.model_digest(api.place(workdir)),
         "expected_accuracy": as_text(expected),
     }
+    if tasks is not None:
+        facts["understood"] = tasks.said
     exports.write(networks, Path(out), made, facts, imported)
     log.info("%d networks: %s", num_samples, out)
+    if tasks is not None and loaded.family.data:
+        for i, one in enumerate(loaded.suited(networks, prompt)[:MOST_SAID]):
+            log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
     measured = bool(loaded.family.data)
     unknown = "the run measured nothing that is like this" if measured else "networks were imported without images"
     log.info("%s", expected or f"what accuracy to expect is not known: {unknown}")
+
+
+def adapt(
+    workdir: Path | None,
+    *,
+    support: str | None,
+    prompt: str | None = None,
+    num_samples: int,
+    steps: int | None = None,
+    seed: int,
+    force: bool = False,
+    out: str | None,
+    form: str | None = None,
+) -> None:
+    """Makes one network from a folder of images of a task, labelled by the folders that they are in, and writes it.
+
+    Raises:
+      PdiffError: as `LoadedGenerator.adapt`; nothing is written then.
+    """
+    logs.set_up()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the file or folder to write")
+    if support is None:
+        raise PdiffError("--support: missing; allowed: a folder of images of the task, one folder for each class")
+    exports.check_out(Path(out))
+    imported = scenario.load(api.place(workdir))
+    made = exports.format_of(Path(out), form, imported)
+    loaded = api.load(workdir)
+    images, labels = folder.read_support(Path(support), loaded.family)
+    network = loaded.adapt(
+        images, labels, prompt=prompt, num_samples=num_samples, steps=steps, seed=seed, force=force, progress=True
+    )
+    expected = loaded.expect_adapted(labels, prompt is not None)
+    facts = {
+        "prompt": prompt or "",
+        "support": support,
+        "images": str(len(images)),
+        "seed": str(seed),
+        "model": api.model_digest(api.place(workdir)),
+        "expected_accuracy": as_text(expected),
+    }
+    exports.write(network, Path(out), made, facts, imported)
+    log.info("1 network, the likeliest of %d by %d images: %s", num_samples, len(images), out)
+    log.info("%s", expected or "what accuracy to expect is not known: the run measured nothing that is like this")
 
 
 def as_text(expected: Expectation | None) -> str:

@@ -16,12 +16,9 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from pdiff import api, checkpoint, dist, files, processes
 from pdiff import config as config_lib
-from pdiff import train as train_lib
+from pdiff import dist, files, processes
 from pdiff.baselines.g_pt import GPt
-from pdiff.baselines.hypernetwork import Hypernetwork
-from pdiff.baselines.hypernetwork import rival as hypernetwork_of
 from pdiff.baselines.latent_kde import LatentKDE
 from pdiff.baselines.latent_unet import LatentUNet
 from pdiff.baselines.learned import Learned, TrainingZoo
@@ -36,54 +33,34 @@ from pdiff.zoo.store import Networks
 
 LEARNED: dict[str, type[Learned]] = {c.name: c for c in (LatentUNet, PDiff, GPt, PCAFlow, LatentKDE)}
 PARAMS, FACTS = "params.safetensors", "facts.json"
-CHECKPOINTS = "checkpoints"  # of the hypernetwork, which is trained as the generator is
 KIND, REMEDY = "rival", "run the run's command again: it trains that rival anew"
 
 
 def fit_all(
-    generator: Generator, networks: Networks, zoo: str, workdir: Path, mesh: Mesh, stop: StopSignal, seconds: float
-) -> tuple[dict[str, Learned | Hypernetwork], dict[str, dict]]:
+    generator: Generator, networks: Networks, workdir: Path, mesh: Mesh, stop: StopSignal, seconds: float
+) -> tuple[dict[str, Learned], dict[str, dict]]:
     """The rivals that the config names, trained or restored, and for each its seconds of training and its parameters.
 
-    `networks` are the seen ones, `zoo` their fingerprint, `seconds` the time of the generator's own training.
+    `networks` are the seen ones, `seconds` the time of the generator's own training.
 
     Raises:
       PdiffError: what was kept of one is damaged.
       Interrupted: a signal came; finished rivals are kept.
     """
     names = config_lib.rivals(generator.config.eval.rivals)
-    if "hypernetwork" in names:
-        _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop)
-    # The others train for a time, which no two processes agree on: the first does it alone.
+    # They train for a time, which no two processes agree on: the first does it alone.
     alone = partial(_fit_learned, generator, networks, workdir, mesh, stop, seconds)
     processes.on_first(alone, "done with the rivals")
     facts = {n: files.read_json(workdir / "rivals" / n / FACTS, REMEDY) for n in names}
     return kept(generator, workdir, mesh), facts
 
 
-def _train_hypernetwork(generator, networks, zoo, workdir, mesh, stop) -> None:
-    """As many updates as the generator, with checkpoints, on all devices of all processes."""
-    where = workdir / "rivals" / "hypernetwork"
-    start = time.perf_counter()
-    if processes.all_hold(not processes.is_first() or _is_whole(where)):
-        return
-    log.info("training hypernetwork on the same zoo")
-    where.mkdir(parents=True, exist_ok=True)
-    params = train_lib.train(hypernetwork_of(generator), networks, zoo, where, mesh, stop)
-
-    def finish():
-        _save_facts(where, params, start)
-        files.write_manifest(where, KIND, skip=(CHECKPOINTS,))  # which have their own
-
-    processes.on_first(finish, "done with the hypernetwork")
-
-
 def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
-    """All other rivals that are not there yet; of many processes, the first runs this alone, on its own devices."""
+    """All rivals that are not there yet; of many processes, the first runs this alone, on its own devices."""
     if processes.count() > 1:
         mesh, stop = dist.make_mesh(jax.local_devices()), StopSignal()  # which no signal reaches
     training = None
-    for name in (n for n in config_lib.rivals(generator.config.eval.rivals) if n in LEARNED):
+    for name in config_lib.rivals(generator.config.eval.rivals):
         where = workdir / "rivals" / name
         if _is_whole(where):
             continue
@@ -114,9 +91,7 @@ def _is_whole(where: Path) -> bool:
 
 def verify(where: Path) -> None:
     """Raises PdiffError, naming the file, if what was kept of a rival in that folder is damaged or unfinished."""
-    if where.name == "hypernetwork":
-        checkpoint.verify(where / CHECKPOINTS)
-    files.verify_manifest(where, KIND, REMEDY, skip=(CHECKPOINTS,))
+    files.verify_manifest(where, KIND, REMEDY)
 
 
 def _save_facts(where: Path, params: PyTree, start: float) -> None:
@@ -124,21 +99,14 @@ def _save_facts(where: Path, params: PyTree, start: float) -> None:
     files.write_json(where / FACTS, facts)
 
 
-def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned | Hypernetwork]:
+def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned]:
     """The rivals that a run has trained, restored.
 
     Raises:
       PdiffError: what was kept of one is damaged.
     """
-    found = {}
-    for name in config_lib.rivals(generator.config.eval.rivals):
-        where = workdir / "rivals" / name
-        if name == "hypernetwork":
-            made = hypernetwork_of(generator)
-            found[name] = Hypernetwork(made, mesh, api.restore_params(made, where, final=True))
-        else:
-            found[name] = _restore(name, generator, mesh, where)
-    return found
+    names = config_lib.rivals(generator.config.eval.rivals)
+    return {name: _restore(name, generator, mesh, workdir / "rivals" / name) for name in names}
 
 
 def _restore(name: str, generator: Generator, mesh: Mesh, where: Path) -> Learned:

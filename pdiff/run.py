@@ -19,7 +19,22 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdiff import api, claim, closeup, copies, dist, files, generator, health, logs, processes, rivals, sharding
+from pdiff import (
+    api,
+    claim,
+    closeup,
+    copies,
+    dist,
+    files,
+    generator,
+    health,
+    logs,
+    processes,
+    refined,
+    rivals,
+    sharding,
+    stages,
+)
 from pdiff import config as config_lib
 from pdiff import train as train_lib
 from pdiff.bench import Bench
@@ -39,7 +54,7 @@ from pdiff.zoo import build, finetune
 
 TIMING = "timing.json"
 # Folders of a workdir that have manifests of their own, or are no part of the run's outcome.
-PARTS = ("zoo", "generator", "checkpoints", "rivals", claim.FOLDER, "wandb")
+PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
 PAGES = ("report.html", "table.md", "plots")  # what the report is made of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
@@ -69,12 +84,10 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         with StopSignal() as stop:
             with _timed(workdir, "zoo_s"):
                 networks = _zoo(family, target, config, workdir, mesh, stop)
-            made = generator.make_generator(config, family, target, networks)
-            processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
             log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
+            made = generator.make_generator(config, family, target, networks)
             with _timed(workdir, "train_s"):
-                name = build.fingerprint(config)
-                params = train_lib.train(made, networks["seen"], name, workdir, mesh, stop)
+                made, params = _train(made, networks["seen"], workdir, mesh, stop)
             results = _evaluate(made, params, networks, workdir, command, stop)
         _report(workdir)
     onwards = "sample, serve or audit" if made.family.data else "sample"
@@ -261,6 +274,33 @@ def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh
     return build.build(family, target, config, build.directory(config, workdir), mesh, stop)
 
 
+def _train(made: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
+    """The generator with its mean and its refined zoo, and the prior's parameters; what is there already is read."""
+    name = build.fingerprint(made.config)
+    if processes.all_hold(not processes.is_first() or _is_whole(workdir / generator.ARTIFACTS)):
+        made = generator.load(workdir)
+    else:
+        mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop)
+        made = refined.refine(made, mean, seen, mesh)
+        processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
+    log.info("refined zoo: %d networks in %d components", *made.refined.coefficients.shape)
+    return made, train_lib.train(stages.prior(made, name, mesh), workdir, mesh, stop)
+
+
+def _is_whole(where: Path) -> bool:
+    """Whether the generator's parts are there and as they were; of damaged ones a warning names the file."""
+    if not (where / files.MANIFEST).exists():
+        return False
+    try:
+        files.verify_manifest(where, generator.KIND, generator.REMEDY)
+    except files.OtherFormat:
+        raise
+    except PdiffError as e:
+        log.warning("warning: %s", e)
+        return False
+    return True
+
+
 def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMEDY) -> dict:
     """The finished zoo of a run, after a check of its files."""
     where, name = build.directory(config, workdir), build.fingerprint(config)
@@ -273,8 +313,8 @@ def _evaluate(
     _unseal(workdir)
     mesh, held = dist.make_mesh(), build.store.in_memory(networks)
     with _timed(workdir, "rivals_s"):
-        name, seconds = build.fingerprint(made.config), _timing(workdir).get("train_s", 0.0)
-        fitted, facts = rivals.fit_all(made, held["seen"], name, workdir, mesh, stop, seconds)
+        seconds = _timing(workdir).get("train_s", 0.0)
+        fitted, facts = rivals.fit_all(made, held["seen"], workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
     if made.family.data:
         raw = api.restore_params(made, workdir, "params", final=True) if made.config.eval.closeup_tasks else None
@@ -297,7 +337,12 @@ def _evaluate(
             "symmetric": made.target.symmetry() is not None,
         },
         "zoo": {split: len(n) for split, n in networks.items()},
-        "model": {"num_params": count_parameters(params)},
+        "model": {
+            "num_params": count_parameters(params),
+            "mean_params": count_parameters(made.mean_params),
+            "components": len(made.subspace.basis),
+            "refined": len(made.refined.means),
+        },
         "rivals": facts,
         **({"base_accuracy": float(networks["base"].test_accuracy[0])} if made.family.data else {}),
         "factors": {

@@ -1,6 +1,6 @@
 """How the state of training is laid out over the mesh: two tables.
 
-`AXES` names the axes of the transformer's parameters, `rules` maps names to axes of the mesh. Column-parallel layers
+`AXES` names the axes of both models' parameters, `rules` maps names to axes of the mesh. Column-parallel layers
 (`qkv`, `up`) are followed by row-parallel ones (`attention/out`, `down`), so that a block needs one sum over `model`
 for its attention and one for its MLP (Shoeybi et al. 2019, Megatron-LM). With `mesh.fsdp` the axis `embed` is split
 over `data`: a parameter is gathered where it is used and its gradient is summed and split again (Rajbhandari et al.
@@ -20,30 +20,32 @@ from pdiff.errors import PdiffError
 
 # The end of a parameter's path -> a name, or None, for each of its axes. Each path must match one row.
 AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"dit/block_\d+/attention/qkv/kernel", ("embed", "heads")),
-    (r"dit/block_\d+/attention/qkv/bias", ("heads",)),
-    (r"dit/block_\d+/attention/out/kernel", ("heads", "embed")),
-    (r"dit/block_\d+/mlp/up/kernel", ("embed", "hidden")),
-    (r"dit/block_\d+/mlp/up/bias", ("hidden",)),
-    (r"dit/block_\d+/mlp/down/kernel", ("hidden", "embed")),
-    (r"dit/block_\d+/(attention/out|mlp/down)/bias", (None,)),
-    (r"dit/(block_\d+/modulation|final)/kernel", ("embed", None)),
-    (r"dit/(block_\d+/modulation|final)/bias", (None,)),
-    (r"dit/in/kernel", (None, "embed")),
-    (r"dit/out/kernel", ("embed", None)),
-    (r"dit/mean_out/kernel", ("embed", "weights")),  # as wide as all generated weights together
-    (r"dit/mean_out/bias", ("weights",)),
-    (r"dit/(in|out|mean_in|pooled)/bias", (None,)),
-    (r"dit/(mean_in|pooled)/kernel", ("embed", None)),
-    (r"dit/noise/(up|down)/(kernel|bias)", ()),
-    (r"dit/embed_\w+/embedding", ()),
+    (r"block_\d+/attention/qkv/kernel", ("embed", "heads")),
+    (r"block_\d+/attention/qkv/bias", ("heads",)),
+    (r"block_\d+/attention/out/kernel", ("heads", "embed")),
+    (r"block_\d+/mlp/up/kernel", ("embed", "hidden")),
+    (r"block_\d+/mlp/up/bias", ("hidden",)),
+    (r"block_\d+/mlp/down/kernel", ("hidden", "embed")),
+    (r"block_\d+/(attention/out|mlp/down)/bias", (None,)),
+    (r"(block_\d+/modulation|final)/kernel", ("embed", None)),
+    (r"(block_\d+/modulation|final)/bias", (None,)),
+    (r"in/kernel", (None, "embed")),
+    (r"(set|last)/kernel", ("embed", None)),
+    (r"(in|set|last)/bias", (None,)),
+    (r"(noise|member)/(up|down)/(kernel|bias)", ()),
+    (r"token_position", ()),
+    (r"inner/kernel", ("embed", None)),  # of the mean
+    (r"inner/bias", (None,)),
+    (r"weights/kernel", ("embed", "weights")),  # as wide as all generated weights together
+    (r"weights/bias", ("weights",)),
     (r"conditions/.*", ()),
 )
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises PdiffError unless a run's training batches and chunks of the zoo divide evenly over the mesh."""
-    check_divides(config.train.batch_size, mesh.shape[DATA] * config.train.microbatches, "train.batch_size")
+    for stage in ("mean", "train"):
+        check_divides(config[stage].batch_size, mesh.shape[DATA] * config.train.microbatches, f"{stage}.batch_size")
     check_divides(config.zoo.chunk_size, mesh.devices.size, "zoo.chunk_size")
 
 

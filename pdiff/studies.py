@@ -1,6 +1,5 @@
 """What else an evaluation asks: other conditions, several samples, spread, mixed conditions, transfer between tasks."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,12 +12,12 @@ from pdiff.bench import Bench, Scores
 from pdiff.evaluators import novelty, test_time
 from pdiff.models.conditions import Mixture, lerp, slerp
 from pdiff.report.results import summary
-from pdiff.sample import Samplers
 from pdiff.tasks import support
-from pdiff.tasks.base import Family, Task
+from pdiff.tasks.base import REPORTED_SPLITS, Family, Task
 from pdiff.zoo.store import Networks
 
 MOST_MIXED = 32  # tasks for each separation
+MOST_SPREAD = 32  # tasks of each split whose networks are compared with one another
 
 
 def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Scores]:
@@ -54,7 +53,7 @@ def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str
     variables = jax.tree.map(lambda v: v[np.array([t.id for t in tasks])], family.variables)
     test = family.data["test"]
     x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
-    ensemble = test_time.function_mean_accuracy(apply, networks, np.asarray(x), np.asarray(y))
+    ensemble, _ = test_time.ensemble(apply, networks, np.asarray(x), np.asarray(y))
     made = {
         "single": bench.accuracy(flat, tasks),
         f"weight_mean_{count}": bench.accuracy(test_time.weight_mean(networks), tasks),
@@ -65,31 +64,59 @@ def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str
     return {name: scores.summary() for name, scores in made.items()}
 
 
-def accuracy_against_spread(bench: Bench, sampler: str) -> list[dict]:
-    """For each last noise level: accuracy by split, and how far two samples of one task differ (L2 of raw weights).
+def calibration(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dict[str, dict]:
+    """What an ensemble of a few networks of one task is worth, by split: its error and the log-likelihood that it gives
+    test labels, in nats, and those of a single network, for drawn and for fine-tuned ones.
 
-    What stands for `validation` is what chooses among options, on validation images.
+    Each has `networks`, how many there are in an ensemble: of fine-tuned ones at most those that the zoo has of a task.
     """
-    points = []
-    for end in bench.config.eval.curve_levels:
-        config = bench.config.copy_and_resolve_references()
-        with config.unlocked():
-            config.sample.sigma_end = end
-        narrowed = Samplers(dataclasses.replace(bench.generator, config=config), bench.mesh)
-        point = {"sigma_end": end, "sampler": sampler}
-        for split in ("validation", "seen", "interp", "unseen"):
-            tasks = bench.choosing_tasks(32) if split == "validation" else bench.tasks(split, 32)
-            if tasks:
-                key = rng.stream(config.seed, f"evaluate/curve/{split}")
-                made = narrowed.networks(bench.params, sampler, bench.condition(tasks, _count(tasks)), key)
-                point[split] = _accuracy_and_spread(bench, made, tasks, split)
-        points.append(point)
-    return points
+    family, apply, found = bench.generator.family, bench.generator.apply, {}
+    test, count = family.data["test"], bench.config.eval.calibration_samples
+    for split in REPORTED_SPLITS:
+        tasks = bench.tasks(split, MOST_SPREAD)
+        if not tasks:
+            continue
+        variables = jax.tree.map(lambda v, tasks=tasks: v[np.array([t.id for t in tasks])], family.variables)
+        x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
+        own = networks[split]
+        tuned = min(count, *(int((own.task == t.id).sum()) for t in tasks))
+        rows = np.concatenate([np.flatnonzero(own.task == t.id)[:tuned] for t in tasks])
+        both = {
+            "generated": (count, bench.generate(sampler, tasks, f"evaluate/calibration/{split}", count)),
+            "finetuned": (tuned, own[rows].params),
+        }
+        found[split] = {}
+        for name, (size, flat) in both.items():
+            grouped = jax.tree.map(lambda w, size=size: np.asarray(w).reshape(-1, size, *w.shape[1:]), flat)
+            for kind, some in (("ensemble", grouped), ("single", jax.tree.map(lambda w: w[:, :1], grouped))):
+                accuracy, likely = test_time.ensemble(apply, some, np.asarray(x), np.asarray(y))
+                found[split][f"{name}_{kind}"] = {
+                    "networks": size if kind == "ensemble" else 1,
+                    "error": summary(1 - accuracy),
+                    "log_likelihood": summary(likely),
+                }
+    return found
+
+
+def spread(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dict[str, dict]:
+    """How much networks of one task differ, by split: the zoo's (`zoo`), and those drawn for its description.
+
+    A split without tasks is absent, and under `zoo` one whose tasks have a single network each.
+    """
+    found: dict = {"zoo": {}, "generated": {}}
+    for split in ("validation", *REPORTED_SPLITS):
+        tasks = bench.tasks(split, MOST_SPREAD)
+        if tasks:
+            made = bench.generate(sampler, tasks, f"evaluate/spread/{split}", _count(tasks))
+            found["generated"][split] = _accuracy_and_spread(bench, made, tasks, split)
+        if tuned := zoo_spread(bench, split, networks[split]) if split in networks else {}:
+            found["zoo"][split] = tuned
+    return found
 
 
 def zoo_spread(bench: Bench, split: str, networks: Networks) -> dict:
-    """The same for fine-tuned networks of each task, which is what an honest sampler would show."""
-    tasks = [t for t in bench.tasks(split, 32) if (networks.task == t.id).sum() > 1]
+    """`_accuracy_and_spread` of fine-tuned networks of each task, which is what an honest sampler would show."""
+    tasks = [t for t in bench.tasks(split, MOST_SPREAD) if (networks.task == t.id).sum() > 1]
     if not tasks:
         return {}
     count = min(_count(tasks), *((networks.task == t.id).sum() // 2 * 2 for t in tasks))
@@ -123,8 +150,8 @@ def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
 
     For each separation: tasks (seen and interp) that have a seen task half of it away on each side, or, where there
     are several factors and none wraps, that two seen tasks so far apart have nearly halfway between them. What is
-    mixed, on the line and on the arc: the encoded conditions; the weights of two zoo networks of one seed; the
-    noise from which unconditional DDIM makes these networks. `description` asks for the task in words instead.
+    mixed, on the line and on the arc: the encoded conditions; the weights of two zoo networks of one seed.
+    `description` asks for the task in words instead.
     """
     family = bench.generator.family
     plain = len(family.factor_names) == 1 or not any(family.factor_periods)
@@ -153,13 +180,9 @@ def _mixed(bench: Bench, sampler: str, seen: Networks, middle, a, b, weight) -> 
         mixture = Mixture(ca, cb, weight, spherical)
         made[f"condition_{name}"] = bench.samplers.networks(bench.params, sampler, mixture, key)
     first = {int(t): i for i, t in reversed(list(enumerate(seen.task)))}  # the same seed for every task
-    za, zb = (np.asarray(bench.generator.encode(seen[np.array([first[t.id] for t in x])].params)) for x in (a, b))
-    nothing = bench.condition(middle, 1, given=())
-    na, nb = (bench.samplers.inverted(bench.params, nothing, z) for z in (za, zb))
+    xa, xb = (bench.encode(seen[np.array([first[t.id] for t in x])].params) for x in (a, b))
     for name, between in (("lerp", lerp), ("slerp", slerp)):
-        made[f"weights_{name}"] = bench.samplers.decode(between(za, zb, weight))
-        noise = np.asarray(between(na, nb, weight))
-        made[f"noise_{name}"] = bench.samplers.decode(bench.samplers.from_noise(bench.params, nothing, noise))
+        made[f"weights_{name}"] = bench.decode_tokens(np.asarray(between(xa, xb, weight)))
     return made
 
 

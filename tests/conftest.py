@@ -10,17 +10,17 @@ _QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _QUICK)])
 
 import jax  # noqa: E402  after the variables above
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
-from pdiff import dist, generator, logs, published  # noqa: E402
+from pdiff import dist, generator, logs, published, refined  # noqa: E402
 from pdiff.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
 from pdiff.zoo import build  # noqa: E402
+from tests.noise import noised  # noqa: E402
 
 # Property-based tests: the same cases on every machine, or HYPOTHESIS_PROFILE=thorough pytest -k property for 10,000
 # new ones of each.
@@ -56,12 +56,9 @@ def tiny_config():
     with config.unlocked():
         config.zoo.steps = 20
         config.zoo.pretrain_steps = 50
+        config.mean.steps = config.train.steps = 8
         config.model.depth = 1
-        config.train.steps = 8
-        config.train.warmup_steps = 2
-        config.train.log_every = 2
-        config.train.validate_every = 4
-        config.train.checkpoint_every = 4
+        config.train.update(dict(warmup_steps=2, log_every=2, validate_every=4, checkpoint_every=4))
     return config
 
 
@@ -85,12 +82,29 @@ def tiny_zoo(tiny_config, mesh, tmp_path_factory):
     return build.build(family, target, tiny_config, tmp_path_factory.mktemp("zoo"), mesh, StopSignal())
 
 
+def make_generator(config, zoo):
+    """A generator whose mean is not trained yet."""
+    family = get_family(config.tasks)
+    target = get_target(config.target, family.image_shape, family.num_classes)
+    return generator.make_generator(config, family, target, zoo)
+
+
+def refine(made, zoo, mesh):
+    """The same with a mean whose parameters are random."""
+    params = noised(jax.jit(made.init_mean)(jax.random.key(0)), 0.05)
+    return refined.refine(made, params, zoo["seen"], mesh)
+
+
 @pytest.fixture(scope="session")
-def tiny(tiny_config, tiny_zoo):
-    """A generator for the tiny zoo, untrained."""
-    family = get_family(tiny_config.tasks)
-    target = get_target(tiny_config.target, family.image_shape, family.num_classes)
-    return generator.make_generator(tiny_config, family, target, tiny_zoo)
+def tiny_start(tiny_config, tiny_zoo):
+    """A generator for the tiny zoo, before its mean is trained."""
+    return make_generator(tiny_config, tiny_zoo)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_start, tiny_zoo, mesh):
+    """The same with a random mean and what follows from it: ready to train the prior, and to draw."""
+    return refine(tiny_start, tiny_zoo, mesh)
 
 
 @pytest.fixture(scope="session")
@@ -123,21 +137,17 @@ def made_up_results():
 
 
 @pytest.fixture(scope="session")
-def published_folder(tiny_config, tiny_zoo, made_up_results, tmp_path_factory):
+def published_folder(tiny_config, tiny_zoo, mesh, made_up_results, tmp_path_factory):
     """A published generator that reads text and images, with parameters that nothing was trained for."""
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
         config.condition.use = ("id", "text", "support")
         config.condition.support_images = 2
         config.sample.samplers = ("posterior_mean", "ddim")
-    family = get_family(config.tasks)
-    target = get_target(config.target, family.image_shape, family.num_classes)
-    made = generator.make_generator(config, family, target, tiny_zoo)
-    leaves, tree = jax.tree.flatten(jax.jit(made.init)(jax.random.key(0)))
-    random = np.random.default_rng(1)
-    params = jax.tree.unflatten(tree, [x + 0.05 * random.standard_normal(x.shape).astype("f") for x in leaves])
+    made = refine(make_generator(config, tiny_zoo), tiny_zoo, mesh)
+    params = noised(jax.jit(made.init)(jax.random.key(0)), 0.05)
     where = tmp_path_factory.mktemp("published") / "tiny"
-    published.write(made, params, made_up_results(family, config), where)
+    published.write(made, params, made_up_results(made.family, config), where)
     return where
 
 

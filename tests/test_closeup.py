@@ -1,4 +1,4 @@
-"""The close look: axes, ways from noise, losses, answers, on an untrained tiny generator."""
+"""The close look: axes, ways from noise, answers, on an untrained tiny generator."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pdiff import closeup, rng
 from pdiff.bench import Bench
-from pdiff.diffusion import losses, samplers
+from pdiff.diffusion import samplers
 from pdiff.evaluators.accuracy import Scorer
 from pdiff.weights import stats
 
@@ -54,7 +54,7 @@ def test_networks_that_are_all_alike_have_no_plane():
 
 
 def test_everything_is_there(found, bench, tiny_zoo):
-    assert set(found) == {"prompt", "plane", "loss_by_sigma", "averaging", "confusion", "images"}
+    assert set(found) == {"prompt", "plane", "averaging", "confusion", "images"}
     assert found["prompt"] == bench.generator.family.split("unseen")[-1].descriptions[0]
     points = found["plane"]["points"]
     count = {k: sum(p["kind"] == k for p in points) for k in ("zoo", "finetuned", "generated")}
@@ -68,39 +68,26 @@ def test_a_way_from_noise_is_that_of_the_ddim_sampler(found, bench, tiny_zoo):
     """The same steps from the same noise end where the sampler does."""
     made = bench.generator
     on = np.asarray(stats.varying(made.stats))
-    x = np.asarray(made.encode(tiny_zoo["seen"].params))[:, on]
+    x = np.asarray(stats.normalize(made.stats, bench.encode(tiny_zoo["seen"].params)))[:, on]
     center, axes, _ = closeup._main_axes(x)
     path = found["plane"]["paths"][-1]
     assert path["sigma"][0] == pytest.approx(made.path.sigma_max) and path["sigma"][-1] == 0
     chosen = [bench.tasks(s, bench.config.eval.closeup_tasks) for s in ("seen", "interp", "unseen")]
     chosen = [own[len(own) // 2] for own in chosen for _ in range(closeup.PATHS)]
     assert path["task"] == chosen[-1].name
-    shape = (len(chosen), made.spec.num_tokens, made.spec.token_dim)
-    noise = jax.random.normal(rng.stream(bench.config.seed, "closeup/paths"), shape)
-    levels = samplers.noise_levels(
-        made.path, bench.config.sample.num_steps, bench.config.sample.rho, bench.config.sample.sigma_end
-    )
+    noise = jax.random.normal(rng.stream(bench.config.seed, "closeup/paths"), (len(chosen), *made.shape))
+    levels = samplers.noise_levels(made.path, bench.config.sample.num_steps, bench.config.sample.rho)
 
     @jax.jit
     def sample(params, condition, noise):
-        denoise = made.denoiser(params, made.context(params, condition))
-        return samplers.ddim(denoise, made.path, noise, levels, None)
+        denoise = made.denoiser(params, made.members(condition))
+        return made.decode(samplers.ddim(denoise, made.path, noise, levels, None))
 
-    end = sample(bench.params, bench.condition(chosen, 1), noise)
-    np.testing.assert_allclose(path["at"][-1], (np.asarray(end)[-1][on] - center) @ axes, atol=0.05)
-
-
-def test_the_loss_at_a_noise_level_is_the_one_trained_with(found, bench, tiny_zoo):
-    made, own = bench.generator, tiny_zoo["validation"]
-    row = found["loss_by_sigma"][4]
-    x0 = np.asarray(made.encode(own.params))
-    noise = np.asarray(jax.random.normal(rng.stream(bench.config.seed, "closeup/loss/held_out"), x0.shape))
-    sigma = np.full(len(x0), row["sigma"], np.float32)
-    condition = bench.condition([made.family.tasks[t] for t in own.task], 1)
-    denoised = bench.denoise(condition, x0 + np.float32(row["sigma"]) * noise, sigma)
-    expected = losses.denoising_loss(denoised, x0, sigma, stats.varying(made.stats), made.spread)
-    assert row["cases"]["held_out"]["averaged"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)
-    assert row["cases"]["held_out"]["raw"]["mean"] != row["cases"]["held_out"]["averaged"]["mean"]
+    end = bench.encode(jax.tree.map(np.asarray, sample(bench.params, bench.condition(chosen, 1), noise)))
+    end = np.asarray(stats.normalize(made.stats, end))[-1][on]
+    np.testing.assert_allclose(path["at"][-1], (end - center) @ axes, atol=0.05)
+    start = made.subspace.reconstruct(noise[-1:].reshape(1, -1) * levels[0] / np.sqrt(1 + levels[0] ** 2))
+    np.testing.assert_allclose(path["at"][0], (np.asarray(start)[0][on] - center) @ axes, atol=0.002)
 
 
 def test_raw_parameters_are_scored_with_the_same_noise(found, bench, raw):

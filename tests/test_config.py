@@ -55,28 +55,20 @@ SHRUNKEN = {
     "eval.samples_per_task": 2,
     "eval.support_sizes": (1,),
     "eval.test_time_samples": 0,
-    "eval.curve_levels": (),
     "eval.mixing_separations": (),
     "eval.transfer_pairs": 0,
     "eval.rivals": "",
     "eval.rival_steps": 2,
-    "eval.likelihood_networks": 0,
-    "eval.likelihood_steps": 2,
-    "eval.likelihood_probes": 1,
-    "eval.score_levels": (),
     "eval.closeup_tasks": 0,
     "eval.chunk_size": 32,
 }
 # Studies of an evaluation, small. They, samplers and rivals take seconds to compile, so each scenario runs one of them
 # (the first ones have no rival or no study), in turn; test_main runs them together.
 STUDIES = (
-    {"eval.test_time_samples": 2},
-    {"eval.curve_levels": (0.5,)},
     {"eval.mixing_separations": (90.0,)},
     {"eval.transfer_pairs": 6},
-    {"eval.likelihood_networks": 3},
-    {"eval.score_levels": (0.5,)},
     {"eval.closeup_tasks": 2},
+    {"eval.test_time_samples": 2},
 )
 
 
@@ -173,7 +165,7 @@ def test_json_round_trip_is_exact(name):
         ("train.learning_rate", float("nan"), "above 0"),
         ("train.learning_rate", "fast", "a number"),
         ("condition.drop_text", 1.5, "at most 1"),
-        ("weights.layout", "rows", "chunk, neuron"),
+        ("weights.scale", "rows", "param, leaf, global"),
         ("sample.samplers", ("heun", "huen"), "posterior_mean"),
         ("sample.samplers", (), "at least one"),
         ("sample.samplers", ("heun", "heun"), "each once"),

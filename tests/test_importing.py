@@ -63,7 +63,7 @@ def results(home):
 def test_the_results_are_complete_and_hold_no_accuracies(home, results):
     assert results_lib.check(results) == []
     run.check(home / "runs/mine")
-    assert not {"splits", "novelty", "base_accuracy", "accuracy_against_spread"} & set(results)
+    assert not {"splits", "novelty", "base_accuracy", "spread"} & set(results)
     assert results["zoo"] == {"base": 1, "seen": 8, "validation": 1, "unseen": 1}
     assert results["target"] == {"name": "imported", "num_params": 112, "symmetric": False}
     assert set(results["weight_space"]["splits"]["seen"]["controls"]) == {

@@ -37,12 +37,10 @@ SMALLER = (
     "--config.train.checkpoint_every=4",
     "--config.train.validate_every=12",
     "--config.tasks.unseen=40:80",
-    # What takes time is compiling: one block, two samplers, one level of the curve.
+    # What takes time is compiling: one block, two samplers.
     "--config.model.depth=1",
     "--config.model.width=32",
     "--config.sample.samplers=('heun', 'posterior_mean')",
-    "--config.eval.curve_levels=(1.0,)",
-    "--config.eval.score_levels=(0.3,)",
 )
 
 
@@ -83,7 +81,7 @@ def test_a_run_leaves_complete_results_and_a_report(workdir):
 
 def test_a_run_leaves_closeups_and_shows_them(workdir):
     found = results_lib.read(workdir / closeup.FILE)
-    assert set(found) == {"prompt", "plane", "loss_by_sigma", "averaging", "confusion", "images"}
+    assert set(found) == {"prompt", "plane", "averaging", "confusion", "images"}
     results, page = results_lib.read(workdir / "results.json"), (workdir / "report.html").read_text()
     chosen = results["selection"]["sampler"]
     for split, entry in results["splits"].items():
@@ -92,7 +90,7 @@ def test_a_run_leaves_closeups_and_shows_them(workdir):
     for part in ("answers", "novelty", "training", "rivals"):
         assert f'<section id="{part}">' in page
     drawn = {p.stem for p in (workdir / "plots").iterdir()}
-    assert {"plane", "confusion", "loss_by_sigma", "against_finetuned"} <= drawn
+    assert {"plane", "confusion", "against_finetuned"} <= drawn
 
 
 def test_runs_are_compared_from_the_command_line(workdir, tmp_path):

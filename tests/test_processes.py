@@ -30,8 +30,7 @@ TINY = (
     "--config.sample.samplers=('posterior_mean',)", "--config.diffusion.functional_weight=0.",
     f"--config.train.steps={STEPS}", f"--config.train.checkpoint_every={EVERY}",
     f"--config.train.validate_every={STEPS}",
-    "--config.eval.rivals=", "--config.eval.test_time_samples=0", "--config.eval.curve_levels=()",
-    "--config.eval.mixing_separations=()", "--config.eval.likelihood_networks=0", "--config.eval.score_levels=()",
+    "--config.eval.rivals=", "--config.eval.test_time_samples=0", "--config.eval.mixing_separations=()",
     "--config.mesh.model=2", "--config.mesh.fsdp=True",
 )  # fmt: skip
 DEVICES = 4

@@ -37,7 +37,7 @@ def make(tiny, encoder):
             config.condition.update(dict(use=use, support_images=2, **condition))
             config.sample.condition = sampled or use
             config.sample.samplers = ("posterior_mean", "ddim")
-            config.eval.update(dict(rivals="", test_time_samples=0, curve_levels=(), mixing_separations=()))
+            config.eval.update(dict(rivals="", test_time_samples=0, mixing_separations=()))
         model = make_model(config.lock(), tiny.spec, tiny.family, tiny.tokenizer.vocab_size)
         return dataclasses.replace(tiny, config=config, model=model, sentences=encoder)
 

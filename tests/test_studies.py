@@ -1,6 +1,7 @@
-"""Rows by condition, averages of samples, the accuracy-spread curve and mixing, on an untrained tiny generator."""
+"""Rows by condition, averages of samples, spread, mixing and transfer, on an untrained tiny generator."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from pdiff import generator, studies
-from pdiff.baselines import hypernetwork
 from pdiff.baselines.hypernetwork import Hypernetwork
 from pdiff.bench import Bench
 from pdiff.conditioning import make_constants, training_condition
@@ -17,6 +17,7 @@ from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.tasks.base import Family, Task
+from pdiff.zoo.networks import Networks
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,6 @@ def made(tiny_config, tiny_zoo):
         config.condition.support_images = 2
         config.eval.support_sizes = (1, 2)
         config.eval.test_time_samples = 3
-        config.eval.curve_levels = (0.02, 5.0)
         config.eval.mixing_separations = (60.0, 1.0)
         config.eval.transfer_pairs = 30
     family = get_family(config.tasks)
@@ -60,19 +60,71 @@ def test_test_time_help_has_single_samples_beside_it(bench):
     assert rows["single"]["min"] <= rows["best_of_3_by_labels"]["mean"] <= rows["single"]["max"]
 
 
-def test_the_curve_narrows(made, mesh):
-    """With a network that says nothing, the denoiser is the shrinkage of its preconditioning."""
-    still = Bench(made, made.init(jax.random.key(0)), mesh)
-    low, high = studies.accuracy_against_spread(still, "ddim")
-    assert low["unseen"]["spread"]["mean"] > 1.2 * high["unseen"]["spread"]["mean"] > 0
-    assert low["unseen"]["disagreement"]["mean"] > high["unseen"]["disagreement"]["mean"]
-    assert set(low) == {"sigma_end", "sampler", "validation", "seen", "interp", "unseen"}
+class Signs:
+    """A bench whose networks are four numbers; those above 0 get a test image right, above 1 a validation image too."""
+
+    def __init__(self, counts):
+        places = [(split, i) for split, count in counts.items() for i in range(count)]
+        own = [Task(f"{s}_{i}", n, s, (), ("words",), ()) for n, (s, i) in enumerate(places)]
+        self._tasks = {s: tuple(t for t in own if t.split == s) for s in counts}
+        self.asked = {}
+        self.score = {p: SimpleNamespace(right=lambda w, ids, b=b: w > b) for p, b in (("test", 0), ("validation", 1))}
+
+    def tasks(self, split, most):
+        return self._tasks.get(split, ())[:most]
+
+    def generate(self, sampler, tasks, stream, count):
+        self.asked[stream] = (sampler, len(tasks), count)
+        return drawn(len(tasks) * count)
+
+    def encode(self, networks):
+        return networks.reshape(-1, 2, 2)
+
+
+def drawn(count):
+    return np.random.default_rng(count).standard_normal((count, 4)).astype(np.float32)
+
+
+def of_task(task, params):
+    column = np.zeros(len(task), np.float32)
+    return Networks(np.array(task), column, column, column, column, params)
+
+
+def test_networks_of_one_task_are_compared_two_by_two():
+    signs = Signs({"validation": 1, "seen": 3, "interp": 2})
+    tuned = {"seen": of_task([1, 1, 1, 2, 2, 3], drawn(6)), "interp": of_task([4, 5], drawn(2))}
+    found = studies.spread(signs, "heun", tuned)
+    assert set(found["zoo"]) == {"seen"}  # each interp task has one network, there are none of validation or unseen
+    for entry, networks in ((found["generated"]["seen"], drawn(60)), (found["zoo"]["seen"], drawn(6)[[0, 1, 3, 4]])):
+        first, second = networks[::2], networks[1::2]
+        distance = np.linalg.norm(first - second, axis=1)
+        assert entry["spread"]["mean"] == pytest.approx(distance.mean(), rel=1e-5)
+        assert entry["spread"]["n"] == len(distance)
+        assert entry["disagreement"]["mean"] == pytest.approx(((first > 0) != (second > 0)).mean())
+        assert entry["accuracy"]["mean"] == pytest.approx((networks > 0).mean())
+    assert found["generated"]["validation"]["accuracy"]["mean"] == pytest.approx((drawn(64) > 1).mean())
+    assert signs.asked == {
+        "evaluate/spread/validation": ("heun", 1, 64), "evaluate/spread/seen": ("heun", 3, 20),
+        "evaluate/spread/interp": ("heun", 2, 32),
+    }  # fmt: skip
+
+
+def test_mixed_weights_are_raw_weights_on_the_line_and_on_the_arc(bench, tiny_zoo):
+    seen, tasks = tiny_zoo["seen"], bench.generator.family.split("seen")
+    weight = np.array([0.25], np.float32)
+    mixed = studies._mixed(bench, "posterior_mean", seen, [tasks[1]], [tasks[0]], [tasks[2]], weight)
+    a, b = (seen[np.flatnonzero(seen.task == tasks[i].id)[:1]].params for i in (0, 2))
+    for line, u, v in zip(*(jax.tree.leaves(x) for x in (mixed["weights_lerp"], a, b)), strict=True):
+        np.testing.assert_allclose(line, 0.75 * u + 0.25 * v, atol=1e-6)
+    arc, u, v = (np.linalg.norm(bench.encode(x)) for x in (mixed["weights_slerp"], a, b))
+    assert arc == pytest.approx(0.75 * u + 0.25 * v, rel=1e-3)
+    assert arc > 1.001 * np.linalg.norm(bench.encode(mixed["weights_lerp"]))
 
 
 def test_mixing_is_scored_on_the_task_between(bench, tiny_zoo):
     (row,) = studies.mixing(bench, "posterior_mean", tiny_zoo["seen"])  # no two seen tasks are half a degree away
     assert row["separation"] == 60.0
-    kinds = {f"{what}_{how}" for what in ("condition", "weights", "noise") for how in ("lerp", "slerp")}
+    kinds = {f"{what}_{how}" for what in ("condition", "weights") for how in ("lerp", "slerp")}
     assert set(row["accuracy"]) == kinds | {"description"}
 
 
@@ -110,7 +162,7 @@ def test_with_several_factors_the_mixed_pair_has_the_task_in_its_middle():
 def test_training_draws_support_sets_of_every_size(made):
     constants = jax.tree.map(jnp.asarray, make_constants(made))
     task = np.zeros(64, np.int32)
-    condition = training_condition(made, constants, task, task, np.ones(64), jax.random.split(jax.random.key(0), 64))
+    condition = training_condition(made, constants, task, task, jax.random.split(jax.random.key(0), 64))
     sizes = np.asarray(condition["support"]["inputs"]["real"].sum(1))
     assert set(sizes) == {10, 20}
     labelled = np.asarray((condition["support"]["inputs"]["y"] >= 0).all(1))
@@ -126,7 +178,7 @@ def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
         with config.unlocked():
             config.condition.number_noise = noise
         generator = dataclasses.replace(made, config=config)
-        return training_condition(generator, constants, task, 0 * task, np.full(8, 80.0), keys)
+        return training_condition(generator, constants, task, 0 * task, keys)
 
     still, moved = drawn(0.0), drawn(8.0)
     by = np.asarray(moved["factors"]["inputs"] - still["factors"]["inputs"])
@@ -147,18 +199,20 @@ def test_number_noise_moves_each_factor_in_its_own_units(made):
     constants, task = jax.tree.map(jnp.asarray, make_constants(made)), np.zeros(8, np.int32)
     constants["factors"] = jnp.tile(jnp.array([90.0, 1.0, 0.5]), (len(made.family.tasks), 1))
     keys = jax.random.split(jax.random.key(0), 8)
-    drawn = training_condition(generator, constants, task, task, np.full(8, 80.0), keys)
+    drawn = training_condition(generator, constants, task, task, keys)
     change = np.asarray(drawn["factors"]["inputs"]) - [90.0, 1.0, 0.5]
     assert change[:, 0].std() > 2 and (change[:, 1] == 0).all()
     np.testing.assert_allclose(change[:, 2], change[:, 0] / 100, atol=1e-5)
 
 
-def test_a_hypernetwork_is_trained_and_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
-    rival = Hypernetwork(hypernetwork.rival(made), mesh, bench.params)
-    results = Evaluation(made, bench.params, tiny_zoo, mesh, {"hypernetwork": rival}).run(StopSignal())
+def test_a_hypernetwork_is_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
+    rivals = {"hypernetwork": Hypernetwork(made, mesh)}
+    results = Evaluation(made, bench.params, tiny_zoo, mesh, rivals).run(StopSignal())
     for split in results["splits"].values():
         assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
-    assert results["mixing"] and len(results["accuracy_against_spread"]["curve"]) == 2
+    assert results["mixing"]
+    for kind in ("zoo", "generated"):
+        assert set(results["spread"][kind]) == {"validation", "seen", "interp", "unseen"}
     check_transfer(made, tiny_zoo["seen"], results)
 
 

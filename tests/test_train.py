@@ -1,4 +1,4 @@
-"""The training step and loop: on any number of devices, stopped or not, the same numbers."""
+"""The training step and loop of both stages: on any number of devices, stopped or not, the same numbers."""
 
 import dataclasses
 import shutil
@@ -10,16 +10,18 @@ import optax
 import pytest
 
 from configs import smoke
-from pdiff import aot, api, checkpoint, data, dist, files, metrics, rng, stopping
+from pdiff import aot, api, checkpoint, data, dist, files, metrics, refined, rng, stages, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
-from pdiff.conditioning import make_constants
 from pdiff.errors import PdiffError
-from pdiff.state import clip_by_global_norm, init_state, make_optimizer, update_ema
+from pdiff.state import clip_by_global_norm, make_optimizer, update_ema
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
+from pdiff.weights import stats
 from pdiff.zoo import build
+
+BOTH = (stages.MEAN, stages.PRIOR)
 
 
 def changed(generator, **fields):
@@ -32,24 +34,22 @@ def changed(generator, **fields):
     return dataclasses.replace(generator, config=config)
 
 
-def fresh_state(generator):
-    optimizer = make_optimizer(generator.config.train)
-    return init_state(generator.init(jax.random.key(0)), optimizer), optimizer
+@pytest.fixture(scope="module")
+def make_stage(tiny_start, tiny, tiny_zoo):
+    """(name, mesh, fields to change in the config) -> that stage of the tiny generator's training."""
+
+    def make(name, mesh, **fields):
+        if name == stages.PRIOR:
+            return stages.prior(changed(tiny, **fields), "zoo", mesh)
+        return stages.mean(changed(tiny_start, **fields), tiny_zoo["seen"], "zoo", mesh)
+
+    return make
 
 
-def batches(generator, zoo, start=0, stop=8):
-    return data.training_batches(
-        zoo["seen"], len(generator.family.tasks[0].descriptions),
-        seed=0, batch_size=generator.config.train.batch_size, start=start, stop=stop,
-    )  # fmt: skip
-
-
-def run_steps(generator, zoo, mesh, count):
-    optimizer = make_optimizer(generator.config.train)
-    state = train_lib.fresh_state(generator, optimizer, mesh)
-    step = train_lib.make_step(generator, optimizer, mesh)
-    constants = dist.replicate(make_constants(generator), mesh)
-    for batch in batches(generator, zoo, 0, count):
+def run_steps(stage, mesh, count):
+    state, step = train_lib.fresh_state(stage, mesh), train_lib.make_step(stage, mesh)
+    constants = dist.replicate(stage.constants, mesh)
+    for batch in stage.batches(start=0, stop=count):
         state, values = step(state, dist.shard(batch, mesh, dist.BATCH), constants)
     return jax.device_get((state, values)), step
 
@@ -62,39 +62,41 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_four_devices_equal_one(tiny, tiny_zoo, mesh, mesh4):
-    (one, values1), _ = run_steps(tiny, tiny_zoo, mesh, 3)
-    (four, values4), _ = run_steps(tiny, tiny_zoo, mesh4, 3)
+@pytest.mark.parametrize("name", BOTH)
+def test_four_devices_equal_one_and_a_step_is_compiled_once(name, make_stage, mesh, mesh4):
+    stage = make_stage(name, mesh)
+    (one, values1), step = run_steps(stage, mesh, 3)
+    (four, values4), _ = run_steps(stage, mesh4, 3)
+    assert step._cache_size() == 1
     assert values1["loss"] == pytest.approx(values4["loss"], rel=1e-4)
     assert values1["grad_norm"] == pytest.approx(values4["grad_norm"], rel=1e-3)
     # Adam divides by the gradient's size, so a last-bit difference can move a weight by a step of the learning rate.
-    assert_close(one.params, four.params, atol=3 * tiny.config.train.learning_rate)
+    assert_close(one.params, four.params, atol=3 * stage.settings.learning_rate)
     assert (
         np.mean([np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True)])
         < 1e-5
     )
 
 
-def test_the_gradients_are_the_mean_of_the_devices_own(tiny, tiny_zoo, mesh4):
-    state, optimizer = fresh_state(tiny)
-    state = jax.device_get(state)  # the step donates what it is given
-    batch = next(batches(tiny, tiny_zoo))
-    constants = make_constants(tiny)
-    step = train_lib.make_step(tiny, optimizer, mesh4)
-    ours, values = step(
-        dist.replicate(state, mesh4), dist.shard(batch, mesh4, dist.BATCH), dist.replicate(constants, mesh4)
-    )
+@pytest.mark.parametrize("name", BOTH)
+def test_the_gradients_are_the_mean_of_the_devices_own(name, make_stage, mesh4):
+    stage = make_stage(name, mesh4, mean__zoo_weight=0.5)
+    state = train_lib.fresh_state(stage, mesh4)
+    params = jax.device_get(state.params)  # the step donates what it is given
+    batch = next(stage.batches(start=0, stop=1))
+    step, constants = train_lib.make_step(stage, mesh4), dist.replicate(stage.constants, mesh4)
+    ours, values = step(state, dist.shard(batch, mesh4, dist.BATCH), constants)
 
     def of_one_device(params, part, constants):
-        keys = rng.per_example(rng.stream(tiny.config.seed, "train/step"), part["index"])
-        grads, metrics = jax.grad(train_lib.loss_fn, has_aux=True)(params, tiny, part, constants, keys)
-        return jax.lax.pmean((grads, metrics), "data")
+        keys = rng.per_example(rng.stream(stage.config.seed, f"{name}/step"), part["index"])
+        return jax.lax.pmean(jax.grad(stage.loss, has_aux=True)(params, part, constants, keys), "data")
 
     split = jax.tree.map(lambda a: np.asarray(a).reshape(4, -1, *a.shape[1:]), batch)
     mapped = jax.pmap(of_one_device, axis_name="data", in_axes=(None, 0, None), devices=jax.devices()[:4])
-    grads, metrics = jax.tree.map(lambda a: np.asarray(a)[0], mapped(state.params, split, constants))
-    clipped = tiny.config.train.grad_clip / max(float(optax.global_norm(grads)), tiny.config.train.grad_clip)
+    grads, metrics = jax.tree.map(lambda a: np.asarray(a)[0], mapped(params, split, stage.constants))
+    clipped = stage.settings.grad_clip / max(float(optax.global_norm(grads)), stage.settings.grad_clip)
     moments = ours.opt_state[1][0].mu  # 0.1 of the clipped gradient after one step of Adam
+    assert any(np.asarray(m).any() for m in jax.tree.leaves(moments))
     for mu, g in zip(jax.tree.leaves(moments), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(mu, 0.1 * clipped * g, rtol=1e-4, atol=1e-7)
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
@@ -102,15 +104,9 @@ def test_the_gradients_are_the_mean_of_the_devices_own(tiny, tiny_zoo, mesh4):
     )
 
 
-def test_one_compilation(tiny, tiny_zoo, mesh):
-    _, step = run_steps(tiny, tiny_zoo, mesh, 4)
-    assert step._cache_size() == 1
-
-
-def test_the_loop_compiles_once_and_fetches_for_the_log_alone(tiny, tiny_zoo, mesh, tmp_path, monkeypatch):
-    generator = changed(
-        tiny, train__steps=6, train__log_every=3, train__validate_every=6, train__checkpoint_every=6
-    )  # fmt: skip
+def test_the_loop_compiles_once_and_fetches_for_the_log_alone(make_stage, mesh, tmp_path, monkeypatch):
+    how = dict(train__steps=6, train__log_every=3, train__validate_every=6, train__checkpoint_every=6)
+    stage = make_stage(stages.PRIOR, mesh, **how)
     make, get, made, fetched, calls = train_lib.make_step, jax.device_get, [], [], []
 
     def make_guarded(*args):
@@ -129,60 +125,102 @@ def test_the_loop_compiles_once_and_fetches_for_the_log_alone(tiny, tiny_zoo, me
 
     monkeypatch.setattr(train_lib, "make_step", make_guarded)
     monkeypatch.setattr(jax, "device_get", device_get)
-    train_lib.train(generator, tiny_zoo["seen"], "zoo", tmp_path, mesh, stopping.StopSignal())
+    train_lib.train(stage, tmp_path, mesh, stopping.StopSignal())
     assert made[0]._cache_size() == 1
     assert calls == [0, 0, 0, 3, 3, 3]  # steps 1 to 3 were called before the metrics of any was fetched
     assert len(fetched) == 6
 
 
-def test_flops_of_a_step_are_those_of_the_transformer(tiny, tiny_zoo, mesh):
+def test_flops_of_a_step_are_those_of_the_transformer(mesh):
     """By XLA's own count, with the layers so wide that what else there is to do is little."""
-    config = tiny.config.copy_and_resolve_references()
+    config = smoke.get_config()
     with config.unlocked():
-        config.model.update(dict(width=256, depth=2, num_heads=2, mean_width=64, remat=False))
+        config.model.update(dict(width=256, depth=2, num_heads=2))
         config.condition.use, config.sample.condition = ("id",), ("id",)
-        config.diffusion.functional_weight = 0.0
         config.train.update(dict(microbatches=1, batch_size=64))
         config.sample.samplers = ("posterior_mean",)  # XLA counts a loop's body once
-    made = generator_lib.make_generator(config, tiny.family, tiny.target, tiny_zoo)
+    made = aot.shapes(config)
     for name in ("train", "sample"):
         ready = aot.program(made, mesh, name)
         counted = ready.step.lower(*ready.arguments).compile().cost_analysis()["flops"]
         assert 0.95 < counted / aot.analytic_flops(made, name) < 1.1
 
 
-def test_one_batch_can_be_overfit(tiny, tiny_zoo, mesh):
-    """At sigma_max only the condition tells the networks apart, so the model must learn each by heart."""
-    generator = changed(
-        tiny, train__steps=150, train__learning_rate=3e-3, diffusion__functional_weight=0.0,
-        diffusion__at_sigma_max=1.0, condition__drop_id=0.0, condition__drop_all=0.0,
+def losses_on_the_first_batch(stage, mesh, steps):
+    state, step = train_lib.fresh_state(stage, mesh), train_lib.make_step(stage, mesh)
+    constants, found = dist.replicate(stage.constants, mesh), []
+    batch = dist.shard(next(stage.batches(start=0, stop=1)), mesh, dist.BATCH)
+    for _ in range(steps):
+        state, values = step(state, batch, constants)
+        found.append(values["loss"])
+    return np.asarray(jax.device_get(found))
+
+
+def test_the_mean_learns_a_batch_by_heart(make_stage, tiny_start, mesh):
+    steps = 60
+    stage = make_stage(
+        stages.MEAN, mesh, mean__steps=steps, mean__learning_rate=1e-2, mean__functional_weight=0.0,
+        mean__zoo_weight=1.0, condition__drop_id=0.0, condition__drop_all=0.0,
     )  # fmt: skip
-    state, optimizer = fresh_state(generator)
-    step = train_lib.make_step(generator, optimizer, mesh)
-    constants = dist.replicate(make_constants(generator), mesh)
-    batch = next(batches(generator, tiny_zoo))
-    sharded = dist.shard(batch, mesh, dist.BATCH)
-    state, losses = dist.replicate(state, mesh), []
-    for _ in range(150):
-        state, values = step(state, sharded, constants)
-        losses.append(values["denoising_loss"])
-    losses = np.asarray(jax.device_get(losses))
+    batch = next(stage.batches(start=0, stop=1))
+    losses = losses_on_the_first_batch(stage, mesh, steps)
     # What stays is the spread between seeds of one task, which no condition tells apart.
-    x0 = np.asarray(generator.encode(batch["params"]))
+    x0 = np.asarray(tiny_start.normalize(batch["params"]))
     means = np.stack([x0[batch["task"] == t].mean(0) for t in batch["task"]])
-    varying = np.asarray(generator.stats.scale > 0).sum()
+    varying = np.asarray(stats.varying(tiny_start.stats)).sum()
     floor = ((x0 - means) ** 2).sum((1, 2)).mean() / varying
     start = (x0**2).sum((1, 2)).mean() / varying
     assert losses[0] == pytest.approx(start, rel=0.01)  # the output is zero at first
-    assert losses[-20:].mean() < floor + 0.25 * (start - floor)
+    assert losses[-10:].mean() < floor + 0.25 * (start - floor)
 
 
-def test_data_is_a_function_of_seed_and_step(tiny, tiny_zoo):
-    whole = list(batches(tiny, tiny_zoo, 0, 6))
-    later = list(batches(tiny, tiny_zoo, 3, 6))
-    assert_equal(whole[3:], later)
-    rows = np.concatenate([b["task"] * 100 for b in whole])
-    assert len(set(rows.tolist())) > 4
+def test_the_prior_learns_to_answer_with_the_one_network_that_it_is_told_of(make_stage, tiny, mesh):
+    """At sigma_max nothing else tells what is behind the noise."""
+    steps = 80
+    stage = make_stage(
+        stages.PRIOR, mesh, train__steps=steps, train__learning_rate=1e-2, refined__vague=0.0,
+        condition__drop_all=0.0, diffusion__at_sigma_max=1.0,
+    )  # fmt: skip
+    losses = losses_on_the_first_batch(stage, mesh, steps)
+    assert losses[0] == pytest.approx(np.square(tiny.refined.coefficients).mean(), rel=0.5)  # the output is zero
+    assert losses[-10:].mean() < 0.1 * losses[0]
+
+
+def test_the_prior_s_examples_are_of_one_task_of_a_set_and_of_all(tiny):
+    """By their shares; a set's members are all in it, and so is the network, which is none of the members."""
+    config = changed(tiny, refined__vague=0.3, condition__drop_all=0.2).config
+    count, rows = 4000, 640
+    numbered = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None], (rows, 2))
+    networks = generator_lib.RefinedZoo(-numbered, numbered, numbered[:, :1])
+    half = generator_lib.MEMBERS
+    named = np.stack([np.arange(2 * half), 100 + np.arange(2 * half)])
+    constants = jax.tree.map(jnp.asarray, {"refined": networks, "sets": named})
+    draw = jax.jit(jax.vmap(lambda k: stages._draw_set(config, constants, k)))
+    row, members = jax.device_get(draw(jax.random.split(jax.random.key(0), count)))
+    assert members.shape == (count, half, 2)
+    members = members[..., 0]
+    single = (members == members[:, :1]).all(1)
+    assert (members[single, 0] == row[single]).all() and len(set(row[single])) > rows / 2
+    within = np.array([np.isin(members, s).all(1) & np.isin(row, s) for s in named]) & ~single
+    assert (within.sum(1) > 0.4 * within.sum()).all()
+    assert (members[within.any(0)] != row[within.any(0), None]).all()
+    assert len(set(row[within[0]])) == 2 * half  # each of the set is the network at some time
+    every = ~single & ~within.any(0)
+    assert (np.ptp(members[every], 1) > rows / 2).all()
+    shares = single.mean(), within.any(0).mean(), every.mean()
+    np.testing.assert_allclose(shares, (0.5, 0.3, 0.2), atol=0.03)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_data_is_a_function_of_seed_and_step(name, make_stage, mesh):
+    stage = make_stage(name, mesh)
+    whole = list(stage.batches(start=0, stop=6))
+    assert_equal(whole[3:], list(stage.batches(start=3, stop=6)))
+    some = np.array([1, 5, 6])
+    parts = stage.batches(start=0, stop=6, rows=some, place=lambda batch: batch | {"placed": np.ones(3)})
+    assert_equal([jax.tree.map(lambda x: x[some], b) | {"placed": np.ones(3)} for b in whole], list(parts))
+    if name == stages.MEAN:
+        assert len({int(t) for b in whole for t in b["task"]}) > 4
 
 
 def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
@@ -197,54 +235,63 @@ def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
     )
 
 
-def train(generator, zoo, workdir, mesh, stop=None):
+def train(stage, workdir, mesh, stop=None):
     workdir.mkdir(exist_ok=True)
-    return train_lib.train(generator, zoo["seen"], "zoo", workdir, mesh, stop or stopping.StopSignal())
+    return train_lib.train(stage, workdir, mesh, stop or stopping.StopSignal())
 
 
 @pytest.fixture(scope="module")
-def straight_run(tiny, tiny_zoo, mesh, tmp_path_factory):
-    """Parameters and workdir of a training that nothing happened to."""
+def straight_run(make_stage, mesh, tmp_path_factory):
+    """Parameters by stage, and the workdir, of trainings that nothing happened to."""
     workdir = tmp_path_factory.mktemp("straight") / "w"
-    return train(tiny, tiny_zoo, workdir, mesh), workdir
+    return {name: train(make_stage(name, mesh), workdir, mesh) for name in BOTH}, workdir
+
+
+@pytest.fixture
+def prior(make_stage, mesh):
+    return make_stage(stages.PRIOR, mesh)
 
 
 @pytest.fixture
 def straight(straight_run, tmp_path):
-    """Its parameters; in `tmp_path` is a copy of its workdir, to be damaged."""
+    """The prior's parameters; in `tmp_path` is a copy of the workdir, to be damaged."""
     shutil.copytree(straight_run[1], tmp_path, dirs_exist_ok=True)
-    return straight_run[0]
+    return straight_run[0][stages.PRIOR]
 
 
-def test_killed_and_resumed_is_bit_identical(tiny, tiny_zoo, mesh, straight_run, tmp_path):
+def test_killed_and_resumed_is_bit_identical(make_stage, mesh, straight_run, tmp_path):
+    """Each stage in turn; the metrics of the second go on where those of the first end."""
     straight, workdir = straight_run
-    stop = stopping.StopSignal()
-    real, calls = train_lib.MetricsWriter.write, []
+    real, stop, last = train_lib.MetricsWriter.write, None, 0
 
-    def write(self, step, values):  # a signal arrives in the middle of the run
-        calls.append(step)
-        if step >= 4:
+    def write(self, step, values):  # a signal arrives in the middle of the stage
+        nonlocal last
+        last = step
+        if step - stage.before >= 4:
             stop.signum = 15
         real(self, step, values)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lib.MetricsWriter, "write", write)
-        with pytest.raises(stopping.Interrupted, match="run the same command again") as error:
-            train(tiny, tiny_zoo, tmp_path / "stopped", mesh, stop)
-    assert error.value.exit_code == 143
-    assert max(calls) < tiny.config.train.steps
-    resumed = train(tiny, tiny_zoo, tmp_path / "stopped", mesh)
-    assert_equal(straight, resumed)
+    for name in BOTH:
+        stage, stop = make_stage(name, mesh), stopping.StopSignal()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_lib.MetricsWriter, "write", write)
+            with pytest.raises(stopping.Interrupted, match=f"steps of the {name}.*run the same command again") as error:
+                train(stage, tmp_path / "stopped", mesh, stop)
+        assert error.value.exit_code == 143
+        assert last < stage.before + stage.settings.steps
+        assert_equal(straight[name], train(stage, tmp_path / "stopped", mesh))
 
     def states(workdir):
         return [{k: v for k, v in e.items() if k != "steps_per_s"} for e in metrics.read(workdir)]
 
     assert states(workdir) == states(tmp_path / "stopped")
+    assert sorted({e["step"] for e in metrics.read(workdir)}) == list(range(2, 17, 2))
 
 
 def test_the_boards_show_metrics_and_images(straight_run):
     shown = b"".join(p.read_bytes() for p in (straight_run[1] / "tensorboard").iterdir())
-    assert b"steps_per_s" in shown and b"validation/posterior_mean" in shown and b"\x89PNG" in shown
+    assert all(name in shown for name in (b"steps_per_s", b"validation/mean", b"validation/posterior_mean"))
+    assert b"\x89PNG" in shown
 
 
 def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch):
@@ -261,30 +308,30 @@ def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch):
     assert [e["loss"] for e in metrics.read(tmp_path)] == [2.5, 1.5, 0.5]
 
 
-def test_a_finished_training_returns_what_it_kept(tiny, tiny_zoo, mesh, straight, tmp_path):
-    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+def test_a_finished_training_returns_what_it_kept(prior, mesh, straight, tmp_path):
+    assert_equal(straight, train(prior, tmp_path, mesh))
 
 
-def test_divergence_stops_the_run_and_says_what_to_try(tiny, tiny_zoo, mesh, tmp_path):
-    generator = changed(
-        tiny, train__learning_rate=1.0, train__grad_clip=1e30, train__steps=40, train__checkpoint_every=2
-    )
+def test_divergence_stops_the_run_and_says_what_to_try(tiny_start, tiny_zoo, mesh, tmp_path):
+    generator = changed(tiny_start, mean__zoo_weight=1.0)
     networks = dataclasses.replace(
         tiny_zoo["seen"], params=jax.tree.map(lambda a: a * np.float32(1e25), tiny_zoo["seen"].params)
     )
-    with pytest.raises(PdiffError, match="diverged at step 1: .*not finite are the gradients of .*kernel.*learning_r"):
-        train_lib.train(generator, networks, "zoo", tmp_path, mesh, stopping.StopSignal())
-    assert not Checkpoints(tmp_path / "checkpoints", 2).steps()
+    stage = stages.mean(generator, networks, "zoo", mesh)
+    wanted = "mean diverged at step 1: .*not finite are the gradients of .*kernel.*of step none.*config.mean.learning_r"
+    with pytest.raises(PdiffError, match=wanted):
+        train(stage, tmp_path, mesh)
+    assert not Checkpoints(tmp_path / stages.MEAN, 2).steps()
 
 
 def test_the_step_and_the_tensors_at_fault_are_named():
-    sound = {"loss": 1.0, "denoising_loss": 1.0, "grad_norm": 2.0, train_lib.NORMS: np.array([1.0, 2.0])}
+    sound = {"loss": 1.0, "grad_norm": 2.0, train_lib.NORMS: np.array([1.0, 2.0])}
     assert train_lib.divergence(sound, ["a", "b"]) == ""
     odd = sound | {"grad_norm": np.float32("nan"), train_lib.NORMS: np.array([1.0, np.inf])}
     assert train_lib.divergence(odd, ["a", "b"]) == "grad_norm is nan; not finite are the gradients of b of 2 tensors"
-    large = sound | {"denoising_loss": 1e5, train_lib.NORMS: np.array([7.0, 2.0])}
+    large = sound | {"loss": 1e5, train_lib.NORMS: np.array([7.0, 2.0])}
     assert train_lib.divergence(large, ["a", "b"]) == (
-        "denoising_loss is 1e+05; the largest gradient, of norm 7, is that of a"
+        "loss is 1e+05; the largest gradient, of norm 7, is that of a"
     )
 
 
@@ -297,7 +344,7 @@ def damage(step_folder):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(
-    tiny, tiny_zoo, mesh, straight, tmp_path, said
+    tiny, prior, mesh, straight, tmp_path, said
 ):
     where = tmp_path / "checkpoints"
     victim = damage(where / "8")
@@ -307,34 +354,34 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(
     assert sorted(where.rglob("*")) == before
     with pytest.raises(PdiffError, match="training is at step 4 of 8"):
         api.restore_params(tiny, tmp_path, final=True)
-    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+    assert_equal(straight, train(prior, tmp_path, mesh))
     assert f"{victim}: damaged" in said() and "going back to the checkpoint of step 4" in said()
     assert Checkpoints(where, 2).steps() == [4, 8] and (where / "damaged").is_dir()
 
 
-def test_a_damaged_older_checkpoint_is_set_aside(tiny, tiny_zoo, mesh, straight, tmp_path, said):
+def test_a_damaged_older_checkpoint_is_set_aside(prior, mesh, straight, tmp_path, said):
     victim = damage(tmp_path / "checkpoints" / "4")
-    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+    assert_equal(straight, train(prior, tmp_path, mesh))
     assert f"{victim}: damaged" in said() and "the checkpoint of step 8 is newer, and intact" in said()
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"8", "damaged"}
 
 
-def test_without_an_intact_checkpoint_nothing_is_trained(tiny, tiny_zoo, mesh, straight, tmp_path):
+def test_without_an_intact_checkpoint_nothing_is_trained(prior, mesh, straight, tmp_path):
     damage(tmp_path / "checkpoints" / "4")
     damage(tmp_path / "checkpoints" / "8")
     with pytest.raises(PdiffError, match="8/.*damaged.*no other checkpoint is intact; delete .*checkpoints to train"):
-        train(tiny, tiny_zoo, tmp_path, mesh)
+        train(prior, tmp_path, mesh)
 
 
 def test_a_checkpoint_of_another_format_is_refused_by_its_number(
-    tiny, tiny_zoo, mesh, straight, tmp_path, monkeypatch
+    prior, mesh, straight, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patched:
         patched.setattr(files, "FORMAT", 77)
         for folder in (tmp_path / "checkpoints").iterdir():
             files.write_manifest(folder, checkpoint.KIND)
     with pytest.raises(PdiffError, match=f"8/manifest.json: of format 77; this pdiff reads format {files.FORMAT}"):
-        train(tiny, tiny_zoo, tmp_path, mesh)
+        train(prior, tmp_path, mesh)
 
 
 def test_who_only_reads_changes_nothing(straight, tmp_path):
@@ -347,14 +394,31 @@ def test_who_only_reads_changes_nothing(straight, tmp_path):
     assert {p.name for p in where.iterdir()} == {"4", "8", "12.orbax-checkpoint-tmp"}
 
 
-def test_a_checkpoint_without_its_manifest_is_not_used(tiny, tiny_zoo, mesh, straight, tmp_path):
+def test_a_checkpoint_without_its_manifest_is_not_used(prior, mesh, straight, tmp_path):
     (tmp_path / "checkpoints" / "8" / "manifest.json").unlink()
-    assert_equal(straight, train(tiny, tiny_zoo, tmp_path, mesh))
+    assert_equal(straight, train(prior, tmp_path, mesh))
 
 
-def test_other_data_is_refused_on_resume(tiny, tiny_zoo, mesh, straight, tmp_path):
-    with pytest.raises(PdiffError, match="other data"):
-        train_lib.train(tiny, tiny_zoo["seen"][:-1], "zoo", tmp_path, mesh, stopping.StopSignal())
+def test_other_data_is_refused_on_resume(tiny_start, tiny, tiny_zoo, mesh, straight, tmp_path):
+    fewer = stages.mean(tiny_start, tiny_zoo["seen"][:-1], "zoo", mesh)
+    moved = dataclasses.replace(tiny.refined, coefficients=tiny.refined.coefficients + np.float32(1e-3))
+    for stage in (fewer, stages.prior(dataclasses.replace(tiny, refined=moved), "zoo", mesh)):
+        with pytest.raises(PdiffError, match="other data"):
+            train(stage, tmp_path, mesh)
+
+
+def test_the_mean_reads_networks_only_where_it_learns_from_them(make_stage, mesh):
+    told = [set(next(make_stage(stages.MEAN, mesh, mean__zoo_weight=w).batches(start=0, stop=1))) for w in (0.0, 1.0)]
+    assert told == [{"task", "wording", "index"}, {"task", "wording", "index", "params"}]
+
+
+def test_settings_are_those_of_training_with_the_stage_s_own(make_stage, mesh):
+    ours = dict(mean__steps=2, mean__batch_size=4, mean__learning_rate=0.5, train__grad_clip=7.0)
+    mean, prior = (make_stage(name, mesh, **ours) for name in BOTH)
+    assert (mean.settings.steps, mean.settings.batch_size, mean.settings.learning_rate) == (2, 4, 0.5)
+    assert mean.settings.warmup_steps == 1 < prior.settings.warmup_steps  # less than there are steps
+    assert prior.settings == prior.config.train and prior.before == 2 and mean.before == 0
+    assert mean.settings.grad_clip == prior.settings.grad_clip == 7.0
 
 
 def test_ema_has_warm_up():
@@ -377,11 +441,10 @@ def test_clipping_is_optax_s(most):
     assert_equal(clip_by_global_norm(most).update(nothing, optax.EmptyState())[0], nothing)
 
 
-def test_optimizer_warms_up_and_decays_matrices_only(tiny):
-    generator = changed(
-        tiny, train__warmup_steps=5, train__steps=10, train__weight_decay=0.5, train__learning_rate=1e-2
-    )
-    optimizer = make_optimizer(generator.config.train)
+def test_optimizer_warms_up_and_decays_matrices_only(tiny_config):
+    config = tiny_config.train.copy_and_resolve_references()
+    config.update(dict(warmup_steps=5, steps=10, weight_decay=0.5, learning_rate=1e-2))
+    optimizer = make_optimizer(config)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state, zero = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
     for _ in range(6):
@@ -402,23 +465,28 @@ def test_streams_differ_by_name_and_step():
 
 
 def test_a_million_generated_parameters_train_without_special_code(mesh, tmp_path):
-    """Takes 30 s. Long chunks keep the sequence short, and a narrow direct path keeps that path small."""
+    """Long tokens keep their number small, and a narrow mean keeps that small."""
     config = smoke.get_config()
     with config.unlocked():
         config.tasks.update(dict(num_seen=3, num_interp=0, num_unseen=0, num_validation=1, num_gaps=0))
-        config.tasks.validation_gaps = (30.0,)
+        config.tasks.update(dict(validation_gaps=(30.0,), eval_images=20))
+        config.condition.use, config.sample.condition = ("factors",), ("factors",)
         config.target.widths = (1000, 960)
         config.zoo.update(dict(seeds_per_task=1, reference_seeds=1, pretrain_steps=2, steps=2, chunk_size=4))
         config.weights.token_dim = 4096
-        config.model.update(dict(width=32, depth=1, mean_width=4))
+        config.mean.update(dict(width=4, steps=2, batch_size=2, functional_images=8))
+        config.refined.update(dict(networks=10, sentences=5))
+        config.model.update(dict(width=32, depth=1))
         config.train.update(dict(steps=2, batch_size=2, warmup_steps=1, validate_every=2, checkpoint_every=2))
-        config.sample.update(dict(samplers=("posterior_mean",), batch_size=1))
+        config.sample.update(dict(samplers=("posterior_mean",), batch_size=5))
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
     networks = build.build(family, target, config, tmp_path / "zoo", mesh, stopping.StopSignal())
     made = generator_lib.make_generator(config, family, target, networks)
     assert made.spec.num_params == 1_035_570 and made.spec.num_tokens < 300
-    params = train(made, networks, tmp_path, mesh)
-    fresh = made.init(rng.stream(config.seed, "train/init"))
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, fresh)["dit"]["out"]["kernel"]
-    assert moved > 0 and all(np.isfinite(a).all() for a in jax.tree.leaves(params))
+    mean = train(stages.mean(made, networks["seen"], "zoo", mesh), tmp_path, mesh)
+    assert mean["weights"]["kernel"].any()
+    made = refined.refine(made, mean, networks["seen"], mesh)
+    params = train(stages.prior(made, "zoo", mesh), tmp_path, mesh)
+    assert params["last"]["kernel"].any()
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves((mean, params)))

@@ -1,13 +1,14 @@
 """A generator after G.pt (Peebles et al. 2022): a transformer over weight tokens that predicts x0, as a DDPM.
 
-It is pdiff's transformer without its preconditioning, its direct path, its functional loss and its noise distribution.
-It is told pdiff's condition, where G.pt is told a starting network and the loss that is wanted.
+It is made of pdiff's blocks, without its mean, subspace, preconditioning and noise distribution. It is told pdiff's
+condition, where G.pt is told a starting network and the loss that is wanted.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from pdiff.baselines import ddpm
@@ -15,7 +16,9 @@ from pdiff.baselines.learned import Learned, TrainingZoo, init, normal
 from pdiff.diffusion import samplers
 from pdiff.diffusion.denoiser import Denoiser
 from pdiff.generator import Generator
-from pdiff.models.dit import ConditionalDiT, make_model
+from pdiff.models.conditions import Context, make_conditions
+from pdiff.models.dit import Block
+from pdiff.models.layers import Dense, Mlp, noise_features
 from pdiff.weights import stats
 
 
@@ -48,17 +51,40 @@ class GPt(Learned):
         return samplers.ancestral(denoise, None, start, ddpm.levels(), fresh)
 
 
-def _model(generator: Generator) -> ConditionalDiT:
-    config = generator.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.mean_width = 0
-    return make_model(config, generator.spec, generator.family, generator.tokenizer.vocab_size)
+class WeightTransformer(nn.Module):
+    """Weight tokens and condition tokens in, weight tokens out; zero at initialization."""
+
+    conditions: nn.Module
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens dim"], c_noise: Float[Array, " batch"], condition: dict):
+        tokens, dim = x.shape[1:]
+        context: Context = self.conditions(condition)
+        vector = Mlp(self.width, self.width, name="noise")(noise_features(c_noise))
+        vector += Dense(self.width, name="pooled")(context.pooled)
+        h = Dense(self.width, name="in")(x)
+        h += self.param("position", nn.initializers.normal(0.02), (tokens, self.width))
+        h = jnp.concatenate([h, context.tokens], 1)
+        for i in range(self.depth):
+            h = Block(self.num_heads, self.mlp_ratio, jnp.float32, name=f"block_{i}")(h, vector)
+        h = nn.LayerNorm(name="norm")(h[:, :tokens])
+        return Dense(dim, kernel_init=nn.initializers.zeros, name="out")(h)
+
+
+def _model(generator: Generator) -> WeightTransformer:
+    config = generator.config
+    conditions = make_conditions(config, generator.family, generator.tokenizer.vocab_size)
+    model = config.model
+    return WeightTransformer(conditions, model.width, model.depth, model.num_heads, model.mlp_ratio)
 
 
 def _denoiser(generator: Generator, params: PyTree, condition: dict) -> Denoiser:
     """D, zero where weights do not vary."""
     model = _model(generator)
-    context = model.apply({"params": params}, condition, method="encode")
-    denoise = ddpm.predicts_data(lambda x, c: model.apply({"params": params}, x, c, context, method="denoise"))
+    denoise = ddpm.predicts_data(lambda x, c: model.apply({"params": params}, x, c, condition))
     varying = stats.varying(generator.stats)
     return lambda z, s: jnp.where(varying, denoise(jnp.where(varying, z, 0), s), 0)

@@ -58,7 +58,7 @@ class TrainingZoo:
     @classmethod
     def of(cls, generator: Generator, networks: Networks, mesh: Mesh, stop: StopSignal, seconds: float, steps: int):
         """The zoo of a generator's seen networks."""
-        x0 = np.asarray(jax.jit(generator.encode)(networks.params))
+        x0 = np.asarray(jax.jit(generator.normalize)(networks.params))
         return cls(generator, x0, networks.task, mesh, stop, seconds, steps)
 
     @functools.cached_property
@@ -120,7 +120,7 @@ def _step(zoo: TrainingZoo, name: str, loss: Loss, optimizer: optax.GradientTran
         task = tables["task"][row]
 
         def told(sigma):
-            return conditioning.training_condition(generator, tables["told"], task, wording, sigma, told_by)
+            return conditioning.training_condition(generator, tables["told"], task, wording, told_by, sigma)
 
         value, grads = jax.value_and_grad(loss)(state.params, tables["data"][row], told, own)
         value, grads = jax.lax.pmean((value, grads), dist.ALL)

@@ -1,4 +1,4 @@
-"""What the denoiser is trained for: denoising score matching, and what the decoded networks do.
+"""What is trained for: the prior by denoising score matching, the mean by what its networks do.
 
 Both are per example, so that the caller decides how to average over devices.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.sde import Path
@@ -34,16 +34,13 @@ def denoising_loss(
     denoised: Float[Array, "batch tokens dim"],
     x0: Float[Array, "batch tokens dim"],
     sigma: Float[Array, " batch"],
-    varying: Bool[Array, "tokens dim"],
-    spread: float = 1.0,
 ) -> Float[Array, " batch"]:
     """Weighted denoising score matching (Vincent 2011; weighted as in Karras et al. 2022).
 
-    The mean squared error over the elements that vary over the zoo, times 1 / c_out^2 of the
-    preconditioning: about 1 for a network that has learned nothing, at every sigma.
+    The mean squared error times 1 / c_out^2 of the preconditioning: about 1 for a network that has learned nothing, at
+    every sigma.
     """
-    error = jnp.where(varying, (denoised - x0) ** 2, 0).sum((1, 2)) / varying.sum()
-    return loss_weight(sigma, spread) * error
+    return loss_weight(sigma) * jnp.square(denoised - x0).mean((1, 2))
 
 
 def functional_loss(
@@ -52,7 +49,7 @@ def functional_loss(
     x: Float[Array, "batch images features"],
     y: Int[Array, "batch images"],
 ) -> Float[Array, " batch"]:
-    """Cross-entropy in nats of each denoised network on images of its own task.
+    """Cross-entropy in nats of each network on images of its own task.
 
     Squared error treats all weights alike; this looks at what they do together.
     """

@@ -27,14 +27,10 @@ Levels = Float[Array, " levels"]
 Sampler = Callable[[Denoiser, Path, Tokens, Levels, PRNGKeyArray], Tokens]
 
 
-def noise_levels(path: Path, num_steps: int, rho: float, end: float | None = None) -> Levels:
-    """`num_steps` ratios from sigma_max to `end`, evenly spaced in sigma^(1/rho), then 0 (EDM equation 5).
-
-    `end` is sigma_min by default. Since every sampler takes D at the last level, a higher one draws from a narrower
-    distribution: what is still undecided there is replaced by its mean.
-    """
+def noise_levels(path: Path, num_steps: int, rho: float) -> Levels:
+    """`num_steps` ratios from sigma_max to sigma_min, evenly spaced in sigma^(1/rho), then 0 (EDM equation 5)."""
     ramp = np.linspace(0, 1, num_steps)
-    high, low = path.sigma_max ** (1 / rho), max(end or 0.0, path.sigma_min) ** (1 / rho)
+    high, low = path.sigma_max ** (1 / rho), path.sigma_min ** (1 / rho)
     # By NumPy: a handful of numbers, for which JAX would compile as many programs.
     return jnp.asarray(np.append((high + ramp * (low - high)) ** rho, 0.0))
 
@@ -53,17 +49,6 @@ def ddim(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRN
         return z + (s_next - s) * d, None
 
     return jax.lax.scan(step, levels[0] * noise, (levels[:-1], levels[1:]))[0]
-
-
-def ddim_inversion(denoise: Denoiser, x0: Tokens, levels: Levels) -> Tokens:
-    """The noise that `ddim` turns into x0, by Euler steps up the same levels (Song et al. 2021, section 4.3)."""
-    up = levels[:-1][::-1]
-
-    def step(z, level):
-        s, s_next = level
-        return z + (s_next - s) * (z - denoise(z, _batch(s, z))) / s, None
-
-    return jax.lax.scan(step, x0, (up[:-1], up[1:]))[0] / up[-1]
 
 
 def heun(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:

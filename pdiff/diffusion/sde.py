@@ -55,19 +55,6 @@ class Path(abc.ABC):
         """s = sigma / alpha at time t."""
         return self.sigma(t) / self.alpha(t)
 
-    def prior_std(self) -> Float[Array, ""]:
-        """Standard deviation of the noise at the last time, where the data no longer shows."""
-        return self.sigma(self.time_of(jnp.float32(self.sigma_max)))
-
-    def sample_prior(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """x at the last time."""
-        return self.prior_std() * jax.random.normal(key, shape)
-
-    def prior_log_density(self, x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
-        """Log-density in nats of x at the last time under the prior N(0, prior_std^2)."""
-        logp = jax.scipy.stats.norm.logpdf(x, scale=self.prior_std())
-        return logp.reshape(len(x), -1).sum(-1)
-
 
 @dataclasses.dataclass(frozen=True)
 class VE(Path):

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 
 from pdiff.evaluators.two_sample import leaf_distances, thinned
-from pdiff.weights.layout import unpack
 from pdiff.weights.spec import Spec
 
 BINS = 40
@@ -60,18 +59,14 @@ def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Flat]]) -> list[
       {"task", "path", "generated", "nearest", "next"}: at most MOST_SIDE rows (inputs) and columns (outputs).
     """
     i = next((i for i, leaf in enumerate(spec.leaves) if len(leaf.shape) > 1), 0)
-    leaf = spec.leaves[i]
-
-    def kernel(flat):
-        return unpack(spec.blocks, spec.leaves, flat.reshape(spec.num_tokens, spec.token_dim))[i]
-
+    leaf, own = spec.leaves[i], spec.element_leaf.reshape(-1) == i
     places = [(t, j) for t in range(len(tasks)) for j in range(len(tasks[t][1]))]
     chosen = np.linspace(0, len(places) - 1, min(MOST_EXAMPLES, len(places))).round().astype(int)
     made = []
     for t, j in (places[c] for c in chosen):
         task, *networks = tasks[t]
         named = zip(("generated", "nearest", "next"), networks, strict=True)
-        made.append({"task": task, "path": leaf.path, **{n: _corner(kernel(v[j]), leaf.shape) for n, v in named}})
+        made.append({"task": task, "path": leaf.path, **{n: _corner(v[j][own], leaf.shape) for n, v in named}})
     return made
 
 

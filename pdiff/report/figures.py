@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pdiff.report import density, plots, scatter
+from pdiff.report import plots, scatter
 from pdiff.report.style import svg
 
 
@@ -19,7 +19,7 @@ class Figure(NamedTuple):
 def figures(results: dict, metrics: list[dict], closeup: dict) -> list[Figure]:
     """Every figure that these results, metrics and close-ups (the contents of closeup.json) have data for."""
     made = _accuracies(results) if results["splits"] else []
-    return made + _weights(results, closeup) + _studies(results) + _training(metrics, closeup)
+    return made + _weights(results, closeup) + _studies(results) + _training(metrics)
 
 
 def _accuracies(results: dict) -> list[Figure]:
@@ -131,20 +131,6 @@ def _weights(results: dict, closeup: dict) -> list[Figure]:
 
 def _studies(results: dict) -> list[Figure]:
     made = []
-    study = results.get("accuracy_against_spread")
-    if study and study["curve"]:
-        sampler = plots.label(study["curve"][0]["sampler"])
-        made.append(
-            Figure(
-                "accuracy_against_spread",
-                "Accuracy against spread",
-                f"Accuracy of {sampler} against the distance of two samples of one task, for last noise levels from "
-                f"{study['curve'][0]['sigma_end']:g} to {study['curve'][-1]['sigma_end']:g}.",
-                f"{sampler} ended at rising noise levels (numbers at the ends), where it takes the mean of what is "
-                "still undecided. Grey squares are pairs of fine-tuned networks of one task.",
-                svg(plots.accuracy_against_spread(study)),
-            )
-        )
     if results.get("mixing"):
         made.append(
             Figure(
@@ -152,8 +138,7 @@ def _studies(results: dict) -> list[Figure]:
                 "Mixing two tasks",
                 "Line chart of accuracy on the task between two mixed tasks against their separation.",
                 "Two seen tasks on both sides of a third are mixed at its place between them and scored on it: their "
-                "encoded conditions, two zoo networks of one seed, or the noise that unconditional DDIM finds for "
-                "these. Dashed: the third task's own description.",
+                "encoded conditions, or two zoo networks of one seed. Dashed: the third task's own description.",
                 svg(plots.mixing(results["mixing"])),
             )
         )
@@ -171,40 +156,10 @@ def _studies(results: dict) -> list[Figure]:
                 svg(plots.transfer(results["transfer"])),
             )
         )
-    if results.get("likelihood"):
-        shares = {s: e["share"] for s, e in results["likelihood"]["splits"].items() if "share" in e}
-        spoken = "; ".join(f"{s} {e['likelihood']['mean']:.3f} ({e['elbo']['mean']:.3f})" for s, e in shares.items())
-        made.append(
-            Figure(
-                "likelihood",
-                "Which task is a network for?",
-                "Share of held-out networks that are likelier under their own task's condition than under a seen "
-                "one's, against the distance of the two, and the differences of log-likelihoods.",
-                "The generator is given weights that it was never trained on, and asked how likely they are as a "
-                "network for their own task and for a wrong one. Share with the right task ahead of the one half the "
-                f"split away, by log-likelihood (by the evidence bound): {spoken or 'no split has two tasks'}. The "
-                "dashed line is at 95%. Right: each pair; above the line the right task is ahead.",
-                svg(density.identification(results["likelihood"])),
-            )
-        )
-    if results.get("score_likeness"):
-        made.append(
-            Figure(
-                "score_likeness",
-                "The zoo's own score, or a smoother one?",
-                "Line charts against the noise level of the relative error and the cosine between the learned score, "
-                "the zoo's own, and that of a Gaussian.",
-                "On noised networks, the learned score beside that of the zoo's networks convolved with noise (solid; "
-                "a model with this one can only copy) and that of a Gaussian with their mean and spread (dashed). "
-                "Where the largest posterior weight (dotted) is 1, the zoo's own score points at a single network. A "
-                "score of zero has a relative error of 1.",
-                svg(density.score_likeness(results["score_likeness"])),
-            )
-        )
     return made
 
 
-def _training(metrics: list[dict], closeup: dict) -> list[Figure]:
+def _training(metrics: list[dict]) -> list[Figure]:
     made = []
     if any("loss" in e for e in metrics):
         made.append(
@@ -216,19 +171,6 @@ def _training(metrics: list[dict], closeup: dict) -> list[Figure]:
                 "Validation accuracy is of networks sampled from the averaged weights for held-out "
                 "validation tasks, on validation images.",
                 svg(plots.training(metrics)),
-            )
-        )
-    if closeup.get("loss_by_sigma"):
-        made.append(
-            Figure(
-                "loss_by_sigma",
-                "Loss by noise level",
-                "Line chart of the denoising loss against the noise level for seen and validation tasks' networks, "
-                "with averaged and with raw parameters.",
-                "The weighted denoising loss of zoo networks, without its functional part. Dotted: 1, which a network "
-                "that has learned nothing has; a functional loss trades this one for accuracy. Where the two colours "
-                "part, seen networks are remembered better than new ones are understood.",
-                svg(scatter.loss_by_sigma(closeup["loss_by_sigma"])),
             )
         )
     return made

@@ -29,8 +29,8 @@ PLACES = {  # the figures of a section
     "accuracy": ("accuracy_by_angle", "accuracy_by_indicator", "against_finetuned", "splits"),
     "answers": ("confusion",),
     "novelty": ("novelty", "plane"),
-    "training": ("training", "loss_by_sigma"),
-    "studies": ("accuracy_against_spread", "mixing", "transfer", "likelihood", "score_likeness"),
+    "training": ("training",),
+    "studies": ("mixing", "transfer"),
 }
 OPEN_TASKS = 12  # a table of more tasks is folded up
 
@@ -112,6 +112,7 @@ def page(
         "lagging": tables.lagging(results),
         "controls": plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
         "novelty": tables.novelty(results.get("novelty", {})),
+        "spread": tables.spread(results.get("spread", {})),
         "rivals": tables.rivals(results, splits),
         "averaging": tables.averaging(closeup.get("averaging", {})),
         "phases": tables.phases(results["timing"]),
@@ -133,6 +134,7 @@ def _sections(contents: dict) -> dict[str, str]:
     has["accuracy"] |= bool(contents["splits"])
     has["answers"] |= bool(contents["strips"])
     has["novelty"] |= bool(contents["novelty"])
+    has["studies"] |= bool(contents["spread"])
     has["training"] |= bool(contents["averaging"]) or "validation" in contents["results"]["selection"]
     has |= {"rivals": bool(contents["rivals"]), "tasks": bool(contents["per_task"])}
     return {name: title for name, title in SECTIONS.items() if has.get(name, True)}

@@ -205,28 +205,6 @@ def novelty(points: list[dict], noise_curve: list[dict] = ()) -> Figure:
 
 
 @styled
-def accuracy_against_spread(study: dict) -> Figure:
-    """Accuracy against the L2 between two samples of one task, along last noise levels, beside the zoo's."""
-    fig = figure(9, 4)
-    splits = [s for s in ("seen", "interp", "unseen") if all(s in point for point in study["curve"])]
-    for axes, split in zip(fig.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
-        points = [(p[split], p["sigma_end"]) for p in study["curve"]]
-        x, y = ([p[k]["mean"] for p, _ in points] for k in ("spread", "accuracy"))
-        error = [p["accuracy"]["sem"] for p, _ in points]
-        axes.errorbar(x, y, error, color=BLUE, marker="o", ms=4, lw=1.5, capsize=2)
-        for i in (0, len(points) - 1):
-            axes.annotate(f"{points[i][1]:g}", (x[i], y[i]), (0, -12), textcoords="offset points", ha="center", size=8)
-        zoo = study["zoo"].get(split)
-        if zoo:
-            axes.errorbar(
-                zoo["spread"]["mean"], zoo["accuracy"]["mean"], zoo["accuracy"]["sem"],
-                color=MUTED, marker="s", ms=6, capsize=2, lw=0, elinewidth=1,
-            )  # fmt: skip
-        axes.set(title=split, xlabel="L2 between two of a task", ylabel="accuracy", xlim=(0, None))
-    return fig
-
-
-@styled
 def mixing(rows: list[dict]) -> Figure:
     """Accuracy on the task between two mixed ones, against how far apart these are."""
     fig = figure(9, 4.2)
@@ -234,7 +212,6 @@ def mixing(rows: list[dict]) -> Figure:
     styles = {
         "description": (INK, "--"), "condition_lerp": (BLUE, "-"), "condition_slerp": (SKY, "-"),
         "weights_lerp": (ORANGE, "-"), "weights_slerp": (VERMILLION, "-"),
-        "noise_lerp": (GREEN, ":"), "noise_slerp": (PURPLE, ":"),
     }  # fmt: skip
     for name, (color, line) in styles.items():
         own = [(r["separation"], r["accuracy"][name]) for r in rows if name in r["accuracy"]]
@@ -243,7 +220,7 @@ def mixing(rows: list[dict]) -> Figure:
             color=color, ls=line, marker="o", ms=4, lw=1.5, capsize=2, label=label(name),
         )  # fmt: skip
     axes.set(xlabel="between the two tasks that are mixed", ylabel="accuracy on the task between", ylim=(0, 1))
-    fig.legend(loc="outside upper left", ncols=4, frameon=False)
+    fig.legend(loc="outside upper left", ncols=5, frameon=False)
     return fig
 
 

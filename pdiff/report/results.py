@@ -4,7 +4,6 @@ Accuracies are fractions in [0, 1]. A split or a control that does not apply is 
 """
 
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,23 @@ from jaxtyping import Float, Shaped
 from pdiff import files
 from pdiff.config import DESCRIBING, RIVALS, rivals
 from pdiff.errors import PdiffError
+from pdiff.report.checks import (
+    check_adaptation,
+    check_calibration,
+    check_spread,
+    check_summaries,
+    check_summary,
+    check_vague,
+    is_fraction,
+    is_negative,
+    is_number,
+    lacking,
+    object_at,
+)
 
 # Every control, in the order in which it is shown.
 CONTROLS = (
+    "hypernetwork",
     "soup",
     "gaussian",
     "noise",
@@ -32,13 +45,11 @@ CONTROLS = (
     "majority",
 )
 SPLITS = ("seen", "interp", "unseen", "validation")
-SUMMARY_KEYS = ("mean", "sem", "min", "max", "n")
 POINT_KINDS = ("generated", "zoo", "noise")
 _OBJECTS = ("config", "target", "selection", "timing")
-_BY_ANSWERS, _BY_WEIGHTS = ("splits", "novelty"), ("weight_space",)  # a run has the one or the other
+_BY_ANSWERS, _BY_WEIGHTS = ("splits", "novelty", "spread"), ("weight_space",)  # a run has the one or the other
 _TOP = ("seed", "commit", "command", "created", *_OBJECTS)
 _TIMES = ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")
-_ROUNDING = 1e-6  # a float32 mean may leave its range by this much
 
 
 def summary(values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"] | None = None) -> dict:
@@ -110,42 +121,42 @@ def check(results: dict, controls: Sequence[str] | None = None) -> list[str]:
     shapeless = [f"{k}: not an object" for k in objects if not isinstance(results.get(k, {}), dict)]
     if shapeless:
         return faults + shapeless
-    faults += _missing("target", results.get("target", {}), ("name", "num_params"))
+    faults += lacking("target", results.get("target", {}), ("name", "num_params"))
     faults += _check_selection(results.get("selection", {}), fractions=not by_weights)
     if by_weights:
         faults += _check_weight_space(results)
     else:
         faults += _check_splits(results, controls)
         faults += _check_novelty(results.get("novelty", {}))
-        faults += _check_likelihood(results)
-        faults += _check_score_likeness(results)
+        faults += check_spread(results.get("spread", {}))
+        faults += check_calibration(results) + check_vague(results.get("vague", [])) + check_adaptation(results)
     timing = results.get("timing", {})
-    faults += _missing("timing", timing, _TIMES)
-    bad = [k for k in _TIMES if _negative(timing.get(k, 0))]
+    faults += lacking("timing", timing, _TIMES)
+    bad = [k for k in _TIMES if is_negative(timing.get(k, 0))]
     faults += [f"timing.{k}: {timing[k]!r}; allowed: 0 or more" for k in bad]
     return faults
 
 
 def expected_controls(results: dict, split: str) -> tuple[str, ...]:
     """The controls that apply to a split: those of one task, of several, of tasks with factors, of text."""
-    entry, seen = results["splits"][split], _object(results["splits"], "seen")
+    entry, seen = results["splits"][split], object_at(results["splits"], "seen")
     tasks = entry.get("per_task")
     tasks = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     factors = min((len(t["factors"]) for t in tasks if isinstance(t.get("factors"), list)), default=0)
     several_seen = _several(seen.get("num_tasks"))
-    config = _object(results, "config")
-    condition = _object(config, "sample").get("condition")
+    config = object_at(results, "config")
+    condition = object_at(config, "sample").get("condition")
     applies = {
         "noise": split == "seen" or factors > 0,
         "nearest_seen": several_seen and factors > 0,
         "ridge": several_seen and factors > 0,
         "linear_interpolation": several_seen and factors == 1,
-        "rebasin_merge": _object(results, "target").get("symmetric") is True
+        "rebasin_merge": object_at(results, "target").get("symmetric") is True
         and (seen.get("num_tasks") == 1 or (_several(seen.get("num_tasks")) and seen["num_tasks"] > 2 and factors > 0)),
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }
-    trained = _rivals(_object(config, "eval").get("rivals"))
+    trained = _rivals(object_at(config, "eval").get("rivals"))
     applies |= {name: name in trained for name in RIVALS}
     return tuple(c for c in CONTROLS if applies.get(c, True))
 
@@ -161,14 +172,14 @@ def _rivals(text: Any) -> tuple[str, ...]:
 def _check_weight_space(results: dict) -> list[str]:
     """The section that stands for accuracies where networks are known by their weights alone."""
     found, where = results["weight_space"], "weight_space"
-    faults = _missing(where, found, ("spaces", "units", "splits", "novelty"))
-    faults += _missing(f"{where}.splits", _object(found, "splits"), ["seen"])
-    for split, entry in _object(found, "splits").items():
-        for kind, name in (("generated", _object(results, "selection").get("sampler")), ("controls", "soup")):
+    faults = lacking(where, found, ("spaces", "units", "splits", "novelty"))
+    faults += lacking(f"{where}.splits", object_at(found, "splits"), ["seen"])
+    for split, entry in object_at(found, "splits").items():
+        for kind, name in (("generated", object_at(results, "selection").get("sampler")), ("controls", "soup")):
             for space in found.get("spaces", []):
-                measured = _object(_object(_object(entry, kind), str(name)), str(space))
+                measured = object_at(object_at(object_at(entry, kind), str(name)), str(space))
                 place = f"{where}.splits.{split}.{kind}.{name}.{space}.distance"
-                faults += _check_summary(place, measured.get("distance"), fractions=False)
+                faults += check_summary(place, measured.get("distance"), fractions=False)
     return faults
 
 
@@ -177,15 +188,15 @@ def _check_selection(selection: dict, fractions: bool = True) -> list[str]:
         return [f"selection.sampler: {selection.get('sampler')!r}; allowed: the name of a sampler"]
     if "validation" not in selection:
         return []
-    return _check_summaries("selection.validation", selection["validation"], [selection["sampler"]], fractions)
+    return check_summaries("selection.validation", selection["validation"], [selection["sampler"]], fractions)
 
 
 def _check_splits(results: dict, controls: Sequence[str] | None) -> list[str]:
     splits = results.get("splits", {})
     # The unseen tasks are what the arcs hold, where a family has arcs; any that were fine-tuned are in the zoo.
-    arcs, zoo = _object(results, "arcs"), _object(results, "zoo")
+    arcs, zoo = object_at(results, "arcs"), object_at(results, "zoo")
     wanted = ["seen"] + [s for s in ("interp", "unseen") if arcs.get(s) or zoo.get(s)]
-    faults = _missing("splits", splits, wanted)
+    faults = lacking("splits", splits, wanted)
     for name, entry in splits.items():
         where = f"splits.{name}"
         if name not in SPLITS:
@@ -200,19 +211,19 @@ def _check_splits(results: dict, controls: Sequence[str] | None) -> list[str]:
 
 def _check_split(where: str, entry: dict, sampler: str | None, controls: Sequence[str]) -> list[str]:
     keys = ("num_tasks", "finetuned", "base", "generated", "controls", "per_task")
-    faults = _missing(where, entry, keys)
+    faults = lacking(where, entry, keys)
     for key in ("finetuned", "base"):
         if key in entry:
-            faults += _check_summary(f"{where}.{key}", entry[key])
+            faults += check_summary(f"{where}.{key}", entry[key])
     for key, required in (
         ("generated", [sampler] if isinstance(sampler, str) else []),
         ("controls", controls),
     ):
         if key in entry:
-            faults += _check_summaries(f"{where}.{key}", entry[key], required)
+            faults += check_summaries(f"{where}.{key}", entry[key], required)
     for key in ("held_out_wording", "by_condition", "test_time"):
         if key in entry:
-            faults += _check_summaries(f"{where}.{key}", entry[key])
+            faults += check_summaries(f"{where}.{key}", entry[key])
     tasks = entry.get("per_task")
     if tasks is None:
         return faults
@@ -226,144 +237,44 @@ def _check_split(where: str, entry: dict, sampler: str | None, controls: Sequenc
 
 
 def _check_task(where: str, task: dict, entry: dict) -> list[str]:
-    faults = _missing(where, task, ("task", "id", "factors", "finetuned", "base", "generated", "controls"))
+    faults = lacking(where, task, ("task", "id", "factors", "finetuned", "base", "generated", "controls"))
     if faults:
         return faults
-    if not isinstance(task["factors"], (list, tuple)) or not all(map(_number, task["factors"])):
+    if not isinstance(task["factors"], (list, tuple)) or not all(map(is_number, task["factors"])):
         faults.append(f"{where}.factors: {task['factors']!r}; allowed: a list of numbers")
     values = {"finetuned": task["finetuned"], "base": task["base"]}
     for key in ("generated", "controls"):
-        faults += _missing(f"{where}.{key}", task[key], tuple(_object(entry, key)))
+        faults += lacking(f"{where}.{key}", task[key], tuple(object_at(entry, key)))
         values |= {f"{key}.{k}": v for k, v in task[key].items()} if isinstance(task[key], dict) else {}
-    return faults + [f"{where}.{k}: {v!r} is not in [0, 1]" for k, v in values.items() if not _fraction(v)]
+    return faults + [f"{where}.{k}: {v!r} is not in [0, 1]" for k, v in values.items() if not is_fraction(v)]
 
 
 def _check_novelty(novelty: dict) -> list[str]:
     overlaps, distances = ("max_iou_to_zoo", "zoo_to_zoo_iou"), ("nearest_l2", "zoo_nearest_l2")
-    faults = _missing("novelty", novelty, (*overlaps, *distances, "points"))
+    faults = lacking("novelty", novelty, (*overlaps, *distances, "points"))
     for key in (*overlaps, *distances):
         if key in novelty:
-            faults += _check_summary(f"novelty.{key}", novelty[key], fractions=key in overlaps)
+            faults += check_summary(f"novelty.{key}", novelty[key], fractions=key in overlaps)
     if "spread" in novelty:
-        faults += _check_summaries("novelty.spread", novelty["spread"], fractions=False)
+        faults += check_summaries("novelty.spread", novelty["spread"], fractions=False)
     points = novelty.get("points")
     if not isinstance(points, list) or not points:
         return [*faults, "novelty.points: empty"]
     for i, point in enumerate(points):
         where = f"novelty.points[{i}]"
-        missing = _missing(where, point, ("kind", "accuracy", "max_iou", "nearest_l2"))
+        missing = lacking(where, point, ("kind", "accuracy", "max_iou", "nearest_l2"))
         faults += missing
         if not missing:
-            bad = [k for k in ("accuracy", "max_iou") if not _fraction(point[k])]
+            bad = [k for k in ("accuracy", "max_iou") if not is_fraction(point[k])]
             faults += [f"{where}.{k}: {point[k]!r} is not in [0, 1]" for k in bad]
-            faults += [f"{where}.nearest_l2: {point['nearest_l2']!r}"] * _negative(point["nearest_l2"])
+            faults += [f"{where}.nearest_l2: {point['nearest_l2']!r}"] * is_negative(point["nearest_l2"])
             if point["kind"] not in POINT_KINDS:
                 faults.append(f"{where}.kind: {point['kind']!r}; allowed: {', '.join(POINT_KINDS)}")
     return faults
 
 
-def _check_likelihood(results: dict) -> list[str]:
-    """Tasks told by likelihood: there if asked for and possible, with shares that are fractions."""
-    study, where = results.get("likelihood"), "likelihood"
-    if study is None:
-        config, zoo = _object(results, "config"), _object(results, "zoo")
-        condition = _object(config, "sample").get("condition")
-        told = isinstance(condition, (list, tuple)) and any(n != "id" for n in condition)
-        several = _several(_object(_object(results, "splits"), "seen").get("num_tasks"))
-        possible = told and several and any(zoo.get(s) for s in ("validation", "interp", "unseen"))
-        return [f"{where}: missing"] if possible and _object(config, "eval").get("likelihood_networks") else []
-    faults = _missing(where, study, ("splits", "by_rank", "pairs"))
-    if faults:
-        return faults
-    faults = [f"{where}.{k}: empty" for k in ("by_rank", "pairs") if not isinstance(study[k], list) or not study[k]]
-    splits, rows = _object(study, "splits"), [] if faults else study["by_rank"]
-    for name, entry in splits.items():
-        faults += _missing(f"{where}.splits.{name}", entry, ("log_density", "log_density_raw", "top_1"))
-        faults += _check_summaries(f"{where}.splits.{name}.top_1", _object(splits, name).get("top_1"))
-    parts = {f"{where}.by_rank[{i}]": row for i, row in enumerate(rows)}
-    parts |= {f"{where}.splits.{n}": e for n, e in splits.items() if "share" in _object(splits, n)}
-    for name, entry in parts.items():
-        missing = _missing(name, entry, ("share", "difference"))
-        faults += missing or _check_summaries(f"{name}.share", entry["share"])
-    return faults
-
-
-def _check_score_likeness(results: dict) -> list[str]:
-    """Likeness of score: every noise level that was asked for, with errors that are not negative."""
-    levels, rows = _object(_object(results, "config"), "eval").get("score_levels"), results.get("score_likeness")
-    levels = list(levels) if isinstance(levels, (list, tuple)) else []
-    if not levels and rows is None:
-        return []
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        return ["score_likeness: missing, or no list of noise levels"]
-    if [r.get("sigma") for r in rows] != levels:
-        return [f"score_likeness: other levels than eval.score_levels, {levels}"]
-    faults = []
-    for i, row in enumerate(rows):
-        where = f"score_likeness[{i}].cases"
-        faults += _missing(where, row.get("cases"), ("seen",))
-        for name, case in _object(row, "cases").items():
-            faults += _missing(f"{where}.{name}", case, ("empirical", "gaussian", "largest_weight"))
-            for reference in ("empirical", "gaussian"):
-                error = _object(case, reference).get("relative_error") if isinstance(case, dict) else None
-                faults += _check_summary(f"{where}.{name}.{reference}.relative_error", error, fractions=False)
-    return faults
-
-
-def _check_summaries(
-    where: str, summaries: Any, required: Sequence[str] = (), fractions: bool = True
-) -> list[str]:
-    if not isinstance(summaries, dict) or (not summaries and not required):
-        return [f"{where}: no summary in it"]
-    faults = _missing(where, summaries, required)
-    return faults + [
-        f for name, s in summaries.items() for f in _check_summary(f"{where}.{name}", s, fractions)
-    ]
-
-
-def _check_summary(where: str, s: Any, fractions: bool = True) -> list[str]:
-    faults = _missing(where, s, SUMMARY_KEYS)
-    if faults:
-        return faults
-    for key in ("mean", "min", "max"):
-        if fractions and not _fraction(s[key]):
-            faults.append(f"{where}.{key}: {s[key]!r} is not in [0, 1]")
-        elif _negative(s[key]):
-            faults.append(f"{where}.{key}: {s[key]!r} is negative")
-    if _negative(s["sem"]):
-        faults.append(f"{where}.sem: {s['sem']!r}; allowed: 0 or more")
-    if not isinstance(s["n"], int) or s["n"] < 1:
-        faults.append(f"{where}.n: {s['n']!r}; allowed: at least 1")
-    if not faults and not s["min"] - _ROUNDING <= s["mean"] <= s["max"] + _ROUNDING:
-        faults.append(f"{where}.mean: {s['mean']!r} is not between min {s['min']!r} and max {s['max']!r}")
-    return faults
-
-
-def _missing(where: str, found: Any, wanted: Sequence[str]) -> list[str]:
-    if not isinstance(found, dict):
-        return [f"{where}: not an object"]
-    return [f"{where}.{key}: missing" for key in wanted if key not in found]
-
-
-def _object(parent: dict, key: str) -> dict:
-    """The object at `key`, empty where there is none."""
-    return parent[key] if isinstance(parent.get(key), dict) else {}
-
-
 def _several(count: Any) -> bool:
-    return _number(count) and count > 1
-
-
-def _fraction(value: Any) -> bool:
-    return _number(value) and -_ROUNDING <= value <= 1 + _ROUNDING
-
-
-def _negative(value: Any) -> bool:
-    return not (_number(value) and value >= 0)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(count) and count > 1
 
 
 def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,6 +53,11 @@ def given(name: str) -> str:
     return plots.label(support).replace("+", " and ")
 
 
+def pm(s: dict | None, sign: str = "") -> str:
+    """Mean and standard error of a summary as text; a dash for what was not measured. A `sign` of "+" is shown."""
+    return f"{s['mean']:{sign}.3f} ± {s['sem']:.3f}" if s else "–"
+
+
 def clearly_above(a: dict, b: dict) -> bool:
     """Whether the mean of `a` is above that of `b` by more than two standard errors of their difference."""
     return a["mean"] - b["mean"] > 2 * (a["sem"] ** 2 + b["sem"] ** 2) ** 0.5

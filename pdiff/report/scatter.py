@@ -7,7 +7,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
 from pdiff.report import plots
-from pdiff.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, figure, legend_above, styled
+from pdiff.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, figure, styled
 
 SPLIT_STYLES = {"seen": (SKY, "o", 18), "interp": (GREEN, "D", 26), "unseen": (BLUE, "s", 26)}
 MOST_NUMBERED = 12  # classes of a confusion matrix whose cells have numbers
@@ -95,27 +95,6 @@ def _places(points: list[dict]) -> np.ndarray:
 def _kind(axes: Axes, points: list[dict], color: str, marker: str, size: int, title: str, alpha: float, raster=False):
     if points:
         axes.scatter(*_places(points).T, size, color, marker, lw=0, alpha=alpha, label=title, rasterized=raster)
-
-
-@styled
-def loss_by_sigma(rows: list[dict]) -> Figure:
-    """The denoising loss against the noise level, of averaged parameters (solid) and of raw ones (dashed)."""
-    fig = figure(9, 3.8)
-    axes = fig.subplots()
-    cases = {"held_out": (VERMILLION, "validation tasks"), "seen": (BLUE, "seen tasks")}
-    for case, (color, words) in cases.items():
-        for kind, dashes in (("averaged", "-"), ("raw", (0, (3, 2)))):
-            found = [(r["sigma"], r["cases"][case][kind]) for r in rows if kind in r["cases"].get(case, {})]
-            if found:
-                x, mean = [s for s, _ in found], np.array([v["mean"] for _, v in found])
-                error = np.array([v["sem"] for _, v in found])
-                axes.plot(x, mean, color=color, ls=dashes, lw=1.7, label=f"{words}, {kind} parameters")
-                if kind == "averaged":
-                    axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, lw=0)
-    axes.axhline(1, color=INK, lw=0.8, ls=(0, (1, 2)))  # what it is of a network that has learned nothing
-    axes.set(xlabel="noise level sigma", ylabel="denoising loss", xscale="log", ylim=(0, None))
-    legend_above(axes, 2)
-    return fig
 
 
 @styled

@@ -55,6 +55,29 @@ def novelty(found: dict) -> list[dict]:
     return made
 
 
+def spread(found: dict) -> list[dict]:
+    """Rows of the table of how much networks of one task differ: a split, with both summaries or None."""
+    zoo, generated = (found.get(k, {}) for k in ("zoo", "generated"))
+    return [{"split": s, "zoo": zoo.get(s), "generated": generated.get(s)} for s, _ in plots.in_order(zoo | generated)]
+
+
+def calibration(found: dict) -> list[tuple[str, list[str]]]:
+    """Rows of the table of ensembles: a split, and texts."""
+    return [
+        (split, [words, kind, str(e["networks"]), rows.pm(e["error"]), rows.pm(e["log_likelihood"])])
+        for split, entry in plots.in_order(found)
+        for key, words in (("generated", "generated"), ("finetuned", "fine-tuned"))
+        for kind in ("ensemble", "single")
+        for e in [entry[f"{key}_{kind}"]]
+    ]
+
+
+def num_params(results: dict) -> int | None:
+    """Parameters of the generator: of its prior and of its mean."""
+    model = results.get("model", {})
+    return model["num_params"] + model.get("mean_params", 0) if model else None
+
+
 def rivals(results: dict, splits: list[dict]) -> list[dict]:
     """The generator and its rivals that were trained on the same zoo, with their accuracy on each of `splits`."""
     found = results.get("rivals") or {}
@@ -62,7 +85,7 @@ def rivals(results: dict, splits: list[dict]) -> list[dict]:
         return []
     own = {
         "title": f"this generator, {plots.label(results['selection']['sampler'])}",
-        "num_params": results.get("model", {}).get("num_params"),
+        "num_params": num_params(results),
         "seconds": results["timing"].get("train_s"),
         "cells": [{"s": s["best"], "below": None} for s in splits],
     }
@@ -161,7 +184,11 @@ def facts(results: dict, score) -> list[tuple[str, str]]:
     target = results["target"]
     made = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
     if "model" in results:
-        made.append(("generator", f"{results['model']['num_params']:,} parameters"))
+        made.append(("generator", f"{num_params(results):,} parameters"))
+    if "mean_params" in results.get("model", {}):
+        model = results["model"]
+        made.append(("of these, the mean network", f"{model['mean_params']:,}"))
+        made.append(("what the prior learned from", f"{model['refined']:,} networks in {model['components']} components"))
     if "zoo" in results:
         made.append(("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items())))
     if "base_accuracy" in results:

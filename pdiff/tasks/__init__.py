@@ -12,7 +12,7 @@ from pdiff.errors import PdiffError
 from pdiff.tasks.base import Family
 from pdiff.tasks.images import DataSet
 
-_NOT_FAMILIES = {"base", "fashion_mnist", "images", "prepared", "regions", "support"}
+_NOT_FAMILIES = {"base", "fashion_mnist", "grammar", "images", "prepared", "regions", "support"}
 
 
 def get_family(config: ConfigDict, data: DataSet | None = None) -> Family:

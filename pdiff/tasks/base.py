@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pdiff.errors import PdiffError
+from pdiff.tasks.grammar import Grammar
 
 SPLITS = ("seen", "validation", "interp", "unseen")
 REPORTED_SPLITS = ("seen", "interp", "unseen")  # validation tasks choose, so they prove nothing
@@ -80,6 +81,7 @@ class Family:
         shows the first. None if there are none.
       vary: factors -> the variables of a task with them, in the family or not; None if factors do not determine them.
       class_names: what the labels are called; empty is their numbers.
+      grammar: the vague descriptions, which say sets of tasks; None if there are none.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Family:
     backgrounds: Float[np.ndarray, "tasks shots features"] | None = None
     vary: Callable[[tuple[float, ...]], Any] | None = None
     class_names: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def units(self) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ Of the fields of `tasks`, `data` and the four `num_…` of splits count; `num_se
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,19 @@ from scipy import ndimage
 from pdiff.errors import PdiffError
 from pdiff.tasks import images
 from pdiff.tasks.base import SPLITS, Family, Images, Task
+from pdiff.tasks.grammar import (
+    NUMBER,
+    Grammar,
+    TaskSet,
+    Values,
+    any_of,
+    between,
+    construction,
+    interval,
+    log_uniform,
+    numbers,
+    pick,
+)
 
 SIDE = 12  # of an image, in pixels
 ANIMAL_SIDE = 8  # one of its pixels is one pixel of the image at distance 100 percent
@@ -71,6 +85,10 @@ WORDINGS = (
 HELD_OUT_WORDINGS = (
     "a camera tilted {roll} degrees {side} on {habitat}, distance {distance} percent, light {light} percent",
     "light {light} percent, {habitat}, camera trap tilted {side} {roll} degrees at distance {distance} percent",
+)
+FRAMES = (  # of vague descriptions: training ones, then held-out ones
+    ("a camera trap {}", "camera {}", "animals {}", "a classifier for animals {}"),
+    ("some camera trap {}", "a camera for animals {}"),
 )
 
 
@@ -249,6 +267,56 @@ def location_variables(
     }
 
 
+def _grammar(seen: Float[np.ndarray, "tasks factors"]) -> Grammar:
+    """Vague descriptions: of habitats and of the light.
+
+    The grid is of seen locations alone: factors do not say where in the photograph another one is.
+    """
+    habitats = tuple(HABITATS)
+
+    def cameras(*chosen: str, light: tuple[float, float] = LIGHT) -> TaskSet:
+        """Those in the chosen habitats, by default all, and in this light."""
+        places = [habitats.index(h) for h in dict.fromkeys(chosen or habitats)]
+        low, high = interval(*light, "percent light", LIGHT)
+        where = f"on {' or '.join(habitats[p] for p in places)}" if chosen else "anywhere"
+        width = f"{len(places)} of {len(habitats)} habitats, {high - low:g} of {LIGHT[1] - LIGHT[0]:g} percent"
+        return TaskSet(
+            f"any camera {where}, in {low:g} to {high:g} percent light ({width})",
+            lambda f: np.isin(np.round(f[:, 3] / HABITAT_STEP), places) & between(f[:, 1], low, high),
+        )
+
+    def draw(*slots: str, light: bool = False) -> Callable[[np.random.Generator], Values]:
+        def drawn(random: np.random.Generator) -> Values:
+            width = log_uniform(random, 10, 40)
+            start = random.uniform(LIGHT[0], LIGHT[1] - width)
+            return pick(random, habitats, *slots) | (numbers(random, a=start, b=start + width) if light else {})
+
+        return drawn
+
+    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
+        ordered = seen[np.lexsort((seen[:, 1], seen[:, 3]))]  # as they come, every sixth is of one habitat
+        most = min(count, len(seen))
+        return ordered[((np.arange(most) + 0.5) * len(seen) / most).astype(int)]
+
+    made = (
+        ("habitat", ("on {habitat}", "at some place on {habitat}", "on {habitat} in any light"),
+         ("at any place on {habitat}",), draw("habitat"), lambda habitat: cameras(habitat)),
+        ("two habitats", ("on either {habitat} or {other}", "on {habitat} or {other}"),
+         ("on {habitat} or else on {other}",), draw("habitat", "other"),
+         lambda habitat, other: cameras(habitat, other)),
+        ("light", ("in {a} to {b} percent light", "in light from {a} to {b} percent"),
+         ("at a light of {a} to {b} percent",), draw(light=True), lambda a, b: cameras(light=(a, b))),
+        ("habitat and light", ("on {habitat} in {a} to {b} percent light", "on {habitat}, light {a} to {b} percent"),
+         ("on {habitat} in light from {a} to {b} percent",), draw("habitat", light=True),
+         lambda habitat, a, b: cameras(habitat, light=(a, b))),
+        ("not a habitat", ("on anything but {habitat}", "not on {habitat}"),
+         ("on all but {habitat}",), draw("habitat"), lambda habitat: cameras(*(h for h in habitats if h != habitat))),
+        ("any", ("at any place", "on any ground"), ("on some ground",), draw(), cameras),
+    )  # fmt: skip
+    slots = {"habitat": any_of(habitats), "other": any_of(habitats), "a": NUMBER, "b": NUMBER}
+    return Grammar(tuple(construction(name, FRAMES, *rest) for name, *rest in made), slots, grid)
+
+
 def make_family(config: ConfigDict) -> Family:
     """The family of `config` (the `tasks` part of a run's config).
 
@@ -289,4 +357,5 @@ def make_family(config: ConfigDict) -> Family:
         pretraining=stacked_pretraining,
         backgrounds=stacked["shots"],
         class_names=data.class_names,
+        grammar=_grammar(np.array([t.factors for t in tasks if t.split == "seen"])),
     )

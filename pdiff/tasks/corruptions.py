@@ -23,6 +23,19 @@ from pdiff import rng
 from pdiff.errors import PdiffError
 from pdiff.tasks import images
 from pdiff.tasks.base import Family, Task
+from pdiff.tasks.grammar import (
+    NUMBER,
+    Grammar,
+    TaskSet,
+    Values,
+    any_of,
+    between,
+    construction,
+    interval,
+    log_uniform,
+    numbers,
+    pick,
+)
 from pdiff.tasks.regions import Range, spread
 
 PERCENT = Range(100.0, "percent", wraps=False)
@@ -51,6 +64,12 @@ HELD_OUT_WORDINGS = (
     "images of {what} with {kind} of severity {severity} percent{place}",
 )
 PLACE = " at {} across, {} down"
+
+FRAMES = (  # of vague descriptions: training ones, then held-out ones
+    ("{what} under {}", "{what} with {}", "recognise {what} after {}", "a classifier for {what} under {}"),
+    ("{what} after {}", "images of {what} with {}"),
+)
+ABOUT, LISTED = 5.0, 0.5  # percent of severity that "about" and a list's numbers may be off either way
 
 Shape = tuple[int, int]
 Variables = dict[str, np.ndarray]
@@ -173,6 +192,65 @@ def describe(
     return tuple(w.format(**words) for w in WORDINGS), tuple(w.format(**words) for w in HELD_OUT_WORDINGS)
 
 
+def _grammar(kinds: Sequence[str], what: str) -> Grammar:
+    """Vague descriptions: of kinds and of severities. They leave open where a block lies."""
+    frames = tuple(tuple(f.replace("{what}", what) for f in fs) for fs in FRAMES)
+
+    def tasks(*chosen: str, bands: Sequence[tuple[float, float]] = ((0.0, 100.0),), said: str = "") -> TaskSet:
+        """Those of a chosen kind, or of any if none is, in one of the bands, in percent."""
+        columns = [1 + kinds.index(k) for k in dict.fromkeys(chosen or kinds)]
+        parts = list(dict.fromkeys(interval(*band, "percent") for band in bands))
+        where = " or ".join(f"{a:g} to {b:g}" for a, b in parts)
+        width = f"{len(columns)} of {len(kinds)} kinds, {sum(b - a for a, b in parts):g} of 100 percent"
+        return TaskSet(
+            f"{said or ' or '.join(dict.fromkeys(chosen)) or 'any corruption'} of severity {where} percent ({width})",
+            lambda f: (f[:, columns] > 0.5).any(1) & np.any([between(100 * f[:, 0], *p) for p in parts], axis=0),
+        )
+
+    def around(margin: float, *percents: float) -> list[tuple[float, float]]:
+        return [(p - margin, p + margin) for p in percents]
+
+    def draw(*slots: str, kind: Sequence[str] = ("kind",)) -> Callable[[np.random.Generator], Values]:
+        return lambda random: pick(random, kinds, *kind) | numbers(random, **{s: random.uniform(1, 99) for s in slots})
+
+    def ends(random: np.random.Generator) -> Values:
+        width = log_uniform(random, 5, 60)
+        start = random.uniform(0, 100 - width)
+        return pick(random, kinds, "kind") | numbers(random, a=start, b=start + width)
+
+    made = [
+        ("kind", ("some {kind}", "{kind} of any severity", "any amount of {kind}"),
+         ("{kind}", "{kind} at some severity"), draw(), lambda kind: tasks(kind)),
+        ("severity", ("some corruption of severity {a} percent", "{a} percent of some corruption"),
+         ("any corruption at {a} percent",), draw("a", kind=()), lambda a: tasks(bands=around(LISTED, a))),
+        ("range", ("{kind} between {a} and {b} percent", "{a} to {b} percent {kind}"),
+         ("{kind} of severity {a} to {b} percent",), ends, lambda kind, a, b: tasks(kind, bands=[(a, b)])),
+        ("about", ("about {a} percent {kind}", "{kind} of about {a} percent"),
+         ("{kind} at around {a} percent",), draw("a"), lambda kind, a: tasks(kind, bands=around(ABOUT, a))),
+        ("two severities", ("either {a} or {b} percent {kind}", "{kind} of {a} or {b} percent"),
+         ("{kind} at either {a} percent or {b} percent",), draw("a", "b"),
+         lambda kind, a, b: tasks(kind, bands=around(LISTED, a, b))),
+        ("any", ("some corruption", "any corruption"),
+         ("whatever corruption",), draw(kind=()), lambda: tasks()),
+    ]  # fmt: skip
+    if len(kinds) > 1:
+        made += [
+            ("two kinds", ("either {kind} or {other}", "some {kind} or {other}"),
+             ("{kind} or else {other}",), draw(kind=("kind", "other")), lambda kind, other: tasks(kind, other)),
+            ("not a kind", ("any corruption but {kind}", "some corruption other than {kind}"),
+             ("any corruption apart from {kind}",), draw(),
+             lambda kind: tasks(*(k for k in kinds if k != kind), said=f"any corruption but {kind}")),
+        ]  # fmt: skip
+
+    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
+        each = max(1, count // len(kinds))
+        percents = np.round((np.arange(each) + 0.5) * 100 / each, 2)
+        return np.array([_factors(kind, float(p), kinds) for kind in kinds for p in percents][:count])
+
+    slots = {"kind": any_of(kinds), "other": any_of(kinds), "a": NUMBER, "b": NUMBER}
+    return Grammar(tuple(construction(name, frames, *rest) for name, *rest in made), slots, grid)
+
+
 def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
     """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
 
@@ -214,6 +292,7 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         describe=describe_own,
         vary=vary,
         class_names=data.class_names,
+        grammar=_grammar(kinds, config.data.replace("_", " ")),
         arcs={split: tuple((a / 100, b / 100) for a, b in own) for split, own in bands.items()},
     )
 

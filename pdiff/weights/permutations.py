@@ -6,23 +6,18 @@ samuela/git-re-basin): for every axis of every leaf, the name of the permutation
 says this of itself, by a function `permutation_spec` beside its `make_module`, made of `dense`, `conv` and `norm`.
 
 A permutation is an array of indices: unit i of a permuted leaf is unit `permutation[i]` of the leaf. Its name may stand
-on one axis of a leaf at most. On two, finding the best one would be a quadratic assignment, and not all elements of the
-leaf could change places; no target here needs it.
+on one axis of a leaf at most. On two, finding the best one would be a quadratic assignment; no target here needs it.
 """
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from pdiff.errors import PdiffError
-from pdiff.weights.layout import pack
-from pdiff.weights.spec import Spec, flatten
+from pdiff.weights.spec import flatten
 
 Axes = dict[str, tuple[str | None, ...]]
 
@@ -142,32 +137,3 @@ def permuted(
         if name is not None and name != but:
             leaf = leaf.take(permutations[name], axis)
     return leaf
-
-
-def random_permutations(spec: PermutationSpec, rng: PRNGKeyArray) -> dict[str, Int[Array, " units"]]:
-    """One of all allowed permutations for each name, uniformly and independently. Pure; at home under jit and vmap."""
-    return {
-        name: _random_order(jax.random.fold_in(rng, i), units) for i, (name, units) in enumerate(spec.units.items())
-    }
-
-
-def _random_order(rng: PRNGKeyArray, units: Units) -> Int[Array, " units"]:
-    between, within = jax.random.split(rng)
-    runs = jnp.arange(units.size).reshape(units.groups, -1)
-    runs = jax.random.permutation(within, runs, axis=1, independent=True)
-    return jax.random.permutation(between, runs, axis=0).reshape(-1)
-
-
-def orbits(permutations: PermutationSpec, spec: Spec) -> Int[np.ndarray, "tokens token_dim"]:
-    """A number for each element of the tokens: equal where permutations can move one to the other. -1 is padding.
-
-    All units of a permutation can change places, in groups or not, and permutations are independent of one another.
-    So two elements of a leaf share an orbit if and only if they agree in the axes that no permutation acts on.
-    """
-    labels, first = [], 0
-    for leaf in spec.leaves:
-        kept = [1 if name else size for size, name in zip(leaf.shape, permutations.axes[leaf.path], strict=True)]
-        numbers = first + np.arange(math.prod(kept), dtype=np.int32).reshape(kept)
-        labels.append(np.broadcast_to(numbers, leaf.shape))
-        first += numbers.size
-    return pack(spec.blocks, spec.token_dim, labels, xp=np, fill=-1)

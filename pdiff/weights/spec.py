@@ -1,9 +1,11 @@
 """The static description of how a parameter tree maps to (tokens, token_dim) float32.
 
-A `Spec` holds no arrays and is hashable, so it is a static argument under `jax.jit`. Its masks and
-indices are NumPy, computed on first use. `codec.py` interprets it.
+The generated leaves are flattened, joined in the tree's order, padded at the end, and cut into tokens. A `Spec` holds
+no arrays and is hashable, so it is a static argument under `jax.jit`. Its masks and indices are NumPy, computed on
+first use. `codec.py` interprets it.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,10 +17,22 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from pdiff.errors import PdiffError
-from pdiff.weights.layout import Block, LeafSpec, pack, plan
 
 # Every value of these is a float32, so encoding loses nothing. Wider types would be rounded silently.
 EXACT_DTYPES = ("float32", "bfloat16", "float16", "bool", "int8", "uint8", "int16", "uint16")
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """One array of a parameter tree; `path` is its keys joined with '/', `dtype` a name ('bfloat16')."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -33,17 +47,14 @@ class Spec:
     all_leaves: tuple[LeafSpec, ...]
     generated: tuple[bool, ...]
     treedef: Any
-    layout: str
     token_dim: int
-    num_tokens: int
-    blocks: tuple[Block, ...]
 
     def __hash__(self) -> int:
         return self._hash  # jit hashes its static arguments on every call; the leaves may be hundreds
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.all_leaves, self.generated, self.treedef, self.layout, self.token_dim))
+        return hash((self.all_leaves, self.generated, self.treedef, self.token_dim))
 
     @property
     def num_params(self) -> int:
@@ -51,57 +62,33 @@ class Spec:
         return sum(leaf.size for leaf in self.leaves)
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The distinct kinds of the generated leaves, sorted."""
-        return tuple(sorted({leaf.kind for leaf in self.leaves}))
+    def num_tokens(self) -> int:
+        return -(-self.num_params // self.token_dim)
 
     @cached_property
     def element_leaf(self) -> Int[np.ndarray, "tokens token_dim"]:
         """int32 index into `leaves` of every element, -1 where it is padding."""
-        indices = [np.full(leaf.shape, i, np.int32) for i, leaf in enumerate(self.leaves)]
-        return _frozen(pack(self.blocks, self.token_dim, indices, xp=np, fill=-1))
+        indices = np.full(self.num_tokens * self.token_dim, -1, np.int32)
+        indices[: self.num_params] = np.repeat(np.arange(len(self.leaves)), [leaf.size for leaf in self.leaves])
+        return _frozen(indices.reshape(self.num_tokens, self.token_dim))
 
     @cached_property
     def mask(self) -> Bool[np.ndarray, "tokens token_dim"]:
         """True where an element is a parameter, False where it is padding."""
         return _frozen(self.element_leaf >= 0)
 
-    @cached_property
-    def token_leaf(self) -> Int[np.ndarray, " tokens"]:
-        """int32 index into `leaves` of each token's first element, which is never padding."""
-        found = []
-        for block in self.blocks:
-            if block.num_outputs:
-                found.append(np.full(block.num_tokens, block.leaves[0]))
-            else:
-                ends = np.cumsum([self.leaves[i].size for i in block.leaves])
-                first = np.searchsorted(ends, self.token_dim * np.arange(block.num_tokens), side="right")
-                found.append(np.asarray(block.leaves)[first])
-        return _frozen(np.concatenate(found).astype(np.int32))
 
-    @cached_property
-    def token_position(self) -> Int[np.ndarray, " tokens"]:
-        """int32, 0, 1, 2, … within the tokens of one `token_leaf`: in a `neuron` kernel, the output."""
-        _, first, inverse = np.unique(self.token_leaf, return_index=True, return_inverse=True)
-        return _frozen((np.arange(self.num_tokens) - first[inverse]).astype(np.int32))
-
-    @cached_property
-    def token_kind(self) -> Int[np.ndarray, " tokens"]:
-        """int32 index into `kinds` of each token's `token_leaf`."""
-        kind = np.array([self.kinds.index(leaf.kind) for leaf in self.leaves], np.int32)
-        return _frozen(kind[self.token_leaf])
-
-
-def make_spec(tree: PyTree, *, generate: str = ".*", layout: str = "chunk", token_dim: int = 256) -> Spec:
+def make_spec(tree: PyTree, *, generate: str = ".*", token_dim: int = 256) -> Spec:
     """The spec of `tree`, whose leaves are arrays or `jax.ShapeDtypeStruct`s (`jax.eval_shape`).
 
     `generate` is a regular expression that matches the whole path (`re.fullmatch`) of a generated
-    leaf, such as 'params/Dense_0/kernel': '.*/Dense_1/.*' or '.*kernel'. The layouts, and what
-    `token_dim` means in each, are those of `layout.plan`.
+    leaf, such as 'params/Dense_0/kernel': '.*/Dense_1/.*' or '.*kernel'.
 
-    Raises PdiffError for an invalid regex and one that selects no parameter, for selected leaves
-    that float32 cannot hold exactly, and for paths that two leaves share (a key that contains '/').
+    Raises PdiffError for a width below 1, for an invalid regex and one that selects no parameter, for selected
+    leaves that float32 cannot hold exactly, and for paths that two leaves share (a key that contains '/').
     """
+    if token_dim < 1:
+        raise PdiffError(f"weights.token_dim is {token_dim}, it must be at least 1")
     try:
         pattern = re.compile(generate)
     except re.error as error:
@@ -127,17 +114,7 @@ def make_spec(tree: PyTree, *, generate: str = ".*", layout: str = "chunk", toke
                 f"leaf {leaf.path!r} is {leaf.dtype}, which float32 cannot hold exactly (allowed: "
                 f"{', '.join(EXACT_DTYPES)}); exclude it by the regex target.generate, now {generate!r}"
             )
-    blocks, token_dim = plan(leaves, layout, token_dim)
-    return Spec(
-        leaves=leaves,
-        all_leaves=all_leaves,
-        generated=generated,
-        treedef=jax.tree.structure(tree),
-        layout=layout,
-        token_dim=token_dim,
-        num_tokens=sum(b.num_tokens for b in blocks),
-        blocks=blocks,
-    )
+    return Spec(leaves, all_leaves, generated, jax.tree.structure(tree), token_dim)
 
 
 def flatten(tree: PyTree) -> list[tuple[str, Any]]:

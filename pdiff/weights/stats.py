@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import Spec
@@ -43,7 +43,6 @@ def fit(
     center: str = "mean",
     scale: str = "leaf",
     base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
-    orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
 ) -> Stats:
     """The statistics of a zoo of n networks.
 
@@ -56,21 +55,13 @@ def fit(
     that is constant over the zoo, up to rounding, has scale 0, and as its center the value it has,
     even where the base differs: that is the one value it can be generated with.
 
-    With `orbits` (`permutations.orbits`) they are the statistics of the zoo under all permutations, exactly: every
-    element takes the values of its whole orbit. The center is then the mean, which alone is the same under them.
-
     Raises PdiffError for unknown modes, wrong shapes, non-finite values, and a zoo that is constant.
     """
     shape = (spec.num_tokens, spec.token_dim)
     _check_arguments(shape, center, scale, base_tokens)
-    if orbits is not None and center != "mean":
-        raise PdiffError(f"weights.center is {center!r}, allowed for a zoo under permutations is mean")
     seen, low, high, first = _summary(spec, tokens)
-    mean = seen.mean
-    if orbits is not None:
-        mean, low, high = over_orbits(orbits, mean), _least(orbits, low), -_least(orbits, -high)
     # The first network rather than the mean, so that a constant keeps every bit, the sign of -0 included.
-    value = np.where(low == high, first, mean)
+    value = np.where(low == high, first, seen.mean)
     constant = high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
     varies = spec.mask & ~constant
     if not varies.any():
@@ -82,20 +73,8 @@ def fit(
     middle = np.where(spec.mask, middle, 0).astype(np.float32)
     # Around the rounded center, because that is the one that `normalize` subtracts: E (x - c)^2 = var x + (E x - c)^2.
     square = seen.squares / seen.count + np.square(seen.mean - middle)
-    square = square if orbits is None else over_orbits(orbits, square)
     width = np.where(varies, np.sqrt(_pooled(spec, square, varies, scale)), 0).astype(np.float32)
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
-
-
-def over_orbits(
-    orbits: Int[np.ndarray, "*elements"], values: Float[np.ndarray, "*elements"]
-) -> Float[np.ndarray, "*elements"]:
-    """Every value replaced by the mean over its orbit; padding, orbit -1, is 0."""
-    on = orbits >= 0
-    total, count = np.bincount(orbits[on], values[on]), np.bincount(orbits[on])
-    out = np.zeros(orbits.shape)
-    out[on] = (total / np.maximum(count, 1))[orbits[on]]
-    return out
 
 
 def normalize(
@@ -118,50 +97,6 @@ def denormalize(
 def varying(stats: Stats) -> Bool[Array, "tokens token_dim"]:
     """True where there is something to generate: neither padding nor constant over the zoo."""
     return stats.scale > 0
-
-
-def log_volume(stats: Stats) -> float:
-    """Log of the volume that one unit of normalised weights has in raw ones.
-
-    A log-density of normalised weights, minus this, is one of raw weights, which can be compared between zoos.
-    """
-    scale = np.asarray(stats.scale, np.float64)
-    return float(np.log(scale[scale > 0]).sum())
-
-
-def spread_within(
-    stats: Stats,
-    tokens: Zoo,
-    task: Int[np.ndarray, " n"],
-    least: float = 0.02,
-    orbits: Int[np.ndarray, "tokens token_dim"] | None = None,
-) -> float:
-    """Standard deviation of normalised weights around the mean of their own task, pooled; in [least, 1].
-
-    It is 1, the spread of everything, when no task has two networks. With `orbits`, that of all permutations of them.
-
-    `tokens` is read once, in blocks. In memory are the means of those tasks of which some networks were read, and some
-    were not: one at a time where the networks of a task are consecutive.
-    """
-    on = np.asarray(varying(stats))
-    own_orbit = np.arange(on.sum()) if orbits is None else orbits[on]
-    means = len(np.unique(own_orbit))
-    left, open_tasks = dict(zip(*(a.tolist() for a in np.unique(task, return_counts=True)), strict=True)), {}
-    squares, freedom, start = 0.0, 0, 0
-    for block in _blocks(tokens):
-        z = np.asarray(normalize(stats, block), np.float64)[:, on]
-        for t in np.unique(rows := task[start : start + len(block)]).tolist():
-            added = moments(z[rows == t])
-            open_tasks[t] = merged(open_tasks[t], added) if t in open_tasks else added
-            left[t] -= added.count
-            if not left[t]:
-                whole = open_tasks.pop(t)
-                off = np.square(whole.mean - over_orbits(own_orbit, whole.mean)).sum()
-                squares += whole.squares.sum() + whole.count * off
-                freedom += whole.count * len(own_orbit) - means
-        start += len(block)
-        del block, z, added  # before the next are made
-    return float(np.clip(np.sqrt(squares / freedom), least, 1.0)) if freedom else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,16 +165,6 @@ def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
         f"{repr(spec.leaves[leaf].path) if leaf >= 0 else 'padding'}; weights must be finite; "
         "lower --config.zoo.learning_rate"
     )
-
-
-def _least(orbits: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Every value replaced by the least of its orbit; padding is 0."""
-    on = orbits >= 0
-    found = np.full(orbits.max() + 1, np.inf)
-    np.minimum.at(found, orbits[on], values[on])
-    out = np.zeros(orbits.shape)
-    out[on] = found[orbits[on]]
-    return out
 
 
 def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> np.ndarray:

@@ -153,23 +153,6 @@ def test_few_noise_levels():
     np.testing.assert_allclose(samplers.noise_levels(PATHS[0], 2, 7.0), [HIGH, LOW, 0])
 
 
-def test_no_noise_level_is_below_the_paths_lowest():
-    for end in (LOW / 10, 0.0, None):
-        np.testing.assert_allclose(samplers.noise_levels(PATHS[0], 3, 7.0, end)[-2:], [LOW, 0])
-
-
-def test_a_higher_last_level_draws_a_narrower_distribution():
-    path, widths = PATHS[0], []
-    for end in (LOW, C, 4 * C):
-        levels = samplers.noise_levels(path, 40, 7.0, end)
-        assert levels[-2] == pytest.approx(end) and levels[0] == pytest.approx(HIGH)
-        noise = jax.random.normal(jax.random.key(1), (4096, 1, 1))
-        widths.append(float(samplers.heun(denoise, path, noise, levels, keys(4096)).std()))
-    # At level r the marginal has variance c^2 + r^2, and D shrinks it by c^2 / (c^2 + r^2).
-    expected = [C**2 / np.sqrt(C**2 + r**2) for r in (LOW, C, 4 * C)]
-    np.testing.assert_allclose(widths, expected, rtol=0.03)
-
-
 def record(draw, *args):
     """(result of draw(denoise, *args), levels of the calls, their z) for data that are all MU, where D is MU."""
     calls = []
@@ -241,20 +224,6 @@ def test_dpmpp_2m_is_algorithm_2():
     expected = denoise(z, sigma[-1:])
     out = samplers.dpmpp_2m(denoise, PATHS[0], jnp.full((1, 1, 1), 0.7), jnp.append(sigma, 0.0), None)
     np.testing.assert_allclose(out, expected, rtol=1e-9)
-
-
-def test_inversion_goes_straight_up_from_a_single_point():
-    levels, x0 = jnp.array([10.0, 4.0, 1.0, 0.1, 0.0]), jax.random.normal(jax.random.key(1), (5, 1, 2))
-    out, called, _ = record(samplers.ddim_inversion, x0, levels)
-    np.testing.assert_allclose(called, [0.1, 1, 4])
-    np.testing.assert_allclose(10 * out, MU + (x0 - MU) * 10 / 0.1)
-
-
-def test_inversion_finds_the_noise():
-    levels = samplers.noise_levels(PATHS[0], 2000, 7.0)
-    noise = jax.random.normal(jax.random.key(1), SHAPE)
-    x0 = samplers.ddim(denoise, PATHS[0], noise, levels, keys(SHAPE[0]))
-    np.testing.assert_allclose(samplers.ddim_inversion(denoise, x0, levels), noise, atol=0.02)
 
 
 def test_unknown_sampler_lists_the_known_ones():

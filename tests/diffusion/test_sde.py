@@ -86,15 +86,6 @@ def test_ve_training_noise_is_log_normal():
     assert stats.kstest(np.log(s), "norm", (0.4, 0.9)).pvalue > 0.01
 
 
-@by_name
-def test_prior(path):
-    x = path.sample_prior(jax.random.key(0), (3000, 2, 5))
-    std = float(path.prior_std())
-    assert x.std() == pytest.approx(std, rel=0.02)
-    expected = stats.norm.logpdf(np.asarray(x, np.float64), scale=std).sum((1, 2))
-    np.testing.assert_allclose(path.prior_log_density(x), expected, rtol=1e-4)
-
-
 def config(**fields):
     return ConfigDict(dict(path="ve", sigma_min=0.02, sigma_max=80.0, p_mean=0.0, p_std=1.0) | fields)
 

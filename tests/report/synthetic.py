@@ -87,14 +87,11 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         parts = {"accuracy": noisy(accuracy), "spread": distance + noisy(0.0), "disagreement": noisy(distance / 100)}
         return {k: summary(v) for k, v in parts.items()}
 
-    study = {
+    differing = {
         "zoo": {split: pair(0.966, 4.4) for split in LEVELS},
-        "curve": [
-            {"sigma_end": end, "sampler": "ddim"} | {split: pair(0.95 + 0.004 * i, 5.0 - i) for split in LEVELS}
-            for i, end in enumerate((0.02, 0.3, 1.0, 4.0))
-        ],
+        "generated": {split: pair(0.97, 3.2) for split in ("validation", *LEVELS)},
     }
-    mixed = ("description", "condition_lerp", "condition_slerp", "weights_lerp", "noise_slerp")
+    mixed = ("description", "condition_lerp", "condition_slerp", "weights_lerp", "weights_slerp")
     mixing = [
         {"separation": d, "accuracy": {n: summary(noisy(0.95 - 0.05 * i - d / 400)) for i, n in enumerate(mixed)}}
         for d in (10.0, 60.0, 120.0)
@@ -113,41 +110,6 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
     ]
     carried = {"pairs": pairs, "generated": near, "rank_correlation": {"factors": -0.98, "background": -0.9}}
 
-    names = ("likelihood", "elbo", "weighted", "direction")
-
-    def told(ahead: float) -> dict:
-        differences = {n: summary(ahead + 0.1 * random.standard_normal(12)) for n in names}
-        return {"share": {n: summary(np.arange(12) < 12 * min(1, 0.8 + ahead / 5)) for n in names}} | {
-            "difference": differences
-        }
-
-    identified = {
-        "splits": {
-            s: {"log_density": summary(noisy(-0.9)), "log_density_raw": summary(noisy(-0.2))}
-            | {"top_1": {n: summary(noisy(0.8)) for n in names}}
-            | told(3.0)
-            for s in ("validation", "interp", "unseen")
-        },
-        "by_rank": [{"rank": r, "distance": 1.4 * r} | told(r / 100) for r in (1, 10, 120)],
-        "pairs": [
-            {"split": s, "kind": "seen", "rank": r, "task": "a", "against": "b", "distance": 1.4 * r + i}
-            | {n: r / 100 for n in names}
-            for i, s in enumerate(("validation", "interp", "unseen"))
-            for r in (1, 10, 120)
-        ],
-    }
-
-    def alike(error: float) -> dict:
-        return {"relative_error": summary(abs(noisy(error))), "cosine": summary(noisy(1 - error / 3))}
-
-    cases = ("seen", "held_out", "seen_unconditional", "held_out_unconditional")
-
-    def measured(sigma: float) -> dict:
-        both = {"empirical": alike(1 / (1 + sigma)), "gaussian": alike(0.5 / (1 + sigma))}
-        return both | {"largest_weight": summary(noisy(0.9))}
-
-    likeness = [{"sigma": s, "cases": {c: measured(s) for c in cases}} for s in (0.05, 1.0, 40.0)]
-
     def of(kind: str, key: str) -> dict:
         return summary(np.array([p[key] for p in points if p["kind"] == kind]))
 
@@ -157,7 +119,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
             "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
             "zoo": {"dir": ""},
-            "eval": {"rivals": "all", "likelihood_networks": 36, "score_levels": [0.05, 1.0, 40.0]},
+            "eval": {"rivals": "all"},
         },
         "seed": 0,
         "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -171,11 +133,9 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "validation": {n: summary(noisy(0.94 - 0.02 * abs(i - 1))) for i, n in enumerate(SAMPLERS)},
         },
         "splits": splits,
-        "accuracy_against_spread": study,
+        "spread": differing,
         "mixing": mixing,
         "transfer": carried,
-        "likelihood": identified,
-        "score_likeness": likeness,
         "novelty": {
             "max_iou_to_zoo": of("generated", "max_iou"),
             "zoo_to_zoo_iou": of("zoo", "max_iou"),
@@ -183,7 +143,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "zoo_nearest_l2": of("zoo", "nearest_l2"),
             "points": points,
         },
-        "rivals": {"hypernetwork": {"num_params": 1000, "seconds": 300.0}},
+        "rivals": {"latent_unet": {"num_params": 1000, "seconds": 300.0}},
         "model": {"num_params": 2000},
         "timing": {
             "zoo_s": 70.5,
@@ -286,10 +246,6 @@ def closeup(seed: int = 0) -> dict:
     return {
         "prompt": "digits rotated by 85 degrees",
         "plane": plane,
-        "loss_by_sigma": [
-            {"sigma": s, "cases": {c: {k: noisy(v) for k, v in pair.items()} for c in ("seen", "held_out")}}
-            for s in (0.02, 1.0, 80.0)
-        ],
         "averaging": {
             split: {n: {k: noisy(v) for k, v in pair.items()} for n in ("posterior_mean", "ddim")}
             for split in ("interp", "seen", "unseen", "validation")

@@ -151,13 +151,13 @@ def test_the_policy_allows_the_pages_own_script_alone(text, page):
 
 def test_every_figure_has_words_and_both_colour_schemes(page, closeup):
     figures = [i for i in page.images if i["src"].startswith("data:image/svg")]
-    assert len(figures) == 13
+    assert len(figures) == 9
     for image in figures:
         svg = base64.b64decode(image["src"].split(",", 1)[1]).decode()
         assert svg.startswith("<svg") and "prefers-color-scheme: dark" in svg
         assert not re.search(r'href="(?!#|data:image/png)', svg)
         assert len(image["alt"]) > 40
-    assert len(page.images) == 13 + len(closeup["images"][0]["images"])
+    assert len(page.images) == 9 + len(closeup["images"][0]["images"])
 
 
 def test_images_come_with_both_answers(page, closeup):
@@ -178,10 +178,21 @@ def test_raw_parameters_rivals_and_mistakes_are_compared_in_numbers(page, result
         assert gain == f"{pair['averaged']['mean'] - pair['raw']['mean']:+.4f}"
     _, own, rival = page.tables["rivals-compared"]
     assert [c.strip() for c in own[:3]] == ["this generator, posterior mean", "2,000", "612"]
-    assert [c.strip() for c in rival[:3]] == ["hypernetwork", "1,000", "300"]
-    scored = [results["splits"][s]["controls"]["hypernetwork"] for s in ("seen", "interp", "unseen")]
+    assert [c.strip() for c in rival[:3]] == ["latent unet", "1,000", "300"]
+    scored = [results["splits"][s]["controls"]["latent_unet"] for s in ("seen", "interp", "unseen")]
     assert [c.strip() for c in rival[3:]] == [f"{c['mean']:.3f} ± {c['sem']:.3f}" for c in scored]
     assert [c.strip() for c in page.tables["confusions"][1]] == ["seen", "0", "3", "8.0%", "2.0%"]
+
+
+def test_how_much_networks_of_a_task_differ_is_shown_beside_the_zoo(page, results):
+    rows = {row[0].strip(): [c.strip() for c in row[1:]] for row in page.tables["spread"][1:]}
+    assert list(rows) == ["seen", "interp", "unseen", "validation"]
+    for split, cells in rows.items():
+        for kind, shown in (("zoo", cells[:3]), ("generated", cells[3:])):
+            pair = results["spread"][kind].get(split)
+            measured = [pair[k] for k in ("accuracy", "spread", "disagreement")] if pair else []
+            assert shown == ([f"{s['mean']:.3f} ± {s['sem']:.3f}" for s in measured] or ["–"] * 3)
+    assert rows["validation"][0] == "–" != rows["validation"][3]  # one fine-tuned network of each of its tasks
 
 
 def test_the_config_is_shown_where_it_is_not_the_default(page, results):
@@ -253,8 +264,7 @@ def test_every_word_from_outside_is_escaped(closeup):
 def test_other_families_and_missing_parts_render():
     """No arcs, no factors, one split, no validation, no metrics, next to nothing to gain."""
     results = copy.deepcopy(synthetic.results(num_tasks=2))
-    del results["arcs"], results["selection"]["validation"], results["mixing"], results["accuracy_against_spread"]
-    del results["transfer"], results["likelihood"], results["score_likeness"]
+    del results["arcs"], results["selection"]["validation"], results["mixing"], results["spread"], results["transfer"]
     results["splits"] = {"seen": results["splits"]["seen"]}
     results["config"]["tasks"] = {"family": "corruption"}
     results["splits"]["seen"]["base"] = results["splits"]["seen"]["finetuned"]
@@ -264,6 +274,7 @@ def test_other_families_and_missing_parts_render():
     assert [f.name for f in made] == ["splits", "against_finetuned", "novelty"]
     page = Page(html.page(results, made))
     assert page.tables["split-seen"][1][2].strip() == "–"
+    assert "spread" not in page.tables and "Studies" not in page.text
 
 
 def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
@@ -275,8 +286,7 @@ def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
     read, looked = (results_lib.read(tmp_path / n) for n in ("results.json", html.CLOSEUP))
     assert (tmp_path / "report.html").read_text() == html.page(read, drawn, looked, workdir=str(tmp_path))
     names = {"accuracy_by_angle.svg", "splits.svg", "novelty.svg", "training.svg", "hero.png"}
-    names |= {"accuracy_against_spread.svg", "mixing.svg", "transfer.svg", "likelihood.svg"}
-    names |= {"score_likeness.svg", "against_finetuned.svg", "plane.svg", "confusion.svg", "loss_by_sigma.svg"}
+    names |= {"mixing.svg", "transfer.svg", "against_finetuned.svg", "plane.svg", "confusion.svg"}
     assert {p.name for p in (tmp_path / "plots").iterdir()} == names
 
 

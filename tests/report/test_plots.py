@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from pdiff.report import density, plots, style
+from pdiff.report import plots, style
 from tests.report import synthetic
 
 
@@ -117,16 +117,6 @@ def test_every_colour_of_text_and_lines_changes_in_the_dark(results):
         assert f": {color}" in svg.split("</style>", 1)[1]  # what the style sheet's selectors look for
 
 
-def test_the_curve_goes_through_every_level_and_shows_the_zoo(results):
-    study = results["accuracy_against_spread"]
-    for axes, split in zip(plots.accuracy_against_spread(study).axes, ("seen", "interp", "unseen"), strict=True):
-        curve, zoo = (c.lines[0] for c in axes.containers)
-        x, y = (np.asarray(data, float) for data in curve.get_data())
-        np.testing.assert_allclose(x, [p[split]["spread"]["mean"] for p in study["curve"]])
-        np.testing.assert_allclose(y, [p[split]["accuracy"]["mean"] for p in study["curve"]])
-        assert np.ravel(zoo.get_xdata()).tolist() == [study["zoo"][split]["spread"]["mean"]]
-
-
 def test_mixing_has_a_line_for_each_way(results):
     (axes,) = plots.mixing(results["mixing"]).axes
     (line,) = (c.lines[0] for c in axes.containers if c.get_label() == "weights lerp")
@@ -143,33 +133,3 @@ def test_transfer_draws_every_pair_against_each_distance(results):
         assert sum(len(g) for g in generated) == len(study["generated"])
     del study["rank_correlation"]["background"]  # a family without backgrounds
     assert len(plots.transfer(study).axes) == 1
-
-
-def test_identification_draws_every_rank_and_every_pair(results):
-    study = copy.deepcopy(results["likelihood"])
-    shares, gaps = density.identification(study).axes
-    for name, container in zip(density.ESTIMATES, shares.containers, strict=True):
-        x, y = (np.asarray(a, float) for a in container.lines[0].get_data())
-        np.testing.assert_allclose(x, [r["distance"] for r in study["by_rank"]])
-        np.testing.assert_allclose(y, [r["share"][name]["mean"] for r in study["by_rank"]])
-    drawn = np.concatenate([c.get_offsets() for c in gaps.collections])
-    np.testing.assert_allclose(drawn, [(p["distance"], p["likelihood"]) for p in study["pairs"]])
-    for part in (*study["by_rank"], *study["pairs"]):
-        del part["distance"]  # a family without factors
-    drawn = np.concatenate([c.get_offsets() for c in density.identification(study).axes[1].collections])
-    np.testing.assert_allclose(drawn[:, 0], [p["rank"] for p in study["pairs"]])
-
-
-def test_likeness_draws_each_case_against_both_references(results):
-    rows = copy.deepcopy(results["score_likeness"])
-    for axes, measure in zip(density.score_likeness(rows).axes[::2], ("relative_error", "cosine"), strict=True):
-        lines = {line.get_label(): line for line in axes.lines}
-        for case, words in (("seen", "zoo networks"), ("held_out", "held-out networks")):
-            for reference, to in (("empirical", "the zoo's own score"), ("gaussian", "a Gaussian's")):
-                line = lines[f"{words}, to {to}"]
-                expected = [r["cases"][case][reference][measure]["mean"] for r in rows]
-                np.testing.assert_allclose(line.get_ydata(), expected)
-                np.testing.assert_allclose(line.get_xdata(), [r["sigma"] for r in rows])
-    for row in rows:
-        row["cases"] = {"seen": row["cases"]["seen"]}  # one task, nothing held out, always told
-    assert len(density.score_likeness(rows).axes) == 2

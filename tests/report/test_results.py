@@ -75,13 +75,11 @@ REMOVED = [
     ("novelty", "points", 5, "max_iou"),
     ("selection", "sampler"),
     ("target", "num_params"),
-    ("likelihood", "pairs"),
-    ("likelihood", "splits", "interp", "top_1"),
-    ("likelihood", "splits", "interp", "difference"),
-    ("likelihood", "by_rank", 1, "share"),
-    ("score_likeness", 0, "cases", "seen"),
-    ("score_likeness", 1, "cases", "held_out", "empirical"),
-    ("score_likeness",),
+    ("spread",),
+    ("spread", "zoo"),
+    ("spread", "generated", "seen"),
+    ("spread", "zoo", "interp", "disagreement"),
+    ("spread", "generated", "validation", "spread", "mean"),
 ]
 
 
@@ -113,12 +111,10 @@ WRONG = [
     (("novelty", "points", 0, "accuracy"), 2.0),
     (("novelty", "points", 0, "kind"), "copy"),
     (("splits",), []),
-    (("likelihood", "by_rank"), []),
-    (("likelihood", "by_rank", 0, "share", "elbo", "mean"), 1.2),
-    (("likelihood", "splits", "unseen", "top_1", "likelihood", "mean"), -0.1),
-    (("score_likeness", 2, "cases", "seen", "gaussian", "relative_error", "mean"), -0.5),
-    (("score_likeness", 2, "sigma"), 41.0),
-    (("config", "eval", "score_levels"), [0.05]),
+    (("spread", "zoo", "unseen", "accuracy", "max"), 1.2),
+    (("spread", "generated", "seen", "spread", "min"), -0.1),
+    (("spread", "generated", "seen", "disagreement"), 0.1),
+    (("spread", "zoo", "interp"), []),
 ]
 
 
@@ -134,33 +130,21 @@ def test_check_survives_anything_in_any_place():
     """
     results = synthetic.results(num_tasks=2, samples=1)
     results["novelty"]["points"] = results["novelty"]["points"][:1]
-    level, told = results.pop("score_likeness")[0], results.pop("likelihood")
     for entry in results["splits"].values():
         entry["per_task"] = entry["per_task"][:1]
-    told |= {"by_rank": told["by_rank"][:1], "pairs": told["pairs"][:1], "splits": {"interp": told["splits"]["interp"]}}
-    alone = {"config": {"eval": {"score_levels": [0.05]}}, "likelihood": told, "score_likeness": [level]}
-    for whole in (results, alone):  # by themselves, because every fault costs a check of all
-        alike = {tuple(0 if isinstance(k, int) else _ALIKE.get(k, k) for k in p): p for p in _places(whole)}
-        for *parents, last in alike.values():
-            node = functools.reduce(operator.getitem, parents, whole)
-            own = node[last]
-            for node[last] in (None, "x", [], {}, -1):
-                lib.check(whole)
-            node[last] = own
+    alike = {tuple(0 if isinstance(k, int) else _ALIKE.get(k, k) for k in p): p for p in _places(results)}
+    for *parents, last in alike.values():
+        node = functools.reduce(operator.getitem, parents, results)
+        own = node[last]
+        for node[last] in (None, "x", [], {}, -1):
+            lib.check(results)
+        node[last] = own
 
 
 def test_distances_may_exceed_one():
-    assert lib.check(_planted(("novelty", "nearest_l2"), lib.summary(np.array([3.0, 90.0])))) == []
-
-
-def test_identification_is_asked_for_only_where_it_is_possible():
-    results = synthetic.results()
-    del results["likelihood"]
-    assert lib.check(results) == []  # no network is held out
-    results["zoo"] = {"seen": 9, "interp": 3}
-    assert lib.check(results) == ["likelihood: missing"]
-    assert lib.check(_planted(("config", "eval", "likelihood_networks"), 0, results)) == []
-    assert lib.check(_planted(("config", "sample", "condition"), ["id"], results)) == []
+    far = lib.summary(np.array([3.0, 90.0]))
+    for place in (("novelty", "nearest_l2"), ("spread", "generated", "seen", "spread")):
+        assert lib.check(_planted(place, far)) == []
 
 
 def test_required_controls_are_those_that_apply():

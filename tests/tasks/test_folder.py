@@ -270,8 +270,7 @@ def smoke_config(root):
         config.diffusion.functional_images = 8
         config.train.update(dict(steps=4, batch_size=8, warmup_steps=1, validate_every=4, checkpoint_every=4))
         config.sample.samplers = ("posterior_mean",)
-        config.eval.update(dict(rivals="", test_time_samples=0, curve_levels=()))
-        config.eval.update(dict(likelihood_networks=0, score_levels=()))
+        config.eval.update(dict(rivals="", test_time_samples=0))
     return config.lock()
 
 

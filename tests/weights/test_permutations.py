@@ -1,4 +1,4 @@
-"""Reordered hidden units: the same function for every target, the best order found, statistics over all orders."""
+"""Reordered hidden units: the same function for every target, and the best order found."""
 
 import functools
 import itertools
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pdiff.errors import PdiffError
-from pdiff.weights import codec, matching, permutations, stats
+from pdiff.weights import codec, matching, permutations
 from pdiff.weights.permutations import PermutationSpec, Units
 from pdiff.weights.spec import flatten, make_spec
 from tests.targets.make import make_target
+from tests.weights.orders import random_orders, stacked_orders
 
 TARGETS = {
     "mlp": {"name": "mlp", "widths": (7, 5)},
@@ -57,7 +58,7 @@ def test_reordered_networks_compute_the_same(name):
     target = target_of(name)
     spec, tree = target.permutations, network(target)
     x = jax.random.uniform(jax.random.key(1), (16, 64))
-    drawn = jax.vmap(functools.partial(permutations.random_permutations, spec))(jax.random.split(jax.random.key(2), 3))
+    drawn = stacked_orders(spec, 3)
     alone = [{n: drawn[n][0] if n == name else np.arange(u.size) for n, u in spec.units.items()} for name in spec.units]
     identity = {n: np.arange(u.size) for n, u in spec.units.items()}
     stacked = {n: np.stack([*(a[n] for a in alone), *drawn[n], identity[n]]) for n in spec.units}
@@ -81,7 +82,7 @@ def test_reordered_networks_compute_the_same(name):
 def test_training_mode_of_batch_norm_moves_with_the_units_too():
     target = target_of("resnet")
     tree, x = network(target), jax.random.uniform(jax.random.key(1), (16, 64))
-    drawn = permutations.random_permutations(target.permutations, jax.random.key(0))
+    drawn = random_orders(target.permutations, 0)
     reorder = functools.partial(permutations.apply_permutation, target.permutations, drawn)
     train = jax.jit(target.apply_train)
     logits, updated = train(tree, x)
@@ -101,27 +102,16 @@ def test_moving_a_channel_to_another_group_changes_a_group_norm():
     assert np.abs(apply(moved, x) - apply(tree, x)).max() > 1e-2
 
 
-def test_random_permutations_are_uniform_over_the_allowed_ones():
-    """Of 4 units in 2 groups: 2! * 2! * 2! = 8 orders, each drawn as often."""
-    spec = PermutationSpec({"a": ("u",)}, {"u": Units(4, 2)})
-    draw = jax.vmap(lambda k: permutations.random_permutations(spec, k)["u"])
-    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 8000)))
-    orders, counts = np.unique(drawn, axis=0, return_counts=True)
-    allowed = [p for p in itertools.permutations(range(4)) if {p[0] // 2, p[1] // 2} in ({0}, {1})]
-    np.testing.assert_array_equal(orders, sorted(allowed))
-    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 7 / 8)
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_matching_finds_a_planted_order_in_spite_of_noise(name):
     target = target_of(name)
     spec, tree = target.permutations, jax.tree.map(np.asarray, network(target))
-    drawn = permutations.random_permutations(spec, jax.random.key(3))
+    drawn = random_orders(spec, 3)
     random = np.random.default_rng(0)
     noisy = jax.tree.map(lambda a: a + 0.02 * random.normal(size=a.shape).astype(np.float32), tree)
     found = matching.weight_matching(spec, tree, permutations.apply_permutation(spec, drawn, noisy))
     for name, order in drawn.items():
-        np.testing.assert_array_equal(np.asarray(order)[found.permutations[name]], np.arange(len(order)), name)
+        np.testing.assert_array_equal(order[found.permutations[name]], np.arange(len(order)), name)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -134,7 +124,7 @@ def test_the_objective_is_the_inner_product_and_rises_to_where_no_permutation_im
     np.testing.assert_allclose(found.objective[-1], inner(reference, moved), rtol=1e-9)
     assert len(found.objective) > 1 and (np.diff(found.objective) > 0).all()
     for draw in range(20):  # any one permutation more cannot raise it
-        drawn = permutations.random_permutations(spec, jax.random.key(draw))
+        drawn = random_orders(spec, draw)
         for name in spec.units:
             one = {n: drawn[n] if n == name else np.arange(u.size) for n, u in spec.units.items()}
             worse = permutations.apply_permutation(spec, one, moved)
@@ -151,9 +141,7 @@ def test_assignments_are_the_best_of_all_allowed(groups):
 def test_a_zoo_of_one_function_in_many_orders_becomes_one_network():
     target = target_of("mlp")
     spec, tree = target.permutations, network(target)
-    draw = jax.vmap(functools.partial(permutations.random_permutations, spec))
-    drawn = draw(jax.random.split(jax.random.key(0), 12))
-    zoo = jax.vmap(functools.partial(permutations.apply_permutation, spec), (0, None))(drawn, tree)
+    zoo = jax.vmap(functools.partial(permutations.apply_permutation, spec), (0, None))(stacked_orders(spec, 12), tree)
     zoo = jax.tree.map(np.asarray, zoo)
     aligned, mean = matching.align_to_mean(spec, zoo)
     first = jax.tree.map(lambda a: a[0], zoo)
@@ -175,55 +163,6 @@ def test_matching_to_the_mean_only_narrows_a_zoo():
     assert_equal(matching.align(spec, settled, mean), settled)
 
 
-# --- statistics over all orders ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", stats.SCALES)
-def test_statistics_are_those_of_a_zoo_with_every_order_in_it(scale):
-    """Enumerated: 3! orders of one layer times 2! 2! 2! of the other, in two groups, of each network."""
-    symmetry = PermutationSpec(
-        {"a": (None, "u"), "b": ("u", "v"), "c": ("v", None), "d": ("v",), "e": (None,)},
-        {"u": Units(3), "v": Units(4, 2)},
-    )
-    random = np.random.default_rng(0)
-    shapes = {"a": (2, 3), "b": (3, 4), "c": (4, 2), "d": (4,), "e": (2,)}
-    zoo = {p: random.normal(size=(5, *s)).astype(np.float32) + len(p) for p, s in shapes.items()}
-    zoo["d"][:] = [1, 2, 3, 4]  # constant over the zoo, but not over the orders
-    zoo["e"][:] = [5, 6]  # constant over both
-    one = {p: a[0] for p, a in zoo.items()}
-    permutations.check(symmetry, one)
-    spec = make_spec(one, token_dim=8)
-    encode = jax.vmap(lambda p: codec.encode_part(spec, p))
-    every = list(itertools.product(*(orders(u) for u in symmetry.units.values())))
-    drawn = {n: np.array([combined[i] for combined in every]) for i, n in enumerate(symmetry.units)}
-    reorder = functools.partial(permutations.apply_permutation, symmetry)
-    everything = jax.vmap(jax.vmap(reorder, (0, None)), (None, 0))(drawn, zoo)  # network, order, …
-    everything = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), everything)
-    tokens, all_tokens = np.asarray(encode(zoo)), np.asarray(encode(everything))
-    orbits = permutations.orbits(symmetry, spec)
-    found = stats.fit(spec, tokens, scale=scale, orbits=orbits)
-    expected = stats.fit(spec, all_tokens, scale=scale)
-    np.testing.assert_allclose(found.center, expected.center, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-5)
-    assert stats.varying(found).sum() == spec.num_params - 2
-
-    # The spread within tasks: its denominators differ, by what the means take up, so compare the squares.
-    task = np.array([0, 0, 1, 1, 1])
-    on = np.asarray(stats.varying(found))
-    z, z_all = (np.asarray(stats.normalize(found, t))[:, on] for t in (tokens, all_tokens))
-    of = np.repeat(task, len(every))
-    squares = sum(np.square(z_all[of == t] - z_all[of == t].mean(0)).sum() / len(every) for t in (0, 1))
-    freedom = z.size - 2 * len(np.unique(orbits[on]))
-    spread = stats.spread_within(found, tokens, task, orbits=orbits)
-    np.testing.assert_allclose(spread, min(1.0, np.sqrt(squares / freedom)), rtol=1e-5)
-
-
-def test_orbits_and_the_base_as_center_exclude_one_another():
-    spec = make_spec({"a": np.zeros(3, np.float32)}, token_dim=3)
-    with pytest.raises(PdiffError, match="weights.center is 'base'"):
-        stats.fit(spec, np.ones((2, 1, 3)), center="base", base_tokens=np.ones((1, 3)), orbits=np.zeros((1, 3), int))
-
-
 # --- what has a symmetry, and what a specification may say ------------------------------------------
 
 
@@ -236,7 +175,7 @@ def test_only_permutations_of_generated_leaves_alone_are_left():
     generated = make_spec(tree, generate=target.generate)
     part = codec.take(generated, tree)
     permutations.check(spec, part)
-    drawn = permutations.random_permutations(spec, jax.random.key(0))
+    drawn = random_orders(spec, 0)
     moved = codec.complete(generated, permutations.apply_permutation(spec, drawn, part), tree)
     np.testing.assert_allclose(target.apply(moved, x), target.apply(tree, x), rtol=1e-4, atol=1e-5)
     assert not np.array_equal(moved["params"]["Dense_1"]["kernel"], tree["params"]["Dense_1"]["kernel"])

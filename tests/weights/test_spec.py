@@ -1,4 +1,4 @@
-"""A layout is a partition of the generated elements, and its indices say where each one went."""
+"""Tokens are a partition of the generated elements, and their indices say where each one went."""
 
 import jax
 import jax.numpy as jnp
@@ -8,114 +8,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdiff.errors import PdiffError
-from pdiff.weights.layout import LAYOUTS, pack, unpack
 from pdiff.weights.spec import make_spec
 from tests.weights.trees import MLP, TREES, floats
 
 
-def identities(spec):
-    """Every generated element's own number, 0 to num_params - 1, where the spec puts it; -1 is padding."""
-    sizes = [leaf.size for leaf in spec.leaves]
-    starts = np.cumsum([0, *sizes])
-    numbers = [
-        start + np.arange(leaf.size).reshape(leaf.shape)
-        for start, leaf in zip(starts, spec.leaves, strict=False)
-    ]
-    return pack(spec.blocks, spec.token_dim, numbers, xp=np, fill=-1), numbers
-
-
-def assert_partition(spec):
-    placed, numbers = identities(spec)
-    assert placed.shape == (spec.num_tokens, spec.token_dim)
-    np.testing.assert_array_equal(np.sort(placed[spec.mask]), np.arange(spec.num_params))
-    assert (placed[~spec.mask] == -1).all()
-    assert spec.mask.sum() == spec.num_params == sum(leaf.size for leaf in spec.leaves)
+def assert_partition(spec, token_dim):
+    """Every element of a leaf has its place, leaf by leaf in the tree's order, and only the last token is padded."""
+    assert spec.token_dim == token_dim
+    assert spec.mask.shape == spec.element_leaf.shape == (spec.num_tokens, token_dim)
     assert spec.mask.dtype == bool and spec.element_leaf.dtype == np.int32
-    counts = np.bincount(spec.element_leaf[spec.mask], minlength=len(spec.leaves))
-    assert counts.tolist() == [leaf.size for leaf in spec.leaves]
-    ends = np.cumsum(counts)
-    np.testing.assert_array_equal(
-        spec.element_leaf[spec.mask], np.searchsorted(ends, placed[spec.mask], side="right")
-    )
-    for number, back in zip(numbers, unpack(spec.blocks, spec.leaves, placed), strict=True):
-        np.testing.assert_array_equal(number, back)
-    # Padding is at the end of a token, and no token is all padding.
-    assert spec.mask[:, 0].all() and (np.diff(spec.mask.astype(int), axis=1) <= 0).all()
-    np.testing.assert_array_equal(spec.token_leaf, spec.element_leaf[:, 0])
-    assert [spec.kinds[k] for k in spec.token_kind] == [spec.leaves[i].kind for i in spec.token_leaf]
-    pairs = set(zip(spec.token_leaf.tolist(), spec.token_position.tolist(), strict=True))
-    assert len(pairs) == spec.num_tokens
-    for leaf in set(spec.token_leaf.tolist()):
-        positions = spec.token_position[spec.token_leaf == leaf]
-        np.testing.assert_array_equal(positions, np.arange(len(positions)))
+    sizes = [leaf.size for leaf in spec.leaves]
+    assert spec.num_params == sum(sizes) and (~spec.mask).sum() == -spec.num_params % token_dim
+    expected = [i for i, size in enumerate(sizes) for _ in range(size)]
+    assert spec.element_leaf.reshape(-1)[: spec.num_params].tolist() == expected
+    assert (spec.element_leaf.reshape(-1)[spec.num_params :] == -1).all()
+    np.testing.assert_array_equal(spec.mask, spec.element_leaf >= 0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", TREES)
-def test_layout_is_a_partition(name, layout):
+def test_tokens_are_a_partition(name):
     tree, regex, token_dim = TREES[name]
-    spec = make_spec(tree, generate=regex, layout=layout, token_dim=token_dim)
-    assert_partition(spec)
-    if layout == "chunk":
-        assert spec.token_dim == token_dim
-        assert (~spec.mask).sum() == -spec.num_params % token_dim  # only the last token is padded
-        assert spec.mask[:-1].all()
+    assert_partition(make_spec(tree, generate=regex, token_dim=token_dim), token_dim)
 
 
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 modules = st.dictionaries(st.sampled_from(["kernel", "bias", "scale", "w"]), shapes, min_size=1)
 
 
-@given(
-    st.dictionaries(st.sampled_from("abcd"), modules, min_size=1),
-    st.sampled_from(LAYOUTS),
-    st.integers(1, 40),
-)
-def test_any_tree_is_partitioned(shapes, layout, token_dim):
+@given(st.dictionaries(st.sampled_from("abcd"), modules, min_size=1), st.integers(1, 40))
+def test_any_tree_is_partitioned(shapes, token_dim):
     tree = {
         module: {kind: jax.ShapeDtypeStruct(shape, jnp.float32) for kind, shape in leaves.items()}
         for module, leaves in shapes.items()
     } | {"one": jax.ShapeDtypeStruct((), jnp.float32)}
-    spec = make_spec(tree, layout=layout, token_dim=token_dim)
-    assert_partition(spec)
-    if layout == "neuron":  # a token never mixes modules
-        names = [leaf.module for leaf in spec.leaves]
-        for row in spec.element_leaf:
-            assert len({names[i] for i in row if i >= 0}) == 1
+    assert_partition(make_spec(tree, token_dim=token_dim), token_dim)
 
 
-def test_chunks_are_the_concatenation():
+def test_the_main_target_has_ten_tokens():
     spec = make_spec(MLP, token_dim=256)
     assert (spec.num_params, spec.num_tokens, spec.token_dim) == (2410, 10, 256)
-    placed, _ = identities(spec)
-    np.testing.assert_array_equal(placed[spec.mask], np.arange(2410))
-
-
-def test_a_neuron_token_is_a_column_and_its_bias():
-    spec = make_spec(MLP, layout="neuron")
-    assert (spec.num_tokens, spec.token_dim, spec.num_params) == (42, 65, 2410)
-    placed, numbers = identities(spec)
-    by_path = dict(zip([leaf.path for leaf in spec.leaves], numbers, strict=True))
-    for j in range(10):
-        column = [*by_path["params/Dense_1/kernel"][:, j], by_path["params/Dense_1/bias"][j]]
-        assert placed[32 + j].tolist() == column + [-1] * 32
-    assert {spec.leaves[i].kind for i in spec.token_leaf} == {"kernel"}
-    assert spec.token_position.tolist() == [*range(32), *range(10)]
-
-
-def test_neurons_of_convolutions_attention_and_norms():
-    tree, _, _ = TREES["conv_and_attention"]
-    spec = make_spec(tree, layout="neuron")
-    counts = {spec.leaves[leaf].path: int((spec.token_leaf == leaf).sum()) for leaf in set(spec.token_leaf)}
-    # conv: 4 outputs of 3*3*2 + 1; query: 2 heads of 3, each 4 + 1; norm: 8 numbers in one token.
-    assert counts == {
-        "conv/kernel": 4,
-        "query/kernel": 6,
-        "out/kernel": 4,
-        "norm/bias": 1,
-        "pos_embedding": 4,
-    }
-    assert spec.token_dim == 19
 
 
 def test_spec_is_static_and_the_same_from_shapes():
@@ -137,7 +68,6 @@ def test_spec_is_static_and_the_same_from_shapes():
         ({"generate": "Dense_1"}, ["whole path", "matches no leaf"]),
         ({"generate": "nothing"}, ["'nothing'", "matches no leaf", "params/Dense_0/kernel"]),
         ({"generate": "(["}, ["'(['", "not a valid regular expression"]),
-        ({"layout": "rows"}, ["'rows'", "chunk, neuron"]),
         ({"token_dim": 0}, ["token_dim is 0"]),
     ],
 )

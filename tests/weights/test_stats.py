@@ -169,13 +169,11 @@ def test_one_pass_holds_one_block_at_a_time():
             yield made
             del made
 
-    task = np.repeat(np.arange(100, dtype=np.int8), 400)  # their own memory is not what is measured
     peaks = {}
-    stats_module.spread_within(fit(SPEC, blocks(2)), blocks(2), task[:400])  # compiles
+    fit(SPEC, blocks(2))  # what is imported and compiled once
     for count in (2, 200):
         tracemalloc.start()
-        fitted = fit(SPEC, blocks(count))
-        stats_module.spread_within(fitted, blocks(count), task[: 200 * count])
+        fit(SPEC, blocks(count))
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     size = 200 * SPEC.num_tokens * SPEC.token_dim * 4
@@ -198,17 +196,8 @@ def test_welford_keeps_what_a_huge_mean_hides():
     assert (np.abs(naive / exact.astype(float) - 1) > 1e-2).all()
 
 
-def test_blocks_or_an_array_in_any_order_of_tasks():
-    task = np.arange(40) % 4
-    tokens = zoo() + np.where(SPEC.mask, 50 * task[:, None, None], 0).astype(np.float32)
-    fitted = fit(SPEC, tokens)
-    pieces = np.split(tokens, [1, 9, 30])
-    streamed = fit(SPEC, iter(pieces))
+def test_blocks_or_an_array():
+    tokens = zoo()
+    fitted, streamed = fit(SPEC, tokens), fit(SPEC, iter(np.split(tokens, [1, 9, 30])))
     np.testing.assert_allclose(streamed.center, fitted.center, rtol=1e-7)
     np.testing.assert_allclose(streamed.scale, fitted.scale, rtol=1e-6)
-    z = np.asarray(normalize(fitted, tokens), np.float64)[:, SPEC.mask]
-    centered = np.concatenate([z[task == t] - z[task == t].mean(0) for t in range(4)])
-    expected = np.sqrt(np.square(centered).sum() / (36 * SPEC.num_params))
-    for order in (np.arange(40), np.argsort(task, kind="stable")):
-        spread = stats_module.spread_within(fitted, iter(np.split(tokens[order], [7, 8])), task[order])
-        assert spread == pytest.approx(expected, rel=1e-7)  # z is float32

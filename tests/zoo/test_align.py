@@ -1,23 +1,22 @@
 """Zoos of random initialisations: what decides them, and that aligning them changes their order alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff import config as config_lib
-from pdiff import generator as generator_lib
 from pdiff import rng
-from pdiff import train as train_lib
 from pdiff.errors import PdiffError
 from pdiff.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.tasks.base import SPLITS
-from pdiff.weights import matching, permutations, stats
+from pdiff.weights import matching, permutations
 from pdiff.zoo import build, finetune, score
+from tests.weights.orders import stacked_orders
 
 
 def changed(config, **fields):
@@ -66,11 +65,8 @@ def test_aligned_zoos_are_settled_and_narrower_than_in_any_other_order(aligned):
     def width(networks):
         return sum(float(np.square(a - a.mean(0)).sum()) for a in jax.tree.leaves(networks))
 
-    def shuffled(network, key):
-        drawn = permutations.random_permutations(symmetry, key)
-        return permutations.apply_permutation(symmetry, drawn, network)
-
-    mixed = jax.jit(jax.vmap(shuffled))(seen, jax.random.split(jax.random.key(0), len(zoo["seen"])))
+    shuffle = jax.jit(jax.vmap(functools.partial(permutations.apply_permutation, symmetry)))
+    mixed = shuffle(stacked_orders(symmetry, len(zoo["seen"])), seen)
     assert width(seen) < 0.99 * width(jax.tree.map(np.asarray, mixed))
 
 
@@ -98,62 +94,9 @@ def test_every_network_starts_from_its_own_initialisation(tiny_config):
         np.testing.assert_allclose(kernel, target.init(own)["params"]["Dense_1"]["kernel"], atol=1e-7)
 
 
-def test_what_cannot_be_aligned_or_permuted_is_refused_before_any_work(tiny_config):
+def test_what_cannot_be_aligned_is_refused_before_any_work(tiny_config):
     family = get_family(tiny_config.tasks)
-    head = changed(
-        tiny_config, target__generate="params/Dense_1/.*", zoo__align="weight_matching", weights__permute=True
-    )
+    head = changed(tiny_config, target__generate="params/Dense_1/.*", zoo__align="weight_matching")
     target = get_target(head.target, family.image_shape, family.num_classes)
     with pytest.raises(PdiffError, match="zoo.align: got 'weight_matching': target.generate is 'params/Dense_1/"):
         finetune.check(target, head.zoo)
-    with pytest.raises(PdiffError, match="weights.permute: got True: target.generate is 'params/Dense_1/"):
-        generator_lib.check(head, family, target)
-    with pytest.raises(PdiffError, match="weights.center: got 'base'; allowed: mean with weights.permute"):
-        config_lib.validate(changed(tiny_config, weights__center="base", weights__permute=True))
-
-
-def test_training_with_permutations_sees_every_order_and_no_other_change(tiny_config, tiny_zoo):
-    """A pure function of the keys; networks compute the same; and what it sees is normalised over all orders."""
-    plain = changed(
-        tiny_config, diffusion__functional_weight=0.0, condition__use=("id",), sample__condition=("id",),
-        model__width=16, model__depth=1, model__mean_width=8,
-    )  # fmt: skip
-    config = changed(plain, weights__permute=True)
-    family = get_family(config.tasks)
-    target = get_target(config.target, family.image_shape, family.num_classes)
-    made = generator_lib.make_generator(config, family, target, tiny_zoo)
-    params = tiny_zoo["seen"].params
-    count = len(tiny_zoo["seen"])
-    permute = jax.jit(made.permute)
-    keys = jax.random.split(jax.random.key(0), count)
-    moved = permute(params, keys)
-    jax.tree.map(np.testing.assert_array_equal, moved, permute(params, keys))
-    x = family.data["test"].x[:50]
-    apply = jax.jit(jax.vmap(target.apply, (0, None)))
-    np.testing.assert_allclose(apply(moved, x), apply(params, x), rtol=1e-4, atol=1e-4)
-    assert not np.array_equal(moved["params"]["Dense_0"]["bias"], params["params"]["Dense_0"]["bias"])
-
-    on = np.asarray(stats.varying(made.stats))
-    orbit = permutations.orbits(target.generated_permutations("f"), made.spec)
-    seen = jax.jit(lambda key: made.encode(made.permute(params, jax.random.split(key, count))))
-    z = np.stack([seen(jax.random.key(i)) for i in range(100)]).reshape(-1, *on.shape)
-    total, square = z.mean(0), np.square(z).mean(0)
-    assert np.abs(total[on]).max() < 0.25  # each orbit's mean is 0
-    assert len(np.unique(made.stats.center[on])) == len(np.unique(orbit[on]))
-    np.testing.assert_allclose(np.sqrt(square[on].mean()), 1, atol=0.02)
-
-    # The loss of a step is that of the permuted batch.
-    rows = np.arange(4)
-    batch = {"params": tiny_zoo["seen"][rows].params, "task": tiny_zoo["seen"].task[rows], "wording": np.zeros(4, int)}
-    init = jax.jit(made.init)(jax.random.key(0))
-    constants = jax.tree.map(jnp.asarray, train_lib.make_constants(made))
-    keys = jax.random.split(jax.random.key(5), 4)
-
-    def loss_of(generator):
-        return jax.jit(lambda batch: train_lib.loss_fn(init, generator, batch, constants, keys)[0])
-
-    still = loss_of(dataclasses.replace(made, config=plain))
-    by_hand = batch | {"params": permute(batch["params"], jax.vmap(lambda k: jax.random.fold_in(k, 4))(keys))}
-    loss = loss_of(made)(batch)
-    np.testing.assert_allclose(loss, still(by_hand), rtol=1e-5)
-    assert abs(loss - still(batch)) > 1e-4

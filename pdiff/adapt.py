@@ -1,0 +1,131 @@
+"""From the prior and a few labelled images of a new task to one network.
+
+Networks are drawn from the prior; the one that finds the images' labels likeliest is kept, which is choosing by their
+likelihood under a prior of equal shares; a few steps of AdamW go on from there. They move all weights, or the
+coefficients in the subspace alone: what is better is chosen on validation tasks (`adaptation`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from pdiff import dist
+from pdiff.evaluators.test_time import log_likelihood, negative_entropy
+from pdiff.generator import Generator
+from pdiff.tasks.support import UNKNOWN, Support
+
+WEIGHTS, SUBSPACE = SPACES = ("weights", "subspace")
+WEIGHT_DECAY = 1e-2
+IN_SUBSPACE = 10.0  # times the learning rate there: coefficients are that much larger than weights
+TOGETHER = 256  # networks whose likelihood is asked at a time
+TASKS = 4  # tasks at a time; one program serves any number of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to go on from a chosen network: `space` is one of SPACES."""
+
+    space: str = WEIGHTS
+    learning_rate: float = 1e-3
+    steps: int = 60
+
+
+class Adapter:
+    """Chooses among networks and fine-tunes them, for several tasks at once; each program is compiled once."""
+
+    def __init__(self, generator: Generator, mesh: Mesh):
+        self._generator, self._mesh = generator, mesh
+        self._arrays = dist.replicate(generator.arrays(), mesh)
+        self._likelihood = self._mapped(self._score)
+        program = lambda space, steps: self._mapped(functools.partial(self._finetune, space, steps))  # noqa: E731
+        self._tuned = functools.cache(program)
+
+    def choose(
+        self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support
+    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+        """For each task of `support` the network, of a pool that all share, that is likeliest by its images.
+
+        Where no image has a label, it is the one that is surest of its answers: that is no likelihood, and a network
+        may be sure and wrong.
+        """
+        scores, count = [], len(jax.tree.leaves(networks)[0])
+        for start in range(0, count, TOGETHER):
+            # The last ones are filled up with the very last: one program serves all, and argmax finds the first.
+            rows = np.minimum(np.arange(start, start + TOGETHER), count - 1)
+            some = jax.tree.map(lambda w, rows=rows: w[rows], networks)
+            scores.append(self._over(functools.partial(self._asked, dist.replicate(some, self._mesh)), support.tree))
+        chosen = np.minimum(np.concatenate(scores, 1).argmax(1), count - 1)
+        return jax.tree.map(lambda w: np.asarray(w)[chosen], networks)
+
+    def finetune(
+        self, networks: PyTree[Float[np.ndarray, "tasks ..."]], support: Support, recipe: Recipe
+    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+        """One network for each task after `recipe.steps` of AdamW on all its labelled images, the rate on a cosine."""
+        if not recipe.steps:
+            return networks
+        step = self._tuned(recipe.space, recipe.steps)
+        rates = np.full(len(support.y), recipe.learning_rate, np.float32)
+        return self._over(functools.partial(step, self._arrays, ()), (networks, support.tree, rates))
+
+    def _asked(self, pool, rows):
+        return self._likelihood(self._arrays, pool, rows)
+
+    def _mapped(self, one: Callable) -> Callable:
+        """`one(generator, whole, row)` over rows, split over the devices."""
+
+        def step(arrays, whole, rows):
+            bound = self._generator.bind(arrays)
+            return jax.lax.map(lambda row: one(bound, whole, row), rows)
+
+        specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED)
+        return dist.data_parallel(step, self._mesh, specs, dist.SHARDED)
+
+    def _over(self, step: Callable, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
+        chunk = dist.round_up(TASKS, self._mesh)
+        return dist.map_chunks(lambda r: step(dist.shard(r, self._mesh)), rows, len(jax.tree.leaves(rows)[0]), chunk)
+
+    @staticmethod
+    def _score(generator: Generator, networks: PyTree, support: dict) -> Float[Array, " nets"]:
+        labelled = (support["y"] != UNKNOWN) & support["real"]
+
+        def one(network):
+            sure = negative_entropy(generator.apply, network, support["x"], support["real"])
+            likely = log_likelihood(generator.apply, network, support["x"], jnp.maximum(support["y"], 0), labelled)
+            return jnp.where(labelled.any(), likely, sure)
+
+        return jax.vmap(one)(networks)
+
+    @staticmethod
+    def _finetune(space: str, steps: int, generator: Generator, whole: tuple, row: tuple) -> PyTree:
+        network, support, rate = row
+        inside = space == SUBSPACE
+        # With the rate at 1 here, so that one program serves all rates.
+        schedule = optax.cosine_decay_schedule(1.0, steps)
+        adam = optax.adamw(schedule, weight_decay=0.0 if inside else WEIGHT_DECAY)
+        rate = rate * (IN_SUBSPACE if inside else 1.0)
+        labelled = (support["y"] != UNKNOWN) & support["real"]
+        if inside:
+            start = generator.encode(jax.tree.map(lambda w: w[None], network))
+
+            def read(coefficients):
+                return jax.tree.map(lambda w: w[0], generator.decode(coefficients))
+        else:
+            start, read = network, lambda parameters: parameters
+
+        def loss(parameters):
+            y = jnp.maximum(support["y"], 0)
+            return -log_likelihood(generator.apply, read(parameters), support["x"], y, labelled)
+
+        def step(carry, _):
+            parameters, state = carry
+            updates, state = adam.update(jax.grad(loss)(parameters), state, parameters)
+            return (jax.tree.map(lambda p, u: p + rate * u, parameters, updates), state), None
+
+        return read(jax.lax.scan(step, (start, adam.init(start)), length=steps)[0][0])
