@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
             pretrain_steps=2000,
             pretrain_learning_rate=3e-3,
             # Where fine-tuning starts: the pretrained base, or a random initialisation of each network's own. Then
-            # diffusion.base_penalty should be 0, as the distance from the base means nothing.
+            # mean.base_penalty should be 0, as the distance from the base means nothing.
             init="base",  # base | random
             # weight_matching: hidden units reordered to fit those of the seen networks' mean. balanced: imported LoRA
             # factors brought into one gauge, see pdiff/imports/gauge.py.
@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     c.mean = ConfigDict(
         dict(
             width=256,  # of the layer before the weights
-            steps=1500,
+            steps=2000,
             batch_size=64,
             learning_rate=2e-3,
             functional_weight=1.0,  # of the cross-entropy of its networks on images of their tasks
@@ -128,10 +128,10 @@ def get_config() -> ConfigDict:
     )
 
     # Condition tokens: what the models are told of the task. In training a condition is dropped to its null token with
-    # its own probability; all of them together with `drop_all`, for the prior too.
+    # its own probability; the prior, and rivals, do without any with `drop_all`.
     c.condition = ConfigDict(
         dict(
-            use=("id", "text"),
+            use=("text",),
             drop_id=0.9,
             drop_factors=0.3,
             drop_text=0.0,

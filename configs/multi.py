@@ -17,6 +17,6 @@ def get_config() -> ConfigDict:
     c.tasks.update(dict(unseen="", num_seen=128, num_interp=0, num_unseen=0, num_gaps=0, validation_gaps=(5.0, 5.0)))
     c.tasks.num_validation = 8
     c.zoo.seeds_per_task = 8
-    c.condition.update(dict(drop_id=0.4, drop_text=0.4))
+    c.condition.update(dict(use=("id", "text"), drop_id=0.4, drop_text=0.4))
     c.eval.update(dict(max_tasks=128, mixing_separations=()))
     return c.lock()

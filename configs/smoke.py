@@ -24,5 +24,6 @@ def get_config() -> ConfigDict:
     c.eval.update(dict(samples_per_task=2, chunk_size=64, test_time_samples=2, support_sizes=(1,)))
     c.eval.update(dict(mixing_separations=(60.0,), rivals="pca_flow", rival_steps=30))
     c.adapt.update(dict(num_samples=32, steps=5, learning_rates=(1e-3, 3e-3)))
-    c.eval.update(dict(vague_samples=16, vague_prompts=("digits rotated by some angle",), calibration_samples=2, adapt_tasks=2, adapt_shots=(1, 2)))
+    c.eval.update(dict(vague_samples=16, vague_prompts=("digits rotated by some angle",), calibration_samples=2))
+    c.eval.update(dict(adapt_tasks=2, adapt_shots=(1, 2)))
     return c.lock()

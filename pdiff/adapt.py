@@ -7,7 +7,7 @@ coefficients in the subspace alone: what is better is chosen on validation tasks
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
 
 from pdiff import dist
+from pdiff.errors import PdiffError
 from pdiff.evaluators.test_time import log_likelihood, negative_entropy
 from pdiff.generator import Generator
+from pdiff.logs import log
 from pdiff.tasks.support import UNKNOWN, Support
 
 WEIGHTS, SUBSPACE = SPACES = ("weights", "subspace")
@@ -26,6 +29,7 @@ WEIGHT_DECAY = 1e-2
 IN_SUBSPACE = 10.0  # times the learning rate there: coefficients are that much larger than weights
 TOGETHER = 256  # networks whose likelihood is asked at a time
 TASKS = 4  # tasks at a time; one program serves any number of them
+MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,47 @@ class Recipe:
     space: str = WEIGHTS
     learning_rate: float = 1e-3
     steps: int = 60
+
+
+def recipe_for(support: Support, results: dict, config: ConfigDict, classes: int, described: bool) -> Recipe:
+    """How to go on with these images: what a run's validation tasks chose for the nearest number of them.
+
+    Without such results it is the lowest of the learning rates in `config`, the `adapt` part of the run's config.
+    """
+    per_class = max(1, int((support.y != UNKNOWN).sum()) // classes)
+    found = results.get("adaptation", {}).get("recipes", {})
+    if not found:
+        return Recipe(learning_rate=min(config.learning_rates), steps=config.steps)
+    nearest = min(found, key=lambda shots: abs(np.log(int(shots) / per_class)))
+    chosen = found[nearest]["prior_described" if described else "prior"]
+    return Recipe(chosen["space"], chosen["learning_rate"], chosen["steps"])
+
+
+def check_examples(support: Support, classes: Sequence[str], recipe: Recipe) -> bool:
+    """Whether any of a user's images has a label. Warns where they say little, or the recipe is too long for them.
+
+    Raises:
+      PdiffError: a single image has one.
+    """
+    labels = support.y[support.real & (support.y != UNKNOWN)]
+    if not len(labels):
+        log.warning(
+            "warning: no image has a label: the network that is surest of its answers is taken, which on a task "
+            "unlike the seen ones may be a wrong one"
+        )
+        return False
+    if len(labels) < 2:
+        raise PdiffError(
+            f"labels: got 1 labelled image; allowed: at least 2, and one of each class is better: {', '.join(classes)}"
+        )
+    if missing := [name for label, name in enumerate(classes) if label not in labels]:
+        log.warning("warning: no labelled image of %s: what is chosen was not asked about it", ", ".join(missing))
+    if recipe.steps > MOST_STEPS * len(labels):
+        log.warning(
+            "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense",
+            recipe.steps, len(labels), MOST_STEPS * len(labels),
+        )  # fmt: skip
+    return True
 
 
 class Adapter:

@@ -216,11 +216,3 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
         network = outer(network, key, np.float32(0.5 * (1 - n / REPTILE_STEPS)))
     return jax.tree.map(np.asarray, network)
 
-
-def accuracy_rows(found: dict) -> list[str]:
-    """The rows of a table of adaptation, in order, as far as they are there."""
-    rows = [r for e in found["splits"].values() for entry in e for r in entry["accuracy"]]
-    order = ("prior", "prior_chosen", "prior_described", "described", "refined_zoo", "refined_all", "zoo", "reptile",
-             "base", "unlabelled")  # fmt: skip
-    return [n for n in order if n in rows]
-

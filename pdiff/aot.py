@@ -136,28 +136,28 @@ def shapes(config: ConfigDict) -> Generator:
 
 def program(made: Generator, mesh: Mesh, step: str) -> Program:
     """The step of that name of STEPS for the devices of `mesh`."""
-    make = {"mean": _mean, "train": _prior, "sample": _sample, "zoo": _zoo}
-    return make[step](made, mesh)
+    make = {"mean": _training, "train": _training, "sample": _sample, "zoo": _zoo}
+    return make[step](made, mesh, step)
 
 
-def _mean(made: Generator, mesh: Mesh) -> Program:
-    size, nothing = made.config.mean.batch_size, np.zeros(1, np.int32)
-    one = codec.take(made.spec, made.target.abstract())
-    stage = stages.mean(made, Networks(*[nothing] * 5, params={}), "", mesh)
-    rows = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("task", "wording", "index")}
-    return _training(stage, rows | ({"params": _stacked(one, size)} if made.config.mean.zoo_weight else {}), mesh)
+def stage(made: Generator, mesh: Mesh, step: str) -> train.Stage:
+    """The training that a step is one of, "mean" or "train", without its data."""
+    if step == "train":
+        return stages.prior(made, "", mesh)
+    before = made.bind(made.arrays() | dict.fromkeys(("mean_params", "subspace", "refined")))
+    return stages.mean(before, Networks(*[np.zeros(1, np.int32)] * 5, params={}), "", mesh)
 
 
-def _prior(made: Generator, mesh: Mesh) -> Program:
-    index = jax.ShapeDtypeStruct((made.config.train.batch_size,), jnp.int32)
-    return _training(stages.prior(made, "", mesh), {"index": index}, mesh)
+def _training(made: Generator, mesh: Mesh, step: str) -> Program:
+    of = stage(made, mesh, step)
+    size, names = of.settings.batch_size, ("index",) if step == "train" else ("task", "wording", "index")
+    batch: dict = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in names}
+    if step == "mean" and made.config.mean.zoo_weight:
+        batch["params"] = _stacked(codec.take(made.spec, made.target.abstract()), size)
+    return Program(train.make_step(of, mesh), (train.abstract_state(of), batch, _shapes(of.constants)))
 
 
-def _training(stage: train.Stage, batch: dict, mesh: Mesh) -> Program:
-    return Program(train.make_step(stage, mesh), (train.abstract_state(stage), batch, _shapes(stage.constants)))
-
-
-def _sample(made: Generator, mesh: Mesh) -> Program:
+def _sample(made: Generator, mesh: Mesh, step: str) -> Program:
     config = made.config.sample
     size = dist.round_up(config.batch_size, mesh)
     params = jax.eval_shape(made.init, jax.random.key(0))
@@ -165,11 +165,11 @@ def _sample(made: Generator, mesh: Mesh) -> Program:
     condition = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
     key = jax.eval_shape(lambda: jax.random.key(0))
     index = jax.ShapeDtypeStruct((size,), jnp.int32)
-    step = make_sampler(made, config.samplers[0], mesh)
-    return Program(step, (params, _shapes(made.arrays() | {"base": None}), condition, key, index))
+    draw = make_sampler(made, config.samplers[0], mesh)
+    return Program(draw, (params, _shapes(made.arrays() | {"base": None}), condition, key, index))
 
 
-def _zoo(made: Generator, mesh: Mesh) -> Program:
+def _zoo(made: Generator, mesh: Mesh, step: str) -> Program:
     numbers = jax.ShapeDtypeStruct((build.chunk_size(made.config, mesh),), jnp.int32)
     constants = _shapes(build.chunk_constants(made.family, made.target.abstract()))
     return Program(build.chunk_step(made.family, made.target, made.config, mesh), ((numbers, numbers), constants))
@@ -190,10 +190,11 @@ def describe(made: Generator, topology: str, mesh: Mesh, step: str) -> dict:
     start = time.perf_counter()
     ready = program(made, mesh, step)
     lowered = ready.step.lower(*ready.arguments)
+    models = [jax.eval_shape(init, jax.random.key(0)) for init in (made.init_mean, made.init)]
     row = {
         "topology": topology, "chips": mesh.devices.size, "mesh": dict(mesh.shape), "step": step,
-        "model_params": count_parameters(jax.eval_shape(made.init, jax.random.key(0))),
-        "generated_params": made.spec.num_params, "hbm": chip.memory,
+        "model_params": sum(map(count_parameters, models)), "generated_params": made.spec.num_params,
+        "hbm": chip.memory,
     }  # fmt: skip
     try:
         executable = lowered.compile()
@@ -247,22 +248,23 @@ def analytic_flops(made: Generator, step: str) -> float:
     """FLOPs of the prior's matrix products in a whole step, counted from its sizes: 2 for each product and sum.
 
     Training is three times a forward pass, but for the first layers, whose input needs no gradient, and one more pass
-    through the blocks with `model.remat`. Sampling has the mean's layers after its encoders, too, and the subspace.
-    Zero for the steps of the mean and the zoo, which have no transformer.
+    through the blocks with `model.remat`. Sampling has the mean's layers after its encoders, too, and the subspace;
+    what is made of the members is the same in each of its calls, and made once. Zero for the steps of the mean and the
+    zoo, which have no transformer.
     """
     model, (tokens, dim) = made.config.model, made.shape
     width, length = model.width, tokens + 1
     block = 2 * length * width * width * (4 + 2 * model.mlp_ratio) + 4 * length**2 * width + 12 * width**2
     ends = 2 * tokens * dim * width
-    first = 3 * ends + 2 * MEMBERS * tokens * dim * width
-    rest = ends + 2 * MEMBERS * width**2 + 4 * width**2 + 2 * width * (64 + width) + 4 * width**2
+    read, told = 2 * MEMBERS * tokens * dim * width, 2 * MEMBERS * width**2 + 4 * width**2  # members, layer by layer
+    rest = ends + 2 * width * (64 + width) + 4 * width**2
     if step == "train":
-        passes = model.depth * block * (4 if model.remat else 3) + 2 * first + 3 * rest
+        passes = model.depth * block * (4 if model.remat else 3) + 2 * (3 * ends + read) + 3 * (told + rest)
         return made.config.train.batch_size * passes
     if step == "sample":
         steps, weights = made.config.sample.num_steps, made.spec.num_tokens * made.spec.token_dim
         calls = {"heun": 2 * steps - 1, "posterior_mean": 1}.get(made.config.sample.samplers[0], steps)
         calls *= 1 if made.config.sample.guidance == 1 else 2
-        once = 2 * made.config.mean.width * (width + weights) + 4 * tokens * dim * weights
-        return made.config.sample.batch_size * (calls * (model.depth * block + first + rest) + once)
+        once = read + told + 2 * made.config.mean.width * (width + weights) + 4 * tokens * dim * weights
+        return made.config.sample.batch_size * (calls * (model.depth * block + 3 * ends + rest) + once)
     return 0.0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
-from pdiff import conditioning, dist, files, generator, prompts, published, rng
-from pdiff.adapt import Adapter, Recipe
+from pdiff import conditioning, dist, generator, prompts, published, rng
+from pdiff.adapt import Adapter, check_examples, recipe_for
 from pdiff.config import DESCRIBING, SAMPLERS
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer, repeat
@@ -20,26 +20,17 @@ from pdiff.generator import Generator
 from pdiff.logs import log
 from pdiff.models.conditions import Mixture
 from pdiff.prompts import Descriptions, shortened
+from pdiff.published import restore_params
 from pdiff.report import results as results_lib
 from pdiff.sample import Samplers
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
-from pdiff.vague import Grid
+from pdiff.vague import Grid, Suited
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
 Between = tuple[int | str, int | str, float]
-MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Suited:
-    """The task that a network is good for: its description and factors, and the network's test accuracy there."""
-
-    description: str
-    factors: tuple[float, ...]
-    accuracy: float
 
 
 class LoadedGenerator:
@@ -87,7 +78,7 @@ class LoadedGenerator:
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           support: images of the task, flattened as the family's are, with `labels` or without.
           num_samples: how many networks.
-          sampler: one of `pdiff.config.SAMPLERS`; `default_sampler` if None.
+          sampler: one of `pdiff.config.SAMPLERS`; `sampler_for(prompt)` if None.
           seed: another one gives other networks; the same gives the same.
           force: take a prompt that is like none of the descriptions that the generator knows, with a warning.
           progress: show a bar, if stderr is a terminal.
@@ -98,14 +89,9 @@ class LoadedGenerator:
         Raises:
           PdiffError: not exactly one of the four was given, it cannot be read, or the generator was not trained on it.
         """
-        name = self._sampler(sampler)
-        if num_samples < 1:
-            raise PdiffError(f"num_samples: got {num_samples}; allowed: at least 1")
+        name = self.sampler_for(prompt, sampler)
         condition = self._asked(prompt, task_id, between, support, labels, force, seed)
-        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
-        name = self._of_many(name, sampler) if prompt is not None and self.understood(prompt) else name
-        batches = self._samplers.batches(self._params, name, condition, rng.stream(seed, "sample"))
-        return self._whole(dist.join(_shown(batches, num_samples, progress), num_samples))
+        return self._whole(self._drawn(name, condition, num_samples, rng.stream(seed, "sample"), progress))
 
     def adapt(
         self,
@@ -124,7 +110,8 @@ class LoadedGenerator:
         Args:
           images: of the task, flattened as the family's are.
           labels: of the images, UNKNOWN (-1) where one has none. Without any, the network that is surest of its answers
-            is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong.
+            is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong. There is
+            another if a class has none, and for so many steps on so few images that these are learned by heart.
           prompt: a description to draw from, precise or vague; without one, networks of all kinds of tasks are drawn.
           num_samples: how many are drawn.
           steps: of fine-tuning; as the run's config says by default. What else there is to choose, its validation tasks
@@ -134,36 +121,34 @@ class LoadedGenerator:
           A parameter tree of `target` with one network.
 
         Raises:
-          PdiffError: the images or labels do not fit, there are no images of a class, or as `sample` of a prompt.
+          PdiffError: the images or labels do not fit, a single image has one, or as `sample` of a prompt.
         """
         sets = self._support(images, labels)
-        recipe = self._recipe(sets, prompt is not None)
+        recipe = recipe_for(sets, self.results, self.config.adapt, self.family.num_classes, prompt is not None)
         if steps is not None:
             if steps < 0:
                 raise PdiffError(f"steps: got {steps}; allowed: at least 0")
             recipe = dataclasses.replace(recipe, steps=steps)
-        self._check_examples(sets, recipe)
-        if num_samples < 1:
-            raise PdiffError(f"num_samples: got {num_samples}; allowed: at least 1")
+        labelled = check_examples(sets, self.family.classes, recipe)
         if prompt is None:
             condition = self._static.condition([self.family.tasks[0]], given=())
         else:
             condition = self._prompted(prompt, force, seed)
-        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, 0), condition)
-        name = self._of_many(self.default_sampler, None)
-        batches = self._samplers.batches(self._params, name, condition, rng.stream(seed, "adapt"))
-        drawn = dist.join(_shown(batches, num_samples, progress), num_samples)
+        drawn = self._drawn(self.differing_sampler, condition, num_samples, rng.stream(seed, "adapt"), progress)
         chosen = self._adapter.choose(drawn, sets)
-        labelled = bool((sets.y != support_lib.UNKNOWN).any())
         return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen)
 
     def understood(self, prompt: str) -> TaskSet | None:
         """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt.
 
         Raises:
-          PdiffError: it names an empty set.
+          PdiffError: it names an empty set, or is too long.
         """
-        return self.family.grammar.read(prompt) if self.family.grammar is not None else None
+        prompts.check_length(prompt)
+        tasks = self.family.grammar.read(prompt) if self.family.grammar is not None else None
+        if tasks is not None and not len(self._static.refined.rows_of(tasks)):
+            raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
+        return tasks
 
     def suited(self, params: PyTree[Float[np.ndarray, "samples ..."]], prompt: str) -> list[Suited]:
         """What each of some networks that were drawn for a vague prompt is good for, and how good.
@@ -177,16 +162,7 @@ class LoadedGenerator:
         tasks = self.understood(prompt)
         if tasks is None:
             raise PdiffError(f"prompt: got {shortened(prompt)}; allowed: a vague one, which names a set of tasks")
-        parts = jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
-        grid = self._grid
-        rows = grid.rows_of(tasks, self._static.refined)
-        where, test = (table[:, rows] for table in grid.tables(parts, ("train", "test")))
-        found = grid.suited(where, rows)
-        factors = grid.factors[rows][found]
-        said = [self.family.describe(tuple(map(float, f)))[0][0] for f in factors]
-        return [Suited(s, tuple(map(float, f)), float(t)) for s, f, t in zip(
-            said, factors, test[np.arange(len(found)), found], strict=True
-        )]  # fmt: skip
+        return self._grid.suited_of(self._parts(params), tasks)
 
     def expect(
         self,
@@ -205,11 +181,11 @@ class LoadedGenerator:
         Raises:
           PdiffError: as `sample`, for tasks and weights.
         """
-        name, given = self._sampler(sampler), self.config.sample.condition
+        name, given = self.sampler_for(prompt, sampler), self.config.sample.condition
         if not self.results:
             return None
         if prompt is not None and (tasks := self.understood(prompt)) is not None:
-            return self._expectations.for_set(tasks, name, self._described())
+            return self._expectations.for_set(tasks, name, given)
         if prompt is not None:
             factors, task = self.descriptions.factors(prompt), self.descriptions.task(prompt)
             if task is not None:
@@ -224,54 +200,22 @@ class LoadedGenerator:
     def expect_adapted(self, labels: Int[np.ndarray, " images"] | None, described: bool) -> Expectation | None:
         """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
         classes = self.family.num_classes
-        known = np.zeros(classes, int) if labels is None else np.bincount(labels[labels >= 0], minlength=classes)
-        return self._expectations.adapted(int(known.min()), described)
-
-    def _recipe(self, sets: support_lib.Support, described: bool) -> Recipe:
-        """How to go on from the chosen network: what validation tasks chose for the nearest number of images."""
-        per_class = max(1, int((sets.y != support_lib.UNKNOWN).sum()) // self.family.num_classes)
-        found = self.results.get("adaptation", {}).get("recipes", {})
-        if not found:
-            return Recipe(learning_rate=min(self.config.adapt.learning_rates), steps=self.config.adapt.steps)
-        nearest = min(found, key=lambda shots: abs(np.log(int(shots) / per_class)))
-        chosen = found[nearest]["prior_described" if described else "prior"]
-        return Recipe(chosen["space"], chosen["learning_rate"], chosen["steps"])
-
-    def _check_examples(self, sets: support_lib.Support, recipe: Recipe) -> None:
-        """Raises PdiffError for examples that say too little; warns of those that say little."""
-        labels = sets.y[sets.y != support_lib.UNKNOWN]
-        if not len(labels):
-            log.warning(
-                "warning: no image has a label: the network that is surest of its answers is taken, which on a task "
-                "unlike the seen ones may be a wrong one"
-            )
-            return
-        missing = [c for i, c in enumerate(self.family.classes) if i not in labels]
-        if len(labels) < 2:
-            raise PdiffError(
-                f"labels: got {len(labels)} labelled image; allowed: at least 2, and one of each class is better: "
-                f"{', '.join(self.family.classes)}"
-            )
-        if missing:
-            log.warning("warning: no labelled image of %s: what is chosen was not asked about it", ", ".join(missing))
-        if recipe.steps > MOST_STEPS * len(labels):
-            log.warning(
-                "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense",
-                recipe.steps, len(labels), MOST_STEPS * len(labels),
-            )  # fmt: skip
+        known = np.asarray([] if labels is None else labels, int)
+        return self._expectations.adapted(int(np.bincount(known[known >= 0], minlength=classes).min()), described)
 
     def _support(self, images, labels) -> support_lib.Support:
-        """A support set of a user's images, which the family's would fit."""
-        sets = support_lib.of_images(images, labels, self.family.num_classes)
-        if sets.x.shape[-1] != self.family.features:
-            raise PdiffError(f"support: got images of {sets.x.shape[-1]} numbers; allowed: {self.family.features}")
-        return sets
+        """A support set of a user's images."""
+        if not self.family.data:
+            raise PdiffError("support: networks that were imported without images cannot be asked about any")
+        return support_lib.of_images(images, labels, self.family.num_classes, self.family.features)
 
-    def _of_many(self, name: str, asked: str | None) -> str:
-        """The sampler for several networks that should differ: one call draws the mean of them all."""
-        if name != "posterior_mean" or asked is not None:
-            return name
-        return self.results.get("selection", {}).get("many_steps", "heun")
+    def _drawn(self, name: str, condition: dict | Mixture, count: int, key: PRNGKeyArray, progress: bool) -> PyTree:
+        """Generated parts of `count` networks for the condition of one."""
+        if count < 1:
+            raise PdiffError(f"num_samples: got {count}; allowed: at least 1")
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, 0), condition)
+        batches = self._samplers.batches(self._params, name, condition, key)
+        return dist.join(_shown(batches, count, progress), count)
 
     @functools.cached_property
     def _adapter(self) -> Adapter:
@@ -302,12 +246,8 @@ class LoadedGenerator:
 
     def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
         """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
-        prompts.check_length(prompt)
         if (tasks := self.understood(prompt)) is not None:
-            condition = conditioning.of_set(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
-            if condition is None:
-                raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
-            return condition
+            return conditioning.of_set(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
         read, longest = self._described(), self.tokenizer.max_length
         # Of an empty text, or one that is too long, those who read it say what is wrong.
         if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
@@ -317,6 +257,10 @@ class LoadedGenerator:
             if said := self.descriptions.beyond(prompt, found):
                 log.warning("warning: prompt %s: %s", shortened(prompt), said)
         return self._static.condition([self.family.tasks[0]], [prompt], read)
+
+    def _parts(self, params: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """What of whole trees is generated."""
+        return jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
 
     def _whole(self, parts: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Whole trees of generated parts; the base's leaves are repeated without using memory."""
@@ -353,10 +297,23 @@ class LoadedGenerator:
             raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")
         return self.task(a, "between"), self.task(b, "between")
 
-    def _sampler(self, name: str | None) -> str:
-        if name is not None and name not in SAMPLERS:
-            raise PdiffError(f"sampler: got {name!r}; allowed: {', '.join(SAMPLERS)}")
-        return name or self.default_sampler
+    @property
+    def differing_sampler(self) -> str:
+        """The default for networks that are to differ: one call (`posterior_mean`) draws the mean of all there are."""
+        if self.default_sampler != "posterior_mean":
+            return self.default_sampler
+        return self.results.get("selection", {}).get("many_steps", "heun")
+
+    def sampler_for(self, prompt: str | None, asked: str | None = None) -> str:
+        """The sampler that `sample` uses for a prompt, or for a request without one: the one that is asked for, if any.
+
+        Raises:
+          PdiffError: there is no such sampler, or as `understood`.
+        """
+        if asked is not None and asked not in SAMPLERS:
+            raise PdiffError(f"sampler: got {asked!r}; allowed: {', '.join(SAMPLERS)}")
+        vague = prompt is not None and self.understood(prompt) is not None
+        return asked or (self.differing_sampler if vague else self.default_sampler)
 
     def task(self, name: int | str, argument: str = "task") -> Task:
         """A task by id or name; `argument` is for the message.
@@ -385,9 +342,8 @@ class LoadedGenerator:
         self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str
     ) -> Float[np.ndarray, " samples"]:
         """Test accuracy of stacked networks on a task's images."""
-        count = len(jax.tree.leaves(params)[0])
-        parts = jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
-        return self._score(parts, np.full(count, self.task(task).id))
+        parts = self._parts(params)
+        return self._score(parts, np.full(len(jax.tree.leaves(parts)[0]), self.task(task).id))
 
 
 def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[PyTree]:
@@ -417,45 +373,3 @@ def load(workdir: str | Path | None = None) -> LoadedGenerator:
     params = restore_params(static, where)
     path = where / "results.json"
     return LoadedGenerator(static, params, results_lib.read(path) if path.exists() else {})
-
-
-def restore_params(static: Generator, workdir: Path, part: str = "ema", final: bool = False) -> PyTree:
-    """The averaged parameters of the newest intact checkpoint of a run, or with the part `params` the trained ones.
-
-    A published folder has the averaged ones alone.
-
-    Raises:
-      PdiffError: there is none; or it is not the last of the run's training, where only the `final` one will do.
-    """
-    like = jax.eval_shape(static.init, jax.random.key(0))
-    if published.is_published(workdir):
-        return published.read(workdir, like)
-    from pdiff.checkpoint import Checkpoints  # Orbax takes its time to import, and a published folder needs none
-
-    mesh = dist.make_mesh()
-    sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
-    try:
-        step, restored = checkpoints.restore_part(part, like)
-    finally:
-        checkpoints.close()
-    if final and step < static.config.train.steps:
-        raise PdiffError(
-            f"{checkpoints.directory}: training is at step {step} of {static.config.train.steps}; the command that "
-            "started the run goes on from there"
-        )
-    return restored
-
-
-def model_digest(workdir: Path) -> str:
-    """A sha256 of the trained parameters that are loaded: of the manifest that has those of each of their files."""
-    if published.is_published(workdir):
-        return files.sha256(workdir / files.MANIFEST)
-    from pdiff.checkpoint import Checkpoints
-
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints", 1)
-    try:
-        return files.sha256(checkpoints.directory / str(checkpoints.newest()) / files.MANIFEST)
-    finally:
-        checkpoints.close()

@@ -48,8 +48,10 @@ def training_condition(
     wording: Int[Array, " batch"],
     keys: PRNGKeyArray,
     sigma: Float[Array, " batch"] | None = None,
+    drop_all: float | None = None,
 ) -> dict:
-    """The condition of each example, every name dropped with its own probability and all with `drop_all`.
+    """The condition of each example, every name dropped with its own probability and all with `drop_all`, by default
+    the config's.
 
     Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
     must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
@@ -72,7 +74,7 @@ def training_condition(
         "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
-    keep_any = uniform[:, -1] >= config.drop_all
+    keep_any = uniform[:, -1] >= (config.drop_all if drop_all is None else drop_all)
     return {
         name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
         for i, name in enumerate(config.use)

@@ -358,20 +358,28 @@ def _groups(kind: str, text: str) -> tuple[tuple[int, ...], ...] | None:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
         return _iota_groups(*iota.groups())
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    devices = r"(?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+)\))?"
+    axes = re.search(rf"replica_groups=mesh\[([^\]]*)\]{devices}\s*\{{([^}}]*)\}}", text)
     return _mesh_groups(*axes.groups()) if axes else None
 
 
 def _iota_groups(count: str, size: str, dims: str, order: str | None) -> tuple[tuple[int, ...], ...]:
-    ids = np.arange(int(count) * int(size)).reshape([int(d) for d in dims.split(",")])
-    ids = ids.transpose([int(d) for d in order.split(",")]) if order else ids
-    return tuple(map(tuple, ids.reshape(int(count), int(size)).tolist()))
+    return tuple(map(tuple, _iota(dims, order).reshape(int(count), int(size)).tolist()))
 
 
-def _mesh_groups(mesh: str, used: str) -> tuple[tuple[int, ...], ...]:
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    sizes = [int(d) for d in dims.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(d) for d in order.split(",")]) if order else ids
+
+
+def _mesh_groups(mesh: str, devices: str | None, used: str) -> tuple[tuple[int, ...], ...]:
+    """Groups over the axes `used` of a mesh of `devices`: of ids one by one, of an iota, or in their own order."""
     sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
     names, over = list(sizes), re.findall(r"'(\w+)'", used)
-    ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+    iota = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", devices or f"[{math.prod(sizes.values())}]")
+    ids = _iota(*iota.groups()) if iota else np.array([int(n) for n in devices.split(",")])
+    ids = ids.reshape(list(sizes.values()))
     kept = [n for n in names if n not in over]
     ids = ids.transpose([names.index(n) for n in (*kept, *over)])
     size = math.prod(sizes[n] for n in over)

@@ -57,7 +57,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Many processes: which of
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
 _OUT = flags.DEFINE_string(
-    "out", None, "sample, adapt: the file (.safetensors, .npz) or folder to write; publish: the folder; compare: a page."
+    "out", None, "sample, adapt: the file (.safetensors, .npz) or folder to write; publish: a folder; compare: a page."
 )
 _FORMAT = flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, peft or files, if --out does not say.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from pdiff import files, processes
 
 
 def read(workdir: Path) -> list[dict]:
-    """All entries of `<workdir>/metrics.jsonl`, oldest first; a line that was cut short or damaged is left out."""
+    """All entries of `<workdir>/metrics.jsonl`, by step; a line that was cut short or damaged is left out."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [entry for entry in map(_entry, lines) if entry is not None]
+    return sorted((entry for entry in map(_entry, lines) if entry is not None), key=lambda entry: entry["step"])
 
 
 def _entry(line: bytes) -> dict | None:
@@ -31,20 +32,24 @@ def _entry(line: bytes) -> dict | None:
 class MetricsWriter:
     """Appends to the metrics of a run that goes on from `step`, forgetting what a crash left beyond it.
 
-    Of many processes, only the first writes. With the name of a `project`, Weights & Biases gets the same, and
+    What is beyond `last` is kept: it is of a later training, where this one is repeated because its checkpoints were
+    damaged. Of many processes, only the first writes. With the name of a `project`, Weights & Biases gets the same, and
     `config`; a run that goes on from a checkpoint is found there again by its workdir.
     """
 
-    def __init__(self, workdir: Path, step: int, project: str = "", config: dict | None = None):
+    def __init__(
+        self, workdir: Path, step: int, project: str = "", config: dict | None = None, last: float = math.inf
+    ):
         self._writes, self._wandb = processes.is_first(), None
         if not self._writes:
             return
         workdir = Path(workdir)
-        kept = [e for e in read(workdir) if e["step"] <= step]
+        kept = [e for e in read(workdir) if not step < e["step"] <= last]
         path = workdir / "metrics.jsonl"
         files.write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept).encode())
         self._file = open(path, "a")  # noqa: SIM115  closed by close()
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        repeated = any(e["step"] > last for e in kept)  # the board would purge these too
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=None if repeated else step + 1)
         if project:
             import wandb
 

@@ -6,7 +6,7 @@
     results.json          what says how well it does
     manifest.json         the sha256 of every file
 
-It stands wherever a workdir is sampled from.
+It stands wherever a workdir is sampled from: `restore_params` reads the parameters of either.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
 
 from pdiff import config as config_lib
-from pdiff import files, generator
+from pdiff import dist, files, generator
 from pdiff.errors import PdiffError
 from pdiff.generator import Generator
 from pdiff.imports import scenario
@@ -27,8 +27,8 @@ from pdiff.imports.scenario import Facts
 from pdiff.report import results as results_lib
 
 PARAMETERS, KIND = "ema.safetensors", "published generator"
-RESULTS = ("adaptation", "arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection", "splits",
-           "target", "weight_space")  # fmt: skip
+RESULTS = ("adaptation", "arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection",
+           "splits", "target", "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parent / "pretrained" / "interp"  # the one that comes with the package
 
 
@@ -88,3 +88,45 @@ def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
             )
     tree = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in arrays.items()}, sep="/")
     return jax.tree.map(lambda _, value: value, like, tree)
+
+
+def restore_params(static: Generator, workdir: Path, part: str = "ema", final: bool = False) -> PyTree:
+    """The averaged parameters of the newest intact checkpoint of a run, or with the part `params` the trained ones.
+
+    A published folder has the averaged ones alone.
+
+    Raises:
+      PdiffError: there is none; or it is not the last of the run's training, where only the `final` one will do.
+    """
+    like = jax.eval_shape(static.init, jax.random.key(0))
+    if is_published(workdir):
+        return read(workdir, like)
+    from pdiff.checkpoint import Checkpoints  # Orbax takes its time to import, and a published folder needs none
+
+    mesh = dist.make_mesh()
+    sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
+    try:
+        step, restored = checkpoints.restore_part(part, like)
+    finally:
+        checkpoints.close()
+    if final and step < static.config.train.steps:
+        raise PdiffError(
+            f"{checkpoints.directory}: training is at step {step} of {static.config.train.steps}; the command that "
+            "started the run goes on from there"
+        )
+    return restored
+
+
+def model_digest(workdir: Path) -> str:
+    """A sha256 of the trained parameters that are loaded: of the manifest that has those of each of their files."""
+    if is_published(workdir):
+        return files.sha256(workdir / files.MANIFEST)
+    from pdiff.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", 1)
+    try:
+        return files.sha256(checkpoints.directory / str(checkpoints.newest()) / files.MANIFEST)
+    finally:
+        checkpoints.close()

@@ -18,7 +18,7 @@ from pdiff import conditioning, dist, rng
 from pdiff.generator import MEMBERS, Generator, RefinedZoo
 from pdiff.tasks.base import Task
 from pdiff.weights import stats, subspace
-from pdiff.zoo.store import Networks
+from pdiff.zoo.networks import Networks
 
 FEWEST_HELD_OUT = 64  # networks of which an eighth chooses the number of components; of fewer, all do
 GROUP = 8

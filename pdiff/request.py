@@ -61,8 +61,8 @@ def sample(
     expected = loaded.expect(**request, sampler=sampler)
     facts = {n: v or "" for n, v in given.items()} | {
         "seed": str(seed),
-        "sampler": sampler or loaded.default_sampler,
-        "model": api.model_digest(api.place(workdir)),
+        "sampler": loaded.sampler_for(prompt, sampler),
+        "model": published.model_digest(api.place(workdir)),
         "expected_accuracy": as_text(expected),
     }
     if tasks is not None:
@@ -113,7 +113,7 @@ def adapt(
         "support": support,
         "images": str(len(images)),
         "seed": str(seed),
-        "model": api.model_digest(api.place(workdir)),
+        "model": published.model_digest(api.place(workdir)),
         "expected_accuracy": as_text(expected),
     }
     exports.write(network, Path(out), made, facts, imported)
@@ -150,6 +150,6 @@ def publish(workdir: Path, out: str | None) -> None:
         raise PdiffError("--out: missing; allowed: the folder to write")
     results = results_lib.read(workdir / "results.json")
     made = generator.load(workdir)
-    published.write(made, api.restore_params(made, workdir), results, Path(out), scenario.load(workdir))
+    published.write(made, published.restore_params(made, workdir), results, Path(out), scenario.load(workdir))
     size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
     log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)

@@ -1,9 +1,10 @@
 """The modes of the command line, as functions: the whole run, and what can be asked of a finished one.
 
-A workdir holds config.json, zoo/, generator/, checkpoints/, metrics.jsonl, tensorboard/, timing.json,
-results.json, closeup.json, plots/ and report.html, and, where it was asked for, audit.json and audit.html. Each is
-written whole or not at all, so running the same command again goes on where the last one stopped. manifest.json, of
-what lies beside it, comes last and says that the run is finished; claim/ says who is writing.
+A workdir holds config.json, zoo/, mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
+metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, where it was asked
+for, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the
+last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who
+is writing.
 """
 
 import datetime
@@ -11,7 +12,7 @@ import json
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdiff import (
-    api,
     claim,
     closeup,
     copies,
@@ -30,6 +30,7 @@ from pdiff import (
     health,
     logs,
     processes,
+    published,
     refined,
     rivals,
     sharding,
@@ -128,7 +129,7 @@ def evaluate(workdir: Path) -> dict:
     with _writing(workdir), StopSignal() as stop:
         _check_rest(workdir, ("results.json", closeup.FILE, *PAGES))
         networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
-        params = api.restore_params(made, workdir, final=True)
+        params = published.restore_params(made, workdir, final=True)
         results = _evaluate(made, params, networks, workdir, _command(workdir), stop)
         _report(workdir)
     return results
@@ -184,7 +185,7 @@ def audit(workdir: Path) -> dict:
         _check_rest(workdir, ("audit.json", "audit.html"))
         networks = build.store.in_memory(_read_zoo(made.config, workdir))
         mesh = dist.make_mesh()
-        bench = Bench(made, api.restore_params(made, workdir, final=True), mesh)
+        bench = Bench(made, published.restore_params(made, workdir, final=True), mesh)
         seen = networks["seen"]
         log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
         learned = copies.seen_zoo(bench, seen)
@@ -216,17 +217,7 @@ def _writing(workdir: Path):
 
 def _is_finished(workdir: Path) -> bool:
     """Whether all is there and as it was written; of a finished run that is damaged, a warning names the file."""
-    if not (workdir / files.MANIFEST).exists():
-        return False
-    try:
-        for _ in health.workdir(workdir):
-            pass
-    except files.OtherFormat:
-        raise
-    except PdiffError as e:
-        log.warning("warning: %s", e)
-        return False
-    return True
+    return _is_whole(workdir, lambda: list(health.workdir(workdir)))
 
 
 def _check_rest(workdir: Path, written: Sequence[str]) -> None:
@@ -277,22 +268,24 @@ def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh
 def _train(made: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
     """The generator with its mean and its refined zoo, and the prior's parameters; what is there already is read."""
     name = build.fingerprint(made.config)
-    if processes.all_hold(not processes.is_first() or _is_whole(workdir / generator.ARTIFACTS)):
+    mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop)
+    where = workdir / generator.ARTIFACTS
+    verify = partial(files.verify_manifest, where, generator.KIND, generator.REMEDY)
+    if processes.all_hold(not processes.is_first() or _is_whole(where, verify)):
         made = generator.load(workdir)
     else:
-        mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop)
         made = refined.refine(made, mean, seen, mesh)
         processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
     log.info("refined zoo: %d networks in %d components", *made.refined.coefficients.shape)
     return made, train_lib.train(stages.prior(made, name, mesh), workdir, mesh, stop)
 
 
-def _is_whole(where: Path) -> bool:
-    """Whether the generator's parts are there and as they were; of damaged ones a warning names the file."""
+def _is_whole(where: Path, verify: Callable[[], object]) -> bool:
+    """Whether there is a manifest and `verify` has nothing to say; a warning repeats what it has."""
     if not (where / files.MANIFEST).exists():
         return False
     try:
-        files.verify_manifest(where, generator.KIND, generator.REMEDY)
+        verify()
     except files.OtherFormat:
         raise
     except PdiffError as e:
@@ -307,9 +300,7 @@ def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMED
     return build.store.read(where, name, config.zoo.memory_mb, remedy)
 
 
-def _evaluate(
-    made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal
-) -> dict:
+def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
     _unseal(workdir)
     mesh, held = dist.make_mesh(), build.store.in_memory(networks)
     with _timed(workdir, "rivals_s"):
@@ -317,7 +308,7 @@ def _evaluate(
         fitted, facts = rivals.fit_all(made, held["seen"], workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
     if made.family.data:
-        raw = api.restore_params(made, workdir, "params", final=True) if made.config.eval.closeup_tasks else None
+        raw = published.restore_params(made, workdir, "params", final=True) if made.config.eval.closeup_tasks else None
         measured = Evaluation(made, params, held, mesh, fitted, raw=raw).run(stop)
     else:
         measured = WeightEvaluation(made, params, held, mesh, scenario.load(workdir), fitted).run(stop)

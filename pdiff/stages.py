@@ -92,7 +92,7 @@ def mean_loss(
     config = generator.config.mean
     generator = generator.bind(constants["generator"] | {"mean_params": params})
     streams = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
-    condition = training_condition(generator, constants, batch["task"], batch["wording"], streams[:, 0])
+    condition = training_condition(generator, constants, batch["task"], batch["wording"], streams[:, 0], drop_all=0.0)
     z = generator.mean_tokens(condition)
     loss, parts = jnp.zeros(()), {}
     if config.zoo_weight:

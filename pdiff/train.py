@@ -167,7 +167,8 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal) -> PyTree:
         rows=rows,
         place=lambda batch: dist.from_local(batch, rows, settings.batch_size, mesh),
     )
-    writer = MetricsWriter(workdir, stage.before + start, settings.wandb, stage.config.to_dict())
+    first, last = stage.before + start, stage.before + settings.steps
+    writer = MetricsWriter(workdir, first, settings.wandb, stage.config.to_dict(), last)
     schedule = learning_rate_schedule(settings)
     leaves = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(state.params)]
     pending: list[dict] = []

@@ -5,6 +5,7 @@ accuracy there on test images, so no test image says where to look. Where tasks 
 suit a network about as well, and the one that is named is the middle of those within MARGIN of the best.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from pdiff.generator import Generator, RefinedZoo
 from pdiff.report.results import summary
 from pdiff.tasks.base import Family
 from pdiff.tasks.grammar import TaskSet
-from pdiff.zoo.store import Networks
+from pdiff.zoo.networks import Networks
 
 GRID = 180  # tasks that networks are tried on, over all that can be described
 MOST_BINS = 36  # of a set, with at least ROWS tasks of the grid each
@@ -32,6 +33,15 @@ MARGIN = 0.03  # of accuracy
 NEAR = 3.0  # how far off a set's tasks a network's own may be, in the units of descriptions
 GOOD = 0.02  # below fine-tuning, of a network that counts as good for a task
 HIGH = 0.95  # an accuracy, of whose share there is a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Suited:
+    """The task that a network is good for: its description and factors, and the network's test accuracy there."""
+
+    description: str
+    factors: tuple[float, ...]
+    accuracy: float
 
 
 class Grid:
@@ -93,6 +103,15 @@ class Grid:
             turned = (weight * np.exp(2j * np.pi * values / period)).sum(1)
             middle = np.angle(turned) / (2 * np.pi) * period
         return self._family.distance(middle[:, None].astype(np.float32), factors.astype(np.float32)).argmin(1)
+
+    def suited_of(self, networks: PyTree[Float[np.ndarray, "nets ..."]], tasks: TaskSet) -> list[Suited]:
+        """What each network is good for, of a set of tasks of which the refined zoo has some."""
+        rows = self.rows_of(tasks, self._generator.refined)
+        where, test = (table[:, rows] for table in self.tables(networks, ("train", "test")))
+        found = self.suited(where, rows)
+        factors = [tuple(map(float, f)) for f in self.factors[rows][found]]
+        accuracy = test[np.arange(len(found)), found]
+        return [Suited(self._family.describe(f)[0][0], f, float(a)) for f, a in zip(factors, accuracy, strict=True)]
 
 
 def vague(bench: Bench, sampler: str, networks: dict[str, Networks]) -> list[dict]:
@@ -197,6 +216,7 @@ def _spread_over(
         "bins_hit": int((share > 0).sum()),
         "total_variation": float(np.abs(share - even).sum() / 2),
         "share": [round(float(s), 4) for s in share],
+        "even": [round(float(s), 4) for s in even],
     }
 
 
@@ -220,4 +240,3 @@ def _finetuned(
     mean = np.array([accuracy[ids == t].mean() for t in known])
     there = family.factors([family.tasks[t] for t in known])
     return mean[family.distance(factors.astype(np.float32), there).argmin(1)]
-

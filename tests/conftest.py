@@ -58,6 +58,7 @@ def tiny_config():
         config.zoo.pretrain_steps = 50
         config.mean.steps = config.train.steps = 8
         config.model.depth = 1
+        config.condition.use = ("id", "text")  # more than one
         config.train.update(dict(warmup_steps=2, log_every=2, validate_every=4, checkpoint_every=4))
     return config
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from configs import pod, smoke
 from pdiff import aot, dist, hlo, roofline
 from pdiff.errors import PdiffError
+from pdiff.models.dit import count_parameters
 from pdiff.sharding import partition
 
 # The tests' cache of programs is in use by then, and cannot read those for a TPU without one.
@@ -29,12 +30,11 @@ def tiny(**mesh):
     config = smoke.get_config()
     with config.unlocked():
         config.tasks.update(dict(num_seen=5, num_interp=3, num_unseen=4, num_validation=4))
-        config.model.update(dict(width=32, depth=1, mean_width=0))
+        config.model.update(dict(width=32, depth=1))
         config.condition.update(dict(use=("id",)))
         config.sample.update(dict(condition=("id",), samplers=("ddim",)))
         config.weights.token_dim = 128
-        config.diffusion.functional_weight = 0.0
-        config.train.batch_size = 8
+        config.mean.batch_size = config.train.batch_size = 8
         config.mesh.update(mesh)
     return config
 
@@ -85,20 +85,21 @@ def test_collectives_are_found_with_their_groups_and_what_a_ring_sends(mesh4):
 
 def test_the_ways_to_write_groups_agree():
     lists = "replica_groups={{0,2},{1,3}}, dimensions={0}"
-    for text in (lists, "replica_groups=[2,2]<=[2,2]T(1,0)", "replica_groups=mesh['a'=2,'b'=2] {'a'}"):
-        assert hlo._groups("all-gather", text) == ((0, 2), (1, 3))
+    mesh = "replica_groups=mesh['a'=2,'b'=2]"
+    meshes = (f"{mesh} {{'a'}}", f"{mesh}, device_ids=([2,2]T(1,0)) {{'b'}}", f"{mesh}, device_ids=(1,3,0,2) {{'b'}}")
+    for text in (lists, "replica_groups=[2,2]<=[2,2]T(1,0)", *meshes):
+        assert {frozenset(g) for g in hlo._groups("all-gather", text)} == {frozenset({0, 2}), frozenset({1, 3})}
     assert hlo._groups("all-gather", "replica_groups=[2,2]<=[4]") == ((0, 1), (2, 3))
 
 
-def trained(config, devices):
-    """What the training step does on `devices`, with their ids by mesh axis."""
+def trained(config, devices, step="train"):
+    """What a training step does on `devices`, with their ids by mesh axis."""
     made, mesh = aot.shapes(config), dist.make_mesh(devices, config.mesh.model)
-    ready = aot.program(made, mesh, "train")
+    ready = aot.program(made, mesh, step)
     work = hlo.analyse(ready.step.lower(*ready.arguments).compile().as_text())
-    params = jax.eval_shape(made.init, jax.random.key(0))
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+        for path, leaf in jax.tree_util.tree_flatten_with_path(ready.arguments[0].params)[0]
     }
     return work, made, mesh, flat
 
@@ -132,21 +133,26 @@ def as_before():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+STEPS = pytest.mark.parametrize("step", ["mean", "train"])
+
+
 @pytest.mark.parametrize("kind", ["cpu", "tpu"])
-def test_data_parallel_training_sums_gradients_and_gathers_nothing(kind):
-    work, made, mesh, params = trained(tiny(), devices_of(kind))
+@STEPS
+def test_data_parallel_training_sums_gradients_and_gathers_nothing(kind, step):
+    work, made, mesh, params = trained(tiny(), devices_of(kind), step)
     assert set(kinds_of(work)) == {"all-reduce"}
     size, moved = 4 * sum(p.size for p in params.values()), sum(c.bytes for c in work.collectives)
     assert 0.97 < moved / size < 1.1  # each gradient once, the metrics, and what little XLA sums before its gradient
-    ratio = work.matmul_flops * mesh.devices.size / aot.analytic_flops(made, "train")
-    assert 0.95 < ratio < 1.15
+    if step == "train":
+        ratio = work.matmul_flops * mesh.devices.size / aot.analytic_flops(made, "train")
+        assert 0.95 < ratio < 1.15
 
 
 @pytest.mark.parametrize("kind", ["cpu", "tpu"])
 def test_tensor_parallel_blocks_need_two_sums_each_way(kind):
     work, made, mesh, params = trained(tiny(model=2), devices_of(kind))
     config = made.config
-    activations = (config.train.batch_size // 2, made.spec.num_tokens + 1, config.model.width)
+    activations = (config.train.batch_size // 2, made.shape[0] + 1, config.model.width)
     # A combined all-reduce holds several arrays. XLA may leave out axes of size 1 but not reorder these.
     sums = [s for c in work.collectives for s in c.shapes if c.kind == "all-reduce" and axis_of(c, mesh) == ("model",)]
     assert sum(s.size == np.prod(activations) for s in sums) == 4 * config.model.depth
@@ -156,8 +162,9 @@ def test_tensor_parallel_blocks_need_two_sums_each_way(kind):
 
 
 @pytest.mark.parametrize("kind", ["cpu", "tpu"])
-def test_sharded_training_gathers_parameters_over_data_only(kind):
-    work, made, mesh, params = trained(tiny(fsdp=True), devices_of(kind))
+@STEPS
+def test_sharded_training_gathers_parameters_over_data_only(kind, step):
+    work, made, mesh, params = trained(tiny(fsdp=True), devices_of(kind), step)
     split = {p.shape for n, p in params.items() if "data" in partition(n, p.shape, mesh, True)}
     gathered = [s for c in work.collectives for s in c.shapes if c.kind == "all-gather"]
     assert {s.size for s in gathered} >= {int(np.prod(shape)) for shape in split}
@@ -167,13 +174,15 @@ def test_sharded_training_gathers_parameters_over_data_only(kind):
 
 
 def test_no_array_grows_with_the_zoo():
-    """The step reads a batch: nothing in its arguments is as long as the zoo or the list of its networks."""
+    """Steps read a batch: nothing in their arguments is as long as the zoo or the list of its networks."""
     few, many = tiny(), tiny()
     with many.unlocked():
         many.zoo.seeds_per_task = 1000
     mesh = dist.make_mesh(jax.devices()[:4])
-    shapes = [jax.tree.map(lambda a: a.shape, aot.program(aot.shapes(c), mesh, "train").arguments) for c in (few, many)]
-    assert shapes[0] == shapes[1]
+    for step in ("mean", "train"):
+        programs = [aot.program(aot.shapes(c), mesh, step) for c in (few, many)]
+        shapes = [jax.tree.map(lambda a: a.shape, p.arguments) for p in programs]
+        assert shapes[0] == shapes[1]
 
 
 def test_times_are_the_largest_of_three():
@@ -185,15 +194,19 @@ def test_times_are_the_largest_of_three():
 
 @libtpu
 def test_the_table_of_a_topology(tmp_path):
-    table = aot.compile_config(tiny(), "v5e:2x2", ("train", "sample", "zoo"), tmp_path)
+    table = aot.compile_config(tiny(), "v5e:2x2", workdir=tmp_path)
     rows = {r["step"]: r for r in json.loads((tmp_path / "compile.json").read_text())["rows"]}
     assert table == (tmp_path / "compile.md").read_text()
+    assert set(rows) == {"mean", "train", "sample", "zoo"}
     assert all(r["chips"] == 4 and r["fits"] and r["needs"] > 0 for r in rows.values())
     assert rows["sample"]["collectives"] == rows["zoo"]["collectives"] == {}  # each device draws and trains by itself
     assert 0.95 < rows["sample"]["matmuls_to_dit"] < 1.15
-    state = 4 * (4 * rows["train"]["model_params"])  # parameters, average and two moments, float32, whole on each
-    assert state < rows["train"]["arguments"]
-    assert rows["train"]["aliased"] >= state  # donated
+    made = aot.shapes(tiny())
+    for step, init in (("mean", made.init_mean), ("train", made.init)):
+        size = count_parameters(jax.eval_shape(init, jax.random.key(0)))
+        state = 4 * (4 * size)  # parameters, average and two moments, float32, whole on each
+        assert state < rows[step]["arguments"]
+        assert rows[step]["aliased"] >= state  # donated
 
 
 @libtpu
@@ -206,7 +219,7 @@ def test_topologies_that_are_none_are_refused(name):
 
 @libtpu
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(PdiffError, match="train.batch_size: got 8, which does not divide over 16"):
+    with pytest.raises(PdiffError, match="mean.batch_size: got 8, which does not divide over 16"):
         aot.compile_config(tiny(), "v5e:4x4")
 
 

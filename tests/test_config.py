@@ -19,7 +19,7 @@ from configs import common
 from pdiff import config as config_lib
 from pdiff import exits, run
 from pdiff.errors import PdiffError
-from pdiff.report import results as results_lib
+from tests import complete
 
 SCENARIOS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
 RUN = [n for n in SCENARIOS if n not in ("smoke", "imported")]  # which other tests run
@@ -39,11 +39,17 @@ SHRUNKEN = {
     "zoo.chunk_size": 16,
     "model.width": 32,
     "model.depth": 1,
-    "model.mean_width": 16,
+    "mean.width": 16,
+    "mean.steps": 4,
+    "mean.batch_size": 8,
+    "mean.functional_images": 8,
+    "refined.networks": 64,
+    "refined.sentences": 4,
+    "subspace.components": 8,
+    "subspace.networks": 32,
     "condition.text_width": 16,
     "condition.text_depth": 0,
     "condition.support_images": 2,
-    "diffusion.functional_images": 8,
     "condition.text_vocab_size": 300,
     "train.steps": 4,
     "train.warmup_steps": 1,
@@ -53,8 +59,16 @@ SHRUNKEN = {
     "sample.num_steps": 4,
     "sample.batch_size": 16,
     "eval.samples_per_task": 2,
+    "adapt.num_samples": 8,
+    "adapt.steps": 2,
+    "adapt.learning_rates": (1e-3,),
     "eval.support_sizes": (1,),
     "eval.test_time_samples": 0,
+    "eval.vague_samples": 0,
+    "eval.vague_prompts": (),
+    "eval.calibration_samples": 0,
+    "eval.adapt_tasks": 0,
+    "eval.adapt_shots": (1,),
     "eval.mixing_separations": (),
     "eval.transfer_pairs": 0,
     "eval.rivals": "",
@@ -65,8 +79,11 @@ SHRUNKEN = {
 # Studies of an evaluation, small. They, samplers and rivals take seconds to compile, so each scenario runs one of them
 # (the first ones have no rival or no study), in turn; test_main runs them together.
 STUDIES = (
+    {"eval.vague_samples": 4},  # of a family that has vague descriptions
+    {"eval.adapt_tasks": 2},  # of one with held-out tasks
     {"eval.mixing_separations": (90.0,)},
     {"eval.transfer_pairs": 6},
+    {"eval.calibration_samples": 2},
     {"eval.closeup_tasks": 2},
     {"eval.test_time_samples": 2},
 )
@@ -117,7 +134,7 @@ def test_every_scenario_loads_locks_and_validates(name):
 def test_every_scenario_runs_shrunken(name, tmp_path):
     """Takes up to a minute each of processor time, on four simulated devices. Folders of images become the digits."""
     results = run.run(shrunken(name).lock(), tmp_path / "w")
-    assert results_lib.check(results) == []
+    assert complete.check(results) == []
 
 
 def test_the_shrunken_scenarios_have_every_sampler_study_and_rival_between_them():
@@ -135,7 +152,7 @@ def test_a_vit_which_no_scenario_has_runs_shrunken(tmp_path):
     for field, value in fields.items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
-    assert results_lib.check(results) == [] and results["target"]["name"] == target["name"]
+    assert complete.check(results) == [] and results["target"]["name"] == target["name"]
 
 
 def kept(config):
@@ -178,6 +195,16 @@ def test_json_round_trip_is_exact(name):
         ("train.warmup_steps", 10**9, "train.steps"),
         ("diffusion.sigma_min", 100.0, "sigma_max"),
         ("zoo.keep_last", 10**6, "keep_every"),
+        ("subspace.token_dim", 7, "a divisor of subspace.components = 64"),
+        ("subspace.explained", 1.5, "at most 1"),
+        ("refined.networks", 1, "at least 2"),
+        ("refined.of", "seeds", "mean, zoo"),
+        ("refined.vague", 0.95, "at most 1 - condition.drop_all = 0.9"),
+        ("mean.functional_weight", -1.0, "at least 0"),
+        ("adapt.learning_rates", (), "at least one"),
+        ("adapt.steps", -1, "at least 0"),
+        ("eval.adapt_shots", (0,), "at least 1"),
+        ("eval.vague_prompts", ("digits", 3), "each a text"),
     ],
 )
 def test_impossible_values_are_refused_by_name(field, value, allowed):
@@ -185,6 +212,13 @@ def test_impossible_values_are_refused_by_name(field, value, allowed):
     with pytest.raises(PdiffError) as error:
         config_lib.validate(config)
     assert f"config.{field}" in str(error.value) and allowed in str(error.value)
+
+
+def test_a_mean_that_would_learn_from_nothing_is_refused():
+    config = with_field(common.get_config(), "mean.functional_weight", 0.0)
+    with pytest.raises(PdiffError, match="config.mean.zoo_weight: got 0.0; allowed: above 0 where"):
+        config_lib.validate(config)
+    config_lib.validate(with_field(config, "mean.zoo_weight", 0.5))
 
 
 def test_unknown_and_missing_fields_are_refused():

@@ -12,8 +12,8 @@ import pdiff.targets
 import pdiff.tasks
 from configs import smoke
 from pdiff import run
-from pdiff.report import results as results_lib
 from pdiff.tasks import get_family
+from tests import complete
 from tests.test_config import SHRUNKEN, with_field
 
 DOCS = Path("docs")
@@ -59,7 +59,7 @@ def test_the_tutorials_family_and_target_run_together(tutorial, tmp_path):
     for field, value in changes.items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
-    assert results_lib.check(results) == []
+    assert complete.check(results) == []
     assert results["target"] == {"name": "tiny_cnn", "num_params": 8 * 10 + 90, "symmetric": True}
 
 

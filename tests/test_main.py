@@ -26,6 +26,7 @@ from pdiff.evaluators.verdict import KINDS
 from pdiff.report import results as results_lib
 from pdiff.state import init_state, make_optimizer
 from pdiff.zoo import build
+from tests import complete
 
 ROOT = Path(__file__).parent.parent
 SMALLER = (
@@ -72,7 +73,7 @@ def workdir(tmp_path_factory):
 
 def test_a_run_leaves_complete_results_and_a_report(workdir):
     results = json.loads((workdir / "results.json").read_text())
-    assert results_lib.check(results) == []
+    assert complete.check(results) == []
     assert results["config"]["train"]["steps"] == 12
     assert results["arcs"]["unseen"] == [[40, 80]]
     assert (workdir / "report.html").stat().st_size > 10_000

@@ -13,24 +13,25 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff import dist, generator, processes
+from pdiff import dist, generator, processes, stages
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
-from pdiff.state import make_optimizer
 
 ROOT = Path(__file__).parent.parent
-STEPS, EVERY = 60, 15
+MEAN_STEPS, STEPS, EVERY = 30, 60, 15
 TINY = (
     "--config=configs/smoke.py", "--config.tasks.num_seen=8", "--config.tasks.num_interp=2",
     "--config.tasks.num_unseen=2", "--config.tasks.num_validation=2", "--config.zoo.pretrain_steps=10",
     "--config.zoo.steps=5", "--config.zoo.chunk_size=8", "--config.model.depth=1",
     "--config.condition.use=('factors',)", "--config.sample.condition=('factors',)",
-    "--config.sample.samplers=('posterior_mean',)", "--config.diffusion.functional_weight=0.",
+    "--config.sample.samplers=('posterior_mean',)", "--config.mean.functional_weight=0.",
+    "--config.mean.zoo_weight=1.", f"--config.mean.steps={MEAN_STEPS}", "--config.refined.networks=64",
     f"--config.train.steps={STEPS}", f"--config.train.checkpoint_every={EVERY}",
     f"--config.train.validate_every={STEPS}",
     "--config.eval.rivals=", "--config.eval.test_time_samples=0", "--config.eval.mixing_separations=()",
+    "--config.eval.vague_samples=0", "--config.eval.calibration_samples=0", "--config.eval.adapt_tasks=0",
     "--config.mesh.model=2", "--config.mesh.fsdp=True",
 )  # fmt: skip
 DEVICES = 4
@@ -67,10 +68,10 @@ def ends(running, seconds):
     return [p.returncode for p in running], said
 
 
-def until_checkpoint(running, workdir, step):
-    """Waits for a whole checkpoint of that step or a later one."""
+def until_checkpoint(running, where, step):
+    """Waits for a whole checkpoint in that folder, of that step or a later one."""
     deadline = time.monotonic() + 200
-    while not any(int(p.parent.name) >= step for p in workdir.glob("checkpoints/*/manifest.json")):
+    while not any(int(p.parent.name) >= step for p in where.glob("*/manifest.json")):
         assert all(p.poll() is None for p in running) and time.monotonic() < deadline, ends(running, 1)
         time.sleep(0.05)
 
@@ -93,16 +94,16 @@ def straight(environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eventful(environment, tmp_path_factory):
-    """The same run, begun by two processes of which one is killed, gone on with by two and stopped, and finished by one
-    with four devices."""
+    """The same run, begun by two processes of which one is killed while they train the mean, gone on with by two and
+    stopped while they train the prior, and finished by one with four devices."""
     workdir = tmp_path_factory.mktemp("eventful") / "w"
     running = start(environment, 2, *pdiff_main(workdir))
-    until_checkpoint(running, workdir, EVERY)
+    until_checkpoint(running, workdir / stages.MEAN, EVERY)
     running[1].kill()
     killed = ends(running, 60)
 
     running = start(environment, 2, *pdiff_main(workdir))
-    until_checkpoint(running, workdir, 2 * EVERY)
+    until_checkpoint(running, workdir / stages.CHECKPOINTS, EVERY)
     running[1].send_signal(signal.SIGTERM)
     stopped = ends(running, 60)
     return workdir, killed, stopped, launched(environment, 1, workdir)
@@ -131,15 +132,18 @@ def test_killed_stopped_and_finished_by_another_number_of_processes_it_ends_with
     for changing in ("timing", "created", "command", "commit"):
         del theirs[changing], ours[changing]
     assert ours == theirs
+    one, another = (generator.load(w) for w in (straight, workdir))
+    for a, b in zip(*(jax.tree.leaves(g.arrays()) for g in (one, another)), strict=True):
+        np.testing.assert_array_equal(a, b)  # the trained mean, its networks and the subspace among them
     for a, b in zip(*(jax.tree.leaves(restored(w)) for w in (straight, workdir)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def restored(workdir):
-    """The last state, on one device: parameters, their average and what the optimizer keeps."""
-    made = generator.load(workdir)
-    like = train_lib.fresh_state(made, make_optimizer(made.config.train), dist.make_mesh(jax.devices()[:1]))
-    checkpoints = Checkpoints(workdir / "checkpoints", 2)
+    """The prior's last state, on one device: parameters, their average and what the optimizer keeps."""
+    mesh = dist.make_mesh(jax.devices()[:1])
+    like = train_lib.fresh_state(stages.prior(generator.load(workdir), "", mesh), mesh)
+    checkpoints = Checkpoints(workdir / stages.CHECKPOINTS, 2)
     step = checkpoints.steps()[-1]
     assert step == STEPS
     read = checkpoints.read(step, params=like.params, ema=like.ema, opt_state=like.opt_state)

@@ -92,7 +92,7 @@ def test_refused_requests_write_nothing(ask, tmp_path, given, message):
 
 def test_a_published_folder_gives_the_networks_of_its_run(published_folder, loaded, tmp_path, tiny_zoo):
     static = generator.load(published_folder)
-    params = api.restore_params(static, published_folder)
+    params = published.restore_params(static, published_folder)
     results = results_lib.read(published_folder / "results.json")
     assert "command" not in results and set(results) <= set(published.RESULTS)
     published.write(static, params, results, tmp_path / "again")
@@ -109,7 +109,7 @@ def test_a_published_folder_gives_the_networks_of_its_run(published_folder, load
 
 def test_a_damaged_or_foreign_folder_is_refused(published_folder, tmp_path):
     static = generator.load(published_folder)
-    params = api.restore_params(static, published_folder)
+    params = published.restore_params(static, published_folder)
     folder = tmp_path / "copy"
     published.write(static, params, {}, folder)
     data = bytearray((folder / published.PARAMETERS).read_bytes())

@@ -10,7 +10,9 @@ import pytest
 from pdiff import dist, rng
 from pdiff.bench import Bench
 from pdiff.diffusion import samplers
+from pdiff.models.conditions import Mixture
 from pdiff.sample import Samplers, make_sampler
+from tests.noise import noised
 
 BATCH = 8
 
@@ -27,11 +29,7 @@ def small(tiny):
 @pytest.fixture(scope="module")
 def params(small):
     """Fresh ones, moved off the zeros that would make all samples alike."""
-    fresh = small.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.map(lambda x, n: x + n, fresh, jax.tree.unflatten(tree, noise))
+    return noised(small.init(jax.random.key(0)), 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +83,37 @@ def test_streamed_scores_are_those_of_the_networks(bench, compilations):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_networks_are_the_decoded_tokens_and_do_not_depend_on_the_batch(small, params, mesh, mesh4, devices):
+def test_networks_do_not_depend_on_the_batch_nor_on_what_is_drawn_beside_them(small, params, mesh, mesh4, devices):
     drawn, key = Samplers(small, mesh if devices == 1 else mesh4), rng.stream(0, "test")
     condition = ask(small, 11)[0]
     made = drawn.networks(params, "ddim", condition, key)
-    decoded = drawn.decode(drawn.tokens(params, "ddim", condition, key))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), made, decoded)
     fewer = drawn.networks(params, "ddim", jax.tree.map(lambda x: x[:9], condition), key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:9], b, rtol=1e-5, atol=1e-6), made, fewer)
+
+
+@pytest.mark.parametrize("scale, mixed", [(1.0, True), (2.0, False)])
+def test_the_step_draws_coefficients_under_the_condition_s_members_and_decodes_them(small, params, mesh, scale, mixed):
+    """By the denoiser itself, with guidance and without, for a condition and for a mixture of two."""
+    config = small.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.sample.guidance = scale
+    made, condition, index = dataclasses.replace(small, config=config), ask(small, BATCH)[0], np.arange(BATCH)
+    if mixed:
+        other = jax.tree.map(lambda x: x[3:], ask(small, BATCH + 3)[0])
+        condition = Mixture(condition, other, np.linspace(0, 1, BATCH, dtype=np.float32))
+    arguments = (params, made.arrays() | {"base": None}, condition, jax.random.key(0), index)
+
+    @jax.jit
+    def expected(condition):
+        keys = rng.per_example(jax.random.key(0), index)
+        noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), made.shape))(keys)
+        sigma = np.full(BATCH, made.config.diffusion.sigma_max, np.float32)
+        told, everything = made.members(condition), np.repeat(made.refined.everything[None], BATCH, 0)
+        x0, null = (made.denoiser(params, m)(sigma[0] * noise, sigma) for m in (told, everything))
+        return made.decode(null + scale * (x0 - null))
+
+    networks = make_sampler(made, "posterior_mean", mesh)(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), networks, expected(condition))
 
 
 def test_what_is_transferred_is_what_is_asked_for(bench, monkeypatch):
@@ -152,14 +173,6 @@ def test_calls_of_the_denoiser(small, name, calls):
     jax.block_until_ready(samplers.get_sampler(name)(denoise, small.path, noise, levels, keys))
     jax.effects_barrier()
     assert len(counted) == calls
-
-
-def test_the_step_itself_decodes(small, params, mesh):
-    condition = ask(small, BATCH)[0]
-    arguments = (params, {"stats": small.stats}, condition, jax.random.key(0), np.arange(BATCH, dtype=np.int32))
-    networks = make_sampler(small, "ddim", mesh)(*arguments)
-    tokens = make_sampler(small, "ddim", mesh, decoded=False)(*arguments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), networks, small.decode(tokens))
 
 
 def test_a_chunk_is_started_before_the_last_is_fetched():

@@ -8,20 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff import generator, studies
-from pdiff.baselines.hypernetwork import Hypernetwork
+from pdiff import studies
 from pdiff.bench import Bench
 from pdiff.conditioning import make_constants, training_condition
 from pdiff.evaluate import Evaluation
 from pdiff.stopping import StopSignal
-from pdiff.targets import get_target
-from pdiff.tasks import get_family
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo.networks import Networks
+from tests.conftest import make_generator, refine
+from tests.noise import noised
 
 
 @pytest.fixture(scope="module")
-def made(tiny_config, tiny_zoo):
+def made(tiny_config, tiny_zoo, mesh):
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
         config.condition.use = ("text", "factors", "support")
@@ -30,17 +29,13 @@ def made(tiny_config, tiny_zoo):
         config.eval.test_time_samples = 3
         config.eval.mixing_separations = (60.0, 1.0)
         config.eval.transfer_pairs = 30
-    family = get_family(config.tasks)
-    target = get_target(config.target, family.image_shape, family.num_classes)
-    return generator.make_generator(config.lock(), family, target, tiny_zoo)
+        config.eval.adapt_tasks = config.eval.vague_samples = 0  # see test_adaptation and test_vague
+    return refine(make_generator(config.lock(), tiny_zoo), tiny_zoo, mesh)
 
 
 @pytest.fixture(scope="module")
 def bench(made, mesh):
-    leaves, tree = jax.tree.flatten(made.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
-    return Bench(made, params, mesh)
+    return Bench(made, noised(jax.jit(made.init)(jax.random.key(0)), 0.1), mesh)
 
 
 def test_a_row_for_each_condition_and_support_size(bench):
@@ -205,15 +200,25 @@ def test_number_noise_moves_each_factor_in_its_own_units(made):
     np.testing.assert_allclose(change[:, 2], change[:, 0] / 100, atol=1e-5)
 
 
-def test_a_hypernetwork_is_scored_beside_the_generator(made, tiny_zoo, mesh, bench):
-    rivals = {"hypernetwork": Hypernetwork(made, mesh)}
-    results = Evaluation(made, bench.params, tiny_zoo, mesh, rivals).run(StopSignal())
+def test_an_evaluation_scores_the_mean_alone_beside_the_generator(made, tiny_zoo, mesh, bench):
+    results = Evaluation(made, bench.params, tiny_zoo, mesh).run(StopSignal())
+    assert "vague" not in results and "adaptation" not in results
+    check_calibration(results["calibration"])
     for split in results["splits"].values():
         assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
     assert results["mixing"]
     for kind in ("zoo", "generated"):
         assert set(results["spread"][kind]) == {"validation", "seen", "interp", "unseen"}
     check_transfer(made, tiny_zoo["seen"], results)
+
+
+def check_calibration(found):
+    """Two drawn networks in an ensemble, as many fine-tuned ones; the log of a probability is below 0."""
+    assert set(found) == {"seen", "interp", "unseen"}
+    for rows in found.values():
+        kinds = {f"{who}_{kind}": kind for who in ("generated", "finetuned") for kind in ("ensemble", "single")}
+        assert {n: r["networks"] for n, r in rows.items()} == {n: 2 if k == "ensemble" else 1 for n, k in kinds.items()}
+        assert all(r["log_likelihood"]["max"] < 0 <= r["error"]["min"] <= r["error"]["max"] <= 1 for r in rows.values())
 
 
 def check_transfer(made, seen, results):

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.train_step import networks as random_networks
 from configs import smoke
-from pdiff import aot, api, checkpoint, data, dist, files, metrics, refined, rng, stages, stopping
+from pdiff import aot, checkpoint, data, dist, files, metrics, published, refined, rng, stages, stopping
 from pdiff import generator as generator_lib
 from pdiff import train as train_lib
 from pdiff.checkpoint import Checkpoints
@@ -19,7 +20,6 @@ from pdiff.state import clip_by_global_norm, make_optimizer, update_ema
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.weights import stats
-from pdiff.zoo import build
 
 BOTH = (stages.MEAN, stages.PRIOR)
 
@@ -160,7 +160,7 @@ def test_the_mean_learns_a_batch_by_heart(make_stage, tiny_start, mesh):
     steps = 60
     stage = make_stage(
         stages.MEAN, mesh, mean__steps=steps, mean__learning_rate=1e-2, mean__functional_weight=0.0,
-        mean__zoo_weight=1.0, condition__drop_id=0.0, condition__drop_all=0.0,
+        mean__zoo_weight=1.0, condition__drop_id=0.0,
     )  # fmt: skip
     batch = next(stage.batches(start=0, stop=1))
     losses = losses_on_the_first_batch(stage, mesh, steps)
@@ -353,7 +353,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_which_ends_the_same(
     assert Checkpoints(where, 2).restore_part("ema", like)[0] == 4  # who only reads goes back, too
     assert sorted(where.rglob("*")) == before
     with pytest.raises(PdiffError, match="training is at step 4 of 8"):
-        api.restore_params(tiny, tmp_path, final=True)
+        published.restore_params(tiny, tmp_path, final=True)
     assert_equal(straight, train(prior, tmp_path, mesh))
     assert f"{victim}: damaged" in said() and "going back to the checkpoint of step 4" in said()
     assert Checkpoints(where, 2).steps() == [4, 8] and (where / "damaged").is_dir()
@@ -472,7 +472,6 @@ def test_a_million_generated_parameters_train_without_special_code(mesh, tmp_pat
         config.tasks.update(dict(validation_gaps=(30.0,), eval_images=20))
         config.condition.use, config.sample.condition = ("factors",), ("factors",)
         config.target.widths = (1000, 960)
-        config.zoo.update(dict(seeds_per_task=1, reference_seeds=1, pretrain_steps=2, steps=2, chunk_size=4))
         config.weights.token_dim = 4096
         config.mean.update(dict(width=4, steps=2, batch_size=2, functional_images=8))
         config.refined.update(dict(networks=10, sentences=5))
@@ -481,7 +480,7 @@ def test_a_million_generated_parameters_train_without_special_code(mesh, tmp_pat
         config.sample.update(dict(samplers=("posterior_mean",), batch_size=5))
     family = get_family(config.tasks)
     target = get_target(config.target, family.image_shape, family.num_classes)
-    networks = build.build(family, target, config, tmp_path / "zoo", mesh, stopping.StopSignal())
+    networks = {"base": random_networks(target, 1), "seen": random_networks(target, 3, 3)}
     made = generator_lib.make_generator(config, family, target, networks)
     assert made.spec.num_params == 1_035_570 and made.spec.num_tokens < 300
     mean = train(stages.mean(made, networks["seen"], "zoo", mesh), tmp_path, mesh)

@@ -99,9 +99,9 @@ def check_without_images(config: ConfigDict) -> None:
     """Raises PdiffError, naming the field, if a config asks for images that an imported family does not have."""
     if config.target.name != IMPORTED:
         raise PdiffError(f"target.name: got {config.target.name!r}; allowed with tasks.family=imported: imported")
-    if config.diffusion.functional_weight:
+    if config.mean.functional_weight:
         raise PdiffError(
-            f"diffusion.functional_weight: got {config.diffusion.functional_weight:g}; allowed with "
+            f"mean.functional_weight: got {config.mean.functional_weight:g}; allowed with "
             "tasks.family=imported: 0, as there are no images to run the networks on"
         )
     for name in ("support", "background"):

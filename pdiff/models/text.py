@@ -63,6 +63,7 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
             bos_id=-1,
             eos_id=-1,
             control_symbols=["<digit>"],
+            character_coverage=1.0,  # the rarest letter too
             byte_fallback=True,
             split_digits=True,
             required_chars=required,

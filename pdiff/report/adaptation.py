@@ -1,23 +1,21 @@
 """Networks from a few labelled images of a task, see pdiff/adaptation.py: tables, and a figure."""
 
-from collections.abc import Iterable
-
 from matplotlib.figure import Figure
 
 from pdiff.report import plots, rows
 from pdiff.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, figure, styled
 
 NAMES = {  # of rows, in order
-    "prior": "drawn without a description, the likeliest",
-    "prior_chosen": "the same, not fine-tuned",
-    "prior_described": "drawn for the description, the likeliest",
-    "described": "drawn for the description, one",
+    "prior": "prior without a description, the likeliest drawn",
+    "prior_chosen": "prior without a description, the likeliest drawn, not fine-tuned",
+    "prior_described": "prior with the description, the likeliest drawn",
+    "described": "prior with the description, one drawn",
     "refined_zoo": "the mean's networks for seen tasks, the likeliest",
     "refined_all": "all that the prior learned from, the likeliest",
     "zoo": "zoo networks, the likeliest",
     "reptile": "Reptile's initialisation",
     "base": "base",
-    "unlabelled": "drawn without a description, the surest, no labels, not fine-tuned",
+    "unlabelled": "prior without a description, the surest drawn, no labels, not fine-tuned",
 }
 LINES = {
     "prior": (BLUE, "-"), "prior_described": (SKY, "-"), "described": (PURPLE, "-"), "refined_zoo": (GREEN, "-"),
@@ -32,8 +30,8 @@ def table(found: dict) -> list[dict]:
     """
     made = []
     for split, entries in plots.in_order(found.get("splits", {})):
-        headings = [h for e in entries for h in (_shots(e), "lead of the first row")[: 1 + ("ahead" in e)]]
-        names = _ordered(n for e in entries for n in e["accuracy"])
+        headings = [h for e in entries for h in (_shots(e), "the prior's lead")[: 1 + ("ahead" in e)]]
+        names = plots.ordered((n for e in entries for n in e["accuracy"]), NAMES)
         lines = [(NAMES.get(n, plots.label(n)), [c for e in entries for c in _cells(e, n)]) for n in names]
         made.append({"split": split, "headings": headings, "rows": lines})
     return made
@@ -42,7 +40,7 @@ def table(found: dict) -> list[dict]:
 def recipes(found: dict) -> dict:
     """The table of what was chosen: `headings`, and `rows` of a title and texts."""
     by_shots = sorted(found.get("recipes", {}).items(), key=lambda item: int(item[0]))
-    names = _ordered(n for _, own in by_shots for n in own)
+    names = plots.ordered((n for _, own in by_shots for n in own), NAMES)
     lines = [(NAMES.get(n, plots.label(n)), [_recipe(own.get(n)) for _, own in by_shots]) for n in names]
     return {"headings": [f"{shots} of a class" for shots, _ in by_shots], "rows": lines}
 
@@ -66,11 +64,6 @@ def lines(found: dict) -> Figure:
     fig.axes[0].set_ylabel("test accuracy")
     fig.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return fig
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    order = list(NAMES)
-    return sorted(set(names), key=lambda n: (order.index(n) if n in order else len(order), n))
 
 
 def _shots(entry: dict) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pdiff.report import plots, scatter
+from pdiff.report import adaptation, plots, scatter, vague
 from pdiff.report.style import svg
 
 
@@ -19,7 +19,7 @@ class Figure(NamedTuple):
 def figures(results: dict, metrics: list[dict], closeup: dict) -> list[Figure]:
     """Every figure that these results, metrics and close-ups (the contents of closeup.json) have data for."""
     made = _accuracies(results) if results["splits"] else []
-    return made + _weights(results, closeup) + _studies(results) + _training(metrics)
+    return made + _told(results) + _weights(results, closeup) + _studies(results) + _training(metrics)
 
 
 def _accuracies(results: dict) -> list[Figure]:
@@ -77,6 +77,44 @@ def _accuracies(results: dict) -> list[Figure]:
             svg(scatter.against_finetuned(results)),
         )
     )
+    return made
+
+
+def _told(results: dict) -> list[Figure]:
+    """What is made from less than a description of one task, or from something else."""
+    made = []
+    if results.get("vague"):
+        spoken = "; ".join(
+            f"{e['prompt']}: {fit['bins_hit']} of {fit['bins']} bins hit, total variation {fit['total_variation']:.2f}"
+            for e in results["vague"]
+            for fit in [e["networks"]["generated"]]
+        )
+        made.append(
+            Figure(
+                "vague",
+                "Which tasks of a set are drawn",
+                f"Bar charts of the share of generated networks in each bin of what a prompt says. {spoken}.",
+                "Each bin is a few neighbouring tasks of the set. Bars are generated networks; the outline is as many "
+                "tasks drawn evenly from the set and given to the hypernetwork, so it shows how uneven chance and "
+                "sorting into bins are by themselves. Dashed: the same share for each bin, which is not quite even "
+                "where bins hold unequal numbers of tasks.",
+                svg(vague.shares(results["vague"])),
+            )
+        )
+    if results.get("adaptation", {}).get("splits"):
+        last = {s: entries[-1] for s, entries in plots.in_order(results["adaptation"]["splits"])}
+        spoken = ", ".join(f"{e['accuracy']['prior']['mean']:.3f} on {s} tasks" for s, e in last.items())
+        made.append(
+            Figure(
+                "adaptation",
+                "Accuracy against labelled images",
+                "Line charts of test accuracy against the number of labelled images of each class, by what fine-tuning "
+                f"starts from. The prior without a description, with most images: {spoken}.",
+                "Means over tasks with their standard errors. All are fine-tuned in the same way on the same images. "
+                "Without images, nothing is chosen or fine-tuned, and a point is one network of its kind.",
+                svg(adaptation.lines(results["adaptation"])),
+            )
+        )
     return made
 
 

@@ -9,12 +9,14 @@ import jinja2
 from markupsafe import Markup
 
 from pdiff import files, metrics
-from pdiff.report import figures, plots, rows, table, tables
+from pdiff.report import adaptation, figures, plots, rows, table, tables, vague
 from pdiff.report import results as results_lib
 
 CLOSEUP = "closeup.json"  # see pdiff/closeup.py
 SECTIONS = {  # of the page, in order
     "accuracy": "How good are they?",
+    "vague": "Vague descriptions",
+    "adaptation": "A few labelled images in place of a description",
     "answers": "What do they answer?",
     "novelty": "Copies or new networks?",
     "rivals": "Rivals on the same zoo",
@@ -27,6 +29,8 @@ SECTIONS = {  # of the page, in order
 }
 PLACES = {  # the figures of a section
     "accuracy": ("accuracy_by_angle", "accuracy_by_indicator", "against_finetuned", "splits"),
+    "vague": ("vague",),
+    "adaptation": ("adaptation",),
     "answers": ("confusion",),
     "novelty": ("novelty", "plane"),
     "training": ("training",),
@@ -113,6 +117,11 @@ def page(
         "controls": plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
         "novelty": tables.novelty(results.get("novelty", {})),
         "spread": tables.spread(results.get("spread", {})),
+        "calibration": tables.calibration(results.get("calibration", {})),
+        "vague": vague.table(results.get("vague", [])),
+        "vague_columns": vague.COLUMNS,
+        "adaptation": adaptation.table(results.get("adaptation", {})),
+        "recipes": adaptation.recipes(results.get("adaptation", {})),
         "rivals": tables.rivals(results, splits),
         "averaging": tables.averaging(closeup.get("averaging", {})),
         "phases": tables.phases(results["timing"]),
@@ -134,8 +143,9 @@ def _sections(contents: dict) -> dict[str, str]:
     has["accuracy"] |= bool(contents["splits"])
     has["answers"] |= bool(contents["strips"])
     has["novelty"] |= bool(contents["novelty"])
-    has["studies"] |= bool(contents["spread"])
+    has["studies"] |= bool(contents["spread"] or contents["calibration"])
     has["training"] |= bool(contents["averaging"]) or "validation" in contents["results"]["selection"]
+    has |= {name: bool(contents[name]) for name in ("vague", "adaptation")}
     has |= {"rivals": bool(contents["rivals"]), "tasks": bool(contents["per_task"])}
     return {name: title for name, title in SECTIONS.items() if has.get(name, True)}
 

@@ -51,7 +51,13 @@ def sampler_order(results: dict, names: Iterable[str]) -> list[str]:
 
 def control_order(names: Iterable[str]) -> list[str]:
     """Controls in the order of `results.CONTROLS`, unknown ones last."""
-    return sorted(names, key=lambda n: (CONTROLS.index(n) if n in CONTROLS else len(CONTROLS), n))
+    return ordered(names, CONTROLS)
+
+
+def ordered(names: Iterable[str], order: Iterable[str]) -> list[str]:
+    """Each of the names once, in an order, those that it lacks last."""
+    place = {n: i for i, n in enumerate(order)}
+    return sorted(set(names), key=lambda n: (place.get(n, len(place)), n))
 
 
 def is_rotation(results: dict) -> bool:

@@ -1,17 +1,22 @@
 """Everything that a run compares as one Markdown table: a row for each way to get networks, a column for each split."""
 
-from pdiff.report import plots, rows
+from collections.abc import Iterable, Sequence
+
+from pdiff.report import adaptation, plots, rows, tables, vague
 
 
 def markdown(results: dict) -> str:
-    """Mean test accuracy and its standard error by row and split; then what is not clearly below generated networks.
+    """Mean test accuracy and its standard error by row and split; then what is not clearly below generated networks,
+    and the tables of vague descriptions, adaptation and calibration, as far as they are there.
 
     Trained generators have their parameters and their seconds of training beside them.
     """
     splits = [rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)]
     titles = list(dict.fromkeys(r["title"] for split in splits for r in split["rows"]))
     trained = {plots.label(name): facts for name, facts in results.get("rivals", {}).items()}
-    model = {"num_params": results.get("model", {}).get("num_params", 0), "seconds": results["timing"]["train_s"]}
+    model = {"num_params": tables.num_params(results) or 0, "seconds": results["timing"]["train_s"]}
+    if "mean_params" in results.get("model", {}):
+        trained["hypernetwork"] = {"num_params": results["model"]["mean_params"]}
     chosen = plots.label(results["selection"]["sampler"])
     lines = [
         f"| test accuracy | {' | '.join(s['name'] for s in splits)} | parameters | trained, s |",
@@ -21,7 +26,8 @@ def markdown(results: dict) -> str:
         found = [next((r["s"] for r in s["rows"] if r["title"] == title), None) for s in splits]
         cells = ["" if c is None else f"{c['mean']:.4f} ± {c['sem']:.4f}" for c in found]
         facts = model if title == chosen else trained.get(title)
-        cells += [f"{facts['num_params']:,}", f"{facts['seconds']:.0f}"] if facts else ["", ""]
+        seconds = f"{facts['seconds']:.0f}" if facts and "seconds" in facts else ""
+        cells += [f"{facts['num_params']:,}" if facts else "", seconds]
         name = f"**generated, {title} (chosen on validation)**" if title == chosen else title
         lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = [
@@ -29,4 +35,28 @@ def markdown(results: dict) -> str:
         f"{', '.join(s['rivals']) or 'nothing'}."
         for s in splits
     ]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join([*lines, "", *notes, *_studies(results)]) + "\n"
+
+
+def _studies(results: dict) -> list[str]:
+    told, given = vague.table(results.get("vague", [])), results.get("adaptation", {})
+    lines = []
+    if told:
+        found = [(v["prompt"], [name, *cells]) for v in told for name, cells in v["rows"]]
+        lines += _table(("vague description", "networks", *vague.COLUMNS), found)
+        lines += ["", *(f"- {v['prompt']}: taken for {v['said']}." for v in told)]
+    for made in adaptation.table(given):
+        found = [(n, [f"**{text}**" if bold else text for text, bold in cells]) for n, cells in made["rows"]]
+        lines += _table((f"from a few labelled images, {made['split']} tasks", *made["headings"]), found)
+    chosen = adaptation.recipes(given)
+    if chosen["rows"]:
+        lines += _table(("chosen for fine-tuning", *chosen["headings"]), chosen["rows"])
+    if measured := tables.calibration(results.get("calibration", {})):
+        headings = ("calibration", "networks", "kind", "in an ensemble", "error", "log-likelihood, nats")
+        lines += _table(headings, measured)
+    return lines
+
+
+def _table(headings: Sequence[str], found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    body = [f"| {' | '.join((name, *cells))} |" for name, cells in found]
+    return ["", f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1), *body]

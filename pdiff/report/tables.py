@@ -186,9 +186,9 @@ def facts(results: dict, score) -> list[tuple[str, str]]:
     if "model" in results:
         made.append(("generator", f"{num_params(results):,} parameters"))
     if "mean_params" in results.get("model", {}):
-        model = results["model"]
-        made.append(("of these, the mean network", f"{model['mean_params']:,}"))
-        made.append(("what the prior learned from", f"{model['refined']:,} networks in {model['components']} components"))
+        m = results["model"]
+        made.append(("of these, the mean network", f"{m['mean_params']:,}"))
+        made.append(("what the prior learned from", f"{m['refined']:,} networks in {m['components']} components"))
     if "zoo" in results:
         made.append(("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items())))
     if "base_accuracy" in results:

@@ -15,21 +15,17 @@ NAMES = {  # of networks, in order
     "zoo": "zoo networks of tasks in the set",
 }
 COLUMNS = ("accuracy", "above .95", "inside", "precision", "coverage", "bins hit", "total variation")
-MOST_COLUMNS, WIDTH = 3, 34  # panels beside one another, letters of their titles in a line
+MOST_COLUMNS, WIDTH = 3, 29  # panels beside one another, letters of their titles in a line
 
 
 def table(found: list[dict]) -> list[dict]:
     """For each prompt what it was taken for, and for each kind of network a title and a cell for each of COLUMNS."""
-    return [
-        {k: e[k] for k in ("prompt", "said", "samples", "tasks")}
-        | {"rows": [(NAMES.get(n, plots.label(n)), _cells(e["networks"][n])) for n in _ordered(e["networks"])]}
-        for e in found
-    ]
-
-
-def _ordered(networks: dict) -> list[str]:
-    order = list(NAMES)
-    return sorted(networks, key=lambda n: (order.index(n) if n in order else len(order), n))
+    made = []
+    for entry in found:
+        networks = entry["networks"]
+        lines = [(NAMES.get(n, plots.label(n)), _cells(networks[n])) for n in plots.ordered(networks, NAMES)]
+        made.append({k: entry[k] for k in ("prompt", "said", "samples")} | {"rows": lines})
+    return made
 
 
 def _cells(fit: dict) -> list[str]:
@@ -49,7 +45,8 @@ def shares(found: list[dict]) -> Figure:
         axes.bar(range(len(generated)), generated, 0.9, color=BLUE, label=NAMES["generated"])
         edges = [b - 0.5 for b in range(len(drawn) + 1)]
         axes.stairs(drawn, edges, color=ORANGE, lw=1.3, label=NAMES["task_of_set"])
-        axes.axhline(1 / len(generated), color=INK, lw=1, ls=(0, (4, 3)), label="even")
+        even = entry["networks"]["generated"]["even"]
+        axes.stairs(even, edges, color=INK, lw=1, ls=(0, (4, 3)), label="even")
         axes.set(title=textwrap.fill(entry["prompt"], WIDTH), xlabel="bin of the set", xticks=(), ylim=(0, None))
         axes.grid(False, axis="x")
     for axes in every[len(found) :]:

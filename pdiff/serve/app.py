@@ -17,6 +17,7 @@ from pdiff.logs import log
 from pdiff.serve.session import Session
 
 MOST_BODY = 64 * 1024  # bytes
+MOST_IMAGES_BODY = 2 * 1024 * 1024  # of a request with images
 WAITING, PATIENCE = 3, 20.0  # requests that may wait for the one at work, and seconds that each does
 HERE = Path(__file__).parent
 FILES = {
@@ -82,6 +83,7 @@ class Application:
         self._app.route("/networks/<key:re:[0-9]+>.safetensors", "GET", self._guarded(self._download))
         self._app.route("/sample", "POST", self._guarded(lambda: self._work(self.session.sample)))
         self._app.route("/draw", "POST", self._guarded(lambda: self._work(self.session.draw)))
+        self._app.route("/api/adapt", "POST", self._guarded(lambda: self._work(self.session.adapt, MOST_IMAGES_BODY)))
 
     def __call__(self, environ, start_response):
         return self._app(environ, start_response)
@@ -114,20 +116,20 @@ class Application:
         if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             raise _Refused(403, "Sec-Fetch-Site: got a request from another site; allowed: this page's own")
 
-    def _work(self, answer: Callable[[dict], dict]):
-        """`answer` to the JSON of the request's body, when its turn comes."""
-        request = self._body()
+    def _work(self, answer: Callable[[dict], dict], most: int = MOST_BODY):
+        """`answer` to the JSON of the request's body, of at most so many bytes, when its turn comes."""
+        request = self._body(most)
         with self._turn.take():
             return self._json(answer(request))
 
-    def _body(self) -> dict:
+    def _body(self, most: int) -> dict:
         request = self._bottle.request
         if request.content_type.split(";")[0].strip() != "application/json":
             raise _Refused(415, f"Content-Type: got {request.content_type[:80]!r}; allowed: application/json")
-        if request.content_length > MOST_BODY:
-            raise _Refused(413, f"body: got {request.content_length} bytes; allowed: at most {MOST_BODY}")
+        if request.content_length > most:
+            raise _Refused(413, f"body: got {request.content_length} bytes; allowed: at most {most}")
         try:
-            found = json.loads(request.body.read(MOST_BODY + 1), parse_constant=_no_constant)
+            found = json.loads(request.body.read(most + 1), parse_constant=_no_constant)
         except (ValueError, RecursionError) as e:
             raise PdiffError("body: not JSON; allowed: a JSON object") from e
         if not isinstance(found, dict):
@@ -174,7 +176,7 @@ def make_server(port: int) -> tuple[Any, Application, str]:
     try:
         server = waitress.create_server(
             application, host="127.0.0.1", port=port, threads=WAITING + 3, ident=None, connection_limit=50,
-            channel_timeout=30, max_request_header_size=16 * 1024, max_request_body_size=16 * MOST_BODY,
+            channel_timeout=30, max_request_header_size=16 * 1024, max_request_body_size=2 * MOST_IMAGES_BODY,
         )  # fmt: skip
     except OSError as e:
         raise PdiffError(f"--port: got {port}: {e.strerror}; allowed: a free port") from e

@@ -31,16 +31,20 @@ function number(value) {
 
 // --- asking ---------------------------------------------------------------------------------
 
-async function sample(request) {
+function sample(what) {
+  return request("/sample", {...what, num_samples: Number($("count").value)}, "Sampling…");
+}
+
+async function request(path, body, doing) {
   const mine = ++asked;
-  $("status").textContent = "Sampling…";
-  const body = {...request, num_samples: Number($("count").value), seed: Number($("seed").value)};
+  $("status").textContent = doing;
+  body.seed = Number($("seed").value);
   if ($("force").checked) body.force = true;
   try {
-    const made = await answer("/sample", body);
+    const made = await answer(path, body);
     if (mine !== asked) return;  // a later request is on its way
     $("error").hidden = true;
-    show(made);
+    show(made, path !== "/sample");
   } catch (error) {
     if (mine !== asked) return;
     $("error").textContent = error.message;
@@ -146,7 +150,15 @@ function prepare() {
   $("about").textContent = `This generator makes networks (${facts.target}) for the family “${facts.family}”. ` +
     `Sampler: ${facts.sampler}, chosen on validation tasks.`;
   $("prompt-row").hidden = !facts.reads_prompts;
-  $("prompt").placeholder = facts.example;
+  $("prompt").placeholder = facts.examples[0] ?? "";
+  for (const prompt of facts.examples) {
+    const button = element("button", {type: "button"}, prompt);
+    button.addEventListener("click", () => { $("task").value = ""; sample({prompt}); });
+    $("try").append(button);
+  }
+  $("adapt").hidden = !facts.drawable;
+  $("adapt-prompt-row").hidden = !facts.reads_prompts;
+  $("label").append(...facts.classes.map((name) => element("option", {value: name}, name)));
   $("count").max = facts.most_networks;
   const numbered = facts.controls.map((control, i) => [control, i]);
   const binary = numbered.filter(([c]) => c.binary);
@@ -168,21 +180,34 @@ function prepare() {
 
 // --- what comes back ------------------------------------------------------------------------
 
-function show(made) {
+function show(made, adapted) {
   current = made.id;
-  $("prompt").value = made.prompt;
+  if (!adapted) $("prompt").value = made.prompt;
   $("result").hidden = false;
+  $("result-title").textContent = adapted ? "What it does" : "What they do";
   if (made.factors) placeControls(made.factors);
-  const a = made.accuracy;
-  $("accuracy").textContent = a ? a.mean.toFixed(3) : "–";
-  $("accuracy-note").textContent = a
-    ? `accuracy on ${a.images} validation images; ${a.networks} networks, ${a.low.toFixed(3)} to ${a.high.toFixed(3)}`
-    : "Which task this is cannot be told from the prompt, so nothing labels its images.";
+  $("understood").hidden = !made.understood;
+  $("understood").textContent = made.understood ? `Read as ${made.understood}.` : "";
+  const networks = made.networks ?? [], first = networks[0]?.description;
+  $("networks").hidden = !networks.length;
+  $("networks").tBodies[0].replaceChildren(...networks.map((one) => element("tr", {},
+    ...[one.index, one.description, one.accuracy.toFixed(3)].map((cell) => element("td", {}, String(cell))))));
+  $("warnings").hidden = !made.warnings.length;
+  $("warnings").replaceChildren(...made.warnings.map((warning) => element("li", {}, `Warning: ${warning}`)));
+  const a = made.accuracy, right = made.images.filter((image) => image.right).length;
+  $("accuracy").textContent = a ? a.mean.toFixed(3) : adapted ? `${right} of ${made.images.length}` : "–";
+  $("accuracy-note").textContent = a && first
+    ? `accuracy of network 0 on ${a.images} validation images of “${first}”`
+    : a
+      ? `accuracy on ${a.images} validation images; ${a.networks} networks, ${a.low.toFixed(3)} to ${a.high.toFixed(3)}`
+      : adapted ? "of your images are answered as labelled, which says little of others"
+        : "Which task this is cannot be told from the prompt, so nothing labels its images.";
   const parts = /^expect (\S+ ± \S+) \((.*)\)$/.exec(made.expected ?? "");
   $("expected").textContent = parts ? parts[1] : "–";
   $("expected-note").textContent = parts ? `expected on test images (${parts[2]})`
     : "What to expect is not known: the run measured nothing that is like this.";
   $("answers").hidden = !made.images.length;
+  $("answers-title").textContent = adapted ? "Its answers to your images" : "The first network's answers";
   $("images").replaceChildren(...made.images.map((image) => {
     const said = image.right ? `${image.predicted} ✓` : `${image.predicted} ✗ is ${image.label}`;
     const alt = `${image.label}, read as ${image.predicted}: ${image.right ? "right" : "wrong"}`;
@@ -195,50 +220,85 @@ function show(made) {
   }));
   $("download").href = `/networks/${made.id}.safetensors`;
   $("draw").hidden = !(facts.drawable && made.images.length);
+  $("draw-note").textContent = adapted ? "The network sees it as it is:"
+    : first ? "Network 0 sees it as its task has it:" : "The networks see it as their task has it:";
   $("status").textContent = `${made.known ? "" : "Like no description that the generator knows. "}` +
     `Done in ${made.seconds.toFixed(2)} s${a ? `: accuracy ${a.mean.toFixed(3)}` : ""}.`;
-  if (!$("draw").hidden && drawn) ask();
+  if (!$("draw").hidden && drawing.drawn) ask();
 }
 
 // --- drawing --------------------------------------------------------------------------------
 
-const canvas = $("canvas"), pen = canvas.getContext("2d", {willReadFrequently: true});
-let drawn = false, last = null, place = {x: 112, y: 40};
+// A canvas to draw on, by hand or by keys; `done` is called after each line and each clearing.
+function pad(canvas, done) {
+  const pen = canvas.getContext("2d", {willReadFrequently: true}), side = canvas.width;
+  let last = null, place = {x: side / 2, y: side / 5.6};
+  const made = {drawn: false};
 
-function line(to) {
-  pen.strokeStyle = pen.fillStyle = "#fff";
-  pen.lineWidth = 26;
-  pen.lineCap = "round";
-  pen.beginPath();
-  pen.moveTo((last ?? to).x, (last ?? to).y);
-  pen.lineTo(to.x, to.y);
-  pen.stroke();
-  last = to;
-  drawn = true;
-}
-
-function at(event) {
-  const box = canvas.getBoundingClientRect();
-  return {x: (event.clientX - box.left) * canvas.width / box.width,
-          y: (event.clientY - box.top) * canvas.height / box.height};
-}
-
-function pixels() {
-  const [height, width] = facts.image_shape, all = pen.getImageData(0, 0, canvas.width, canvas.height).data;
-  const [tall, wide] = [canvas.height / height, canvas.width / width], made = [];
-  for (let row = 0; row < height; row++) for (let column = 0; column < width; column++) {
-    let sum = 0, count = 0;
-    for (let y = Math.floor(row * tall); y < Math.floor((row + 1) * tall); y++)
-      for (let x = Math.floor(column * wide); x < Math.floor((column + 1) * wide); x++, count++)
-        sum += all[4 * (y * canvas.width + x)];
-    made.push(Number((sum / count / 255).toFixed(3)));
+  function line(to) {
+    pen.strokeStyle = pen.fillStyle = "#fff";
+    pen.lineWidth = 26;
+    pen.lineCap = "round";
+    pen.beginPath();
+    pen.moveTo((last ?? to).x, (last ?? to).y);
+    pen.lineTo(to.x, to.y);
+    pen.stroke();
+    last = to;
+    made.drawn = true;
   }
+
+  function at(event) {
+    const box = canvas.getBoundingClientRect();
+    return {x: (event.clientX - box.left) * canvas.width / box.width,
+            y: (event.clientY - box.top) * canvas.height / box.height};
+  }
+
+  made.pixels = () => {
+    const [height, width] = facts.image_shape, all = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+    const [tall, wide] = [canvas.height / height, canvas.width / width], pixels = [];
+    for (let row = 0; row < height; row++) for (let column = 0; column < width; column++) {
+      let sum = 0, count = 0;
+      for (let y = Math.floor(row * tall); y < Math.floor((row + 1) * tall); y++)
+        for (let x = Math.floor(column * wide); x < Math.floor((column + 1) * wide); x++, count++)
+          sum += all[4 * (y * canvas.width + x)];
+      pixels.push(Number((sum / count / 255).toFixed(3)));
+    }
+    return pixels;
+  };
+
+  made.wipe = () => {
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    made.drawn = false;
+    last = null;
+    done();
+  };
+
+  canvas.addEventListener("pointerdown", (e) => { canvas.setPointerCapture(e.pointerId); last = null; line(at(e)); });
+  canvas.addEventListener("pointermove", (e) => { if (e.buttons) line(at(e)); });
+  canvas.addEventListener("pointerup", () => { last = null; done(); });
+  canvas.addEventListener("keydown", (event) => {
+    const step = {ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8]}[event.key];
+    const within = (v) => Math.min(side, Math.max(0, v));
+    if (step) {
+      place = {x: within(place.x + step[0]), y: within(place.y + step[1])};
+      if (event.shiftKey || last) line(place);
+    } else if (event.key === " ") {
+      if (last) { last = null; done(); } else line(place);
+    } else if (event.key === "Delete") made.wipe();
+    else return;
+    event.preventDefault();
+  });
   return made;
 }
 
 async function ask() {
+  if (!drawing.drawn) {
+    $("seen").hidden = true;
+    $("votes").textContent = "";
+    return;
+  }
   try {
-    const said = await answer("/draw", {id: current, pixels: pixels()});
+    const said = await answer("/draw", {id: current, pixels: drawing.pixels()});
     $("seen").src = said.image;
     $("seen").alt = "The drawing as the task has it";
     $("seen").hidden = false;
@@ -249,28 +309,39 @@ async function ask() {
   }
 }
 
-canvas.addEventListener("pointerdown", (e) => { canvas.setPointerCapture(e.pointerId); last = null; line(at(e)); });
-canvas.addEventListener("pointermove", (e) => { if (e.buttons) line(at(e)); });
-canvas.addEventListener("pointerup", () => { last = null; ask(); });
-canvas.addEventListener("keydown", (event) => {
-  const step = {ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8]}[event.key];
-  if (step) {
-    place = {x: Math.min(224, Math.max(0, place.x + step[0])), y: Math.min(224, Math.max(0, place.y + step[1]))};
-    if (event.shiftKey || last) line(place);
-  } else if (event.key === " ") {
-    if (last) { last = null; ask(); } else line(place);
-  } else if (event.key === "Delete") wipe();
-  else return;
-  event.preventDefault();
+const drawing = pad($("canvas"), ask);
+$("clear").addEventListener("click", drawing.wipe);
+
+// --- a few labelled images ------------------------------------------------------------------
+
+const example = pad($("example"), () => {}), examples = [];
+$("example-clear").addEventListener("click", example.wipe);
+
+$("add").addEventListener("click", () => {
+  if (!example.drawn || examples.length >= facts.most_examples) {
+    $("status").textContent = example.drawn ? `At most ${facts.most_examples} images.` : "Draw an image first.";
+    return;
+  }
+  examples.push({pixels: example.pixels(), label: $("label").value, src: $("example").toDataURL()});
+  $("label").selectedIndex = ($("label").selectedIndex + 1) % $("label").length;
+  example.wipe();
+  list();
 });
 
-function wipe() {
-  pen.clearRect(0, 0, canvas.width, canvas.height);
-  drawn = false;
-  last = null;
-  $("seen").hidden = true;
-  $("votes").textContent = "";
+function list() {
+  $("examples").replaceChildren(...examples.map((one, i) => {
+    const remove = element("button", {type: "button", "aria-label": `Remove image ${i + 1}, ${one.label}`}, "Remove");
+    remove.addEventListener("click", () => { examples.splice(i, 1); list(); });
+    return element("li", {}, element("img", {src: one.src, alt: `Image ${i + 1}`}), one.label, element("br"), remove);
+  }));
 }
-$("clear").addEventListener("click", wipe);
+
+$("adapt-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const body = {images: examples.map((one) => one.pixels), labels: examples.map((one) => one.label)};
+  const prompt = $("adapt-prompt").value.trim();
+  if (prompt) body.prompt = prompt;
+  request("/api/adapt", body, "Adapting…");
+});
 
 answer("/facts").then((found) => { facts = found; prepare(); }, (error) => { $("about").textContent = error.message; });

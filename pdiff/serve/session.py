@@ -3,19 +3,23 @@
 import collections
 import dataclasses
 import itertools
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from pdiff.api import LoadedGenerator
 from pdiff.config import DESCRIBING
 from pdiff.errors import PdiffError
 from pdiff.logs import log
 from pdiff.serve import pictures
+from pdiff.tasks.support import UNKNOWN
 from pdiff.zoo import score
 
 MOST_NETWORKS = 16  # of one request
@@ -25,16 +29,28 @@ MOST_MAPS = 4  # heat maps
 KEPT = 8  # requests whose networks can still be downloaded
 KEPT_BYTES = 1 << 30  # most that they take together, but for the last
 MOST_TASKS = 400  # names in the list of tasks
+MOST_EXAMPLES = 64  # labelled images that a network is adapted to
+MOST_NAMES = 12  # of classes in an error message
+MOST_DRAWN = 2048  # networks that the one to adapt is chosen from
 FIELDS = {"prompt": str, "task": str, "factors": list, "num_samples": int, "seed": int, "force": bool}
+ADAPT_FIELDS = {"images": list, "labels": list, "prompt": str, "num_samples": int, "seed": int, "force": bool}
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """Networks of one request, with what tells their task's images."""
+    """Networks of one request, with what tells their task's images.
+
+    Attributes:
+      own: the variables of the task that they are shown; None where they are not known.
+      shown: how many of them, the first ones, that task is for.
+      adapted: whether they are for the images that came with the request, and for drawings as they are.
+    """
 
     networks: PyTree[Float[np.ndarray, "samples ..."]]
-    own: Any  # the task's variables; None where they are not known
+    own: Any
     facts: dict[str, str]
+    shown: int
+    adapted: bool = False
 
 
 class Session:
@@ -62,22 +78,43 @@ class Session:
             predicted, labels = jax.vmap(one)(networks)
             return predicted, labels[0], loaded.family.render(own, x[: len(self._some)])
 
-        self._answers = jax.jit(answers)
+        def answers_as_is(networks, x):
+            return jax.vmap(lambda network: loaded.target.apply(network, x).argmax(-1))(networks)
+
+        self._answers, self._answers_as_is = jax.jit(answers), jax.jit(answers_as_is)
+        self._examples: list[str] = []  # prompts
         self._reads_prompts = not set(DESCRIBING).isdisjoint(loaded.config.condition.use)
         # A family's shared rows may be something else than images, and then nothing drawn can stand for one.
         self._drawable = images.x.shape[-1] == loaded.family.features and len(loaded.family.image_shape) == 2
         self._warm()
 
     def _warm(self) -> None:
-        """Compiles everything that a click needs, for prompts of both lengths that a tokenizer pads to."""
+        """Compiles what most clicks need, for prompts of both lengths that a tokenizer pads to.
+
+        What vague prompts are measured by, and adaptation, are compiled when they are first asked for.
+        """
         start, task = time.perf_counter(), self._family.tasks[0]
         self.sample({"task": task.name})
         if self._reads_prompts and (longer := self._longer()):
             self._loaded.sample(prompt=longer)
+        self._examples = [task.descriptions[0], *self._vague_example()] if self._reads_prompts else []
         if self._drawable:
             self.draw({"id": next(reversed(self._made)), "pixels": [0.0] * self._family.features})
         self._made.clear()
         log.info("compiled in %.1f s", time.perf_counter() - start)
+
+    def _vague_example(self) -> list[str]:
+        """A vague prompt that the generator was trained to read, once sampled; none if there is no such."""
+        grammar = self._family.grammar
+        if grammar is None or not self._loaded.config.refined.vague:
+            return []
+        for example in grammar.examples(len(grammar.constructions)):
+            try:
+                self._loaded.sample(prompt=example)
+                return [example]
+            except PdiffError:  # of a set that has no network
+                continue
+        return []
 
     def facts(self) -> dict:
         """What the page has to know to be drawn: factors and their ranges, regions, tasks, the network."""
@@ -99,12 +136,14 @@ class Session:
             "target": loaded.target.name,
             "sampler": loaded.default_sampler,
             "reads_prompts": self._reads_prompts,
-            "example": family.tasks[0].descriptions[0],
+            "examples": self._examples,
             "controls": controls if family.describe and self._reads_prompts else [],
             "exclusive": exclusive,
             "regions": [{"split": s, "from": a, "to": b} for s, arcs in family.arcs.items() for a, b in arcs],
             "tasks": [{"name": t.name, "split": t.split} for t in tasks],
             "most_networks": MOST_NETWORKS,
+            "most_examples": MOST_EXAMPLES,
+            "classes": list(family.classes),
             "drawable": self._drawable,
             "image_shape": list(family.image_shape),
         }
@@ -112,57 +151,108 @@ class Session:
     def sample(self, request: dict) -> dict:
         """Networks for one of `prompt`, `task` (a name) and `factors`, with how well they do and on what.
 
+        Of a vague prompt each network has a task of its own, and the images are those of the first one's.
+
         Raises:
           PdiffError: a field is missing, unknown, of another type or out of range, or the prompt is refused.
         """
         start = time.perf_counter()
-        _check_fields(request)
+        _check_fields(request, FIELDS)
         asked = [n for n in ("prompt", "task", "factors") if n in request]
         if len(asked) != 1:
             raise PdiffError(f"got {', '.join(asked) or 'no request'}; give one of prompt, task, factors")
-        count, seed = request.get("num_samples", 4), request.get("seed", 0)
-        for name, value, low, high in (("num_samples", count, 1, MOST_NETWORKS), ("seed", seed, 0, 2**31 - 1)):
-            if not low <= value <= high:
-                raise PdiffError(f"{name}: got {value}; allowed: {low} to {high}")
+        count, seed = _number(request, "num_samples", 4, 1, MOST_NETWORKS), _number(request, "seed", 0, 0, 2**31 - 1)
         prompt = self._describe(request["factors"]) if "factors" in request else request.get("prompt")
         given = {"task_id": request["task"]} if "task" in request else {"prompt": prompt}
         networks = self._loaded.sample(**given, num_samples=count, seed=seed, force=request.get("force", False))
         expected = self._loaded.expect(**given)
-        own, factors = self._own(prompt, request.get("task"))
+        tasks = self._loaded.understood(prompt) if prompt is not None else None
+        suited = self._loaded.suited(networks, prompt) if tasks is not None else []
+        if suited:
+            own, factors = self._nearest(suited[0].factors), None
+        else:
+            own, factors = self._own(prompt, request.get("task"))
         said = prompt if prompt is not None else self._loaded.task(request["task"]).descriptions[0]
-        facts = {"prompt": said, "seed": str(seed), "sampler": self._loaded.default_sampler}
-        key = str(next(self._numbers))
-        self._made[key] = Made(networks, own, facts)
-        while len(self._made) > KEPT or (len(self._made) > 1 and self._kept_bytes() > KEPT_BYTES):
-            self._made.popitem(last=False)
+        facts = {"prompt": said, "seed": str(seed), "sampler": self._loaded.sampler_for(prompt)}
+        if tasks is not None:
+            facts["understood"] = tasks.said
+        made = Made(networks, own, facts, 1 if suited else count)
         return {
-            "id": key,
+            "id": self._keep(made),
             "prompt": said,
+            "understood": None if tasks is None else tasks.said,
+            "networks": [{"index": i, **dataclasses.asdict(one)} for i, one in enumerate(suited)] or None,
             "factors": None if factors is None else [float(f) for f in factors],
             "expected": str(expected) if expected else None,
-            "known": self._loaded.descriptions.match(said).known,
+            "known": tasks is not None or self._loaded.descriptions.match(said).known,
             "maps": self._maps(networks),
-            **self._on_images(networks, own, count),
+            **self._on_images(made),
+            "warnings": [],
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+
+    def adapt(self, request: dict) -> dict:
+        """A network for the task of a few labelled images, drawn from what `prompt` says, or from everything.
+
+        `images` are lists of pixels, as that task has them, and `labels` names of classes or their numbers. The answer
+        is as that of `sample`; its images are the given ones, and their labels those that came with them.
+
+        Raises:
+          PdiffError: as `sample`; or the images and labels do not fit.
+        """
+        start = time.perf_counter()
+        _check_fields(request, ADAPT_FIELDS)
+        x, y = self._labelled(request)
+        most = min(self._loaded.config.adapt.num_samples, MOST_DRAWN)
+        count, seed = _number(request, "num_samples", most, 1, MOST_DRAWN), _number(request, "seed", 0, 0, 2**31 - 1)
+        prompt, room = request.get("prompt"), MOST_EXAMPLES - len(y)
+        with _warnings() as warnings:
+            networks = self._loaded.adapt(
+                np.pad(x, ((0, room), (0, 0))),  # without labels, so not looked at: one program serves any number
+                np.pad(y, (0, room), constant_values=UNKNOWN),
+                prompt=prompt, num_samples=count, seed=seed, force=request.get("force", False),
+            )  # fmt: skip
+        expected = self._loaded.expect_adapted(y, prompt is not None)
+        tasks = self._loaded.understood(prompt) if prompt is not None else None
+        facts = {"prompt": prompt or "", "labels": ", ".join(self._family.classes[c] for c in y), "seed": str(seed)}
+        predicted = self._as_is(networks, x)[0]
+        return {
+            "id": self._keep(Made(networks, None, facts, 1, adapted=True)),
+            "prompt": prompt,
+            "understood": None if tasks is None else tasks.said,
+            "networks": None,
+            "factors": None,
+            "expected": str(expected) if expected else None,
+            "known": True,  # a doubted prompt is among the warnings
+            "maps": self._maps(networks),
+            "accuracy": None,
+            "images": self._shown(x, y, predicted),
+            "warnings": warnings,
             "seconds": round(time.perf_counter() - start, 3),
         }
 
     def draw(self, request: dict) -> dict:
         """What the networks of a request say of a drawing, shown to them as their task has it.
 
+        An adapted network sees it as it is; of several tasks, it is the first network that is asked.
+
         Raises:
           PdiffError: the request is not known any more, or the pixels do not fit.
         """
         family = self._family
         made, pixels = self.made(request.get("id")), request.get("pixels")
-        if not self._drawable or made.own is None:
+        if not self._drawable or (made.own is None and not made.adapted):
             raise PdiffError("pixels: nothing can be drawn for this request: its images cannot be told")
-        fits = isinstance(pixels, list) and len(pixels) == family.features
-        if not fits or not all(_is_number(p) and 0 <= p <= 1 for p in pixels):
+        if not self._fits(pixels):
             raise PdiffError(f"pixels: got something else; allowed: a list of {family.features} numbers from 0 to 1")
-        x = np.repeat(np.array([pixels], np.float32), len(self._x), 0)  # as many as `sample` scores: one program
-        predicted, _, seen = jax.device_get(self._answers(_padded(made.networks), made.own, x, self._y))
-        count = len(jax.tree.leaves(made.networks)[0])
-        votes = collections.Counter(family.classes[p] for p in predicted[:count, 0])
+        x = np.array([pixels], np.float32)
+        if made.adapted:
+            predicted, seen = self._as_is(made.networks, x), x
+        else:
+            x = np.repeat(x, len(self._x), 0)  # as many as `sample` scores: one program
+            answered = self._answers(_padded(made.networks), made.own, x, self._y)
+            predicted, _, seen = jax.device_get(answered)
+        votes = collections.Counter(family.classes[p] for p in predicted[: made.shown, 0])
         return {"image": pictures.image(seen[0], family.image_shape), "votes": votes.most_common()}
 
     def made(self, key: Any) -> Made:
@@ -174,6 +264,14 @@ class Session:
         if not isinstance(key, str) or key not in self._made:
             raise PdiffError(f"id: got {str(key)[:20]!r}; allowed: one of the last {KEPT} requests; sample again")
         return self._made[key]
+
+    def _keep(self, made: Made) -> str:
+        """Keeps the networks of a request for downloads and drawings, drops old ones, and returns its key."""
+        key = str(next(self._numbers))
+        self._made[key] = made
+        while len(self._made) > KEPT or (len(self._made) > 1 and self._kept_bytes() > KEPT_BYTES):
+            self._made.popitem(last=False)
+        return key
 
     def _kept_bytes(self) -> int:
         return sum(leaf.nbytes for made in self._made.values() for leaf in jax.tree.leaves(made.networks))
@@ -201,24 +299,73 @@ class Session:
         factors = descriptions.factors(prompt)
         return (family.vary(factors) if factors is not None and family.vary is not None else None), factors
 
-    def _on_images(self, networks: PyTree, own: Any, count: int) -> dict:
-        if own is None:
+    def _nearest(self, factors: tuple[float, ...]) -> Any:
+        """The variables of the task with these factors, or, where they do not say all of it, of the nearest one."""
+        family = self._family
+        if family.vary is not None:
+            return family.vary(factors)
+        task = int(family.distance(np.array([factors], np.float32), family.factors()).argmin())
+        return jax.tree.map(lambda v: v[task], family.variables)
+
+    def _labelled(self, request: dict) -> tuple[Float[np.ndarray, "images features"], Int[np.ndarray, " images"]]:
+        """The images and labels of a request."""
+        images, labels, classes = request.get("images", []), request.get("labels", []), self._family.classes
+        if not 1 <= len(images) <= MOST_EXAMPLES:
+            raise PdiffError(f"images: got {len(images)}; allowed: 2 to {MOST_EXAMPLES}, each with its label")
+        if len(labels) != len(images):
+            raise PdiffError(f"labels: got {len(labels)} for {len(images)} images; allowed: one for each image")
+        for i, pixels in enumerate(images):
+            if not self._fits(pixels):
+                size = f"{len(pixels)} values" if isinstance(pixels, list) else f"a {type(pixels).__name__}"
+                raise PdiffError(
+                    f"images: got {size} for image {i}; allowed: a list of {self._family.features} numbers from 0 to 1"
+                )
+        found = [self._class(label) for label in labels]
+        if None in found:
+            got = str(labels[found.index(None)])[:40]
+            names = ", ".join(classes[:MOST_NAMES]) + (", …" if len(classes) > MOST_NAMES else "")
+            raise PdiffError(f"labels: got {got!r}; allowed: {names}, or a whole number from 0 to {len(classes) - 1}")
+        return np.array(images, np.float32), np.array(found, np.int32)
+
+    def _class(self, label: Any) -> int | None:
+        """The number of a class, by its name or its number; None if there is no such class."""
+        classes = self._family.classes
+        if isinstance(label, str):
+            return classes.index(label) if label in classes else None
+        whole = isinstance(label, int) and not isinstance(label, bool)
+        return label if whole and 0 <= label < len(classes) else None
+
+    def _fits(self, pixels: Any) -> bool:
+        """Whether they are an image of the family."""
+        right = isinstance(pixels, list) and len(pixels) == self._family.features
+        return right and all(_is_number(p) and 0 <= p <= 1 for p in pixels)
+
+    def _as_is(self, networks: PyTree, x: Float[np.ndarray, "images features"]) -> Int[np.ndarray, "samples images"]:
+        """The classes that networks see in at most MOST_EXAMPLES images."""
+        padded = np.pad(x, ((0, MOST_EXAMPLES - len(x)), (0, 0)))
+        return np.asarray(self._answers_as_is(networks, padded))[:, : len(x)]
+
+    def _on_images(self, made: Made) -> dict:
+        if made.own is None:
             return {"accuracy": None, "images": []}
         first = np.argsort(~np.isin(np.arange(len(self._y)), self._some), kind="stable")  # those to be shown
-        answered = self._answers(_padded(networks), own, self._x[first], self._y[first])
+        answered = self._answers(_padded(made.networks), made.own, self._x[first], self._y[first])
         predicted, labels, rendered = jax.device_get(answered)
-        right = (predicted[:count] == labels).mean(1)
+        right = (predicted[: made.shown] == labels).mean(1)
         accuracy = {
             "mean": float(right.mean()), "low": float(right.min()), "high": float(right.max()),
-            "networks": count, "images": len(labels),
+            "networks": made.shown, "images": len(labels),
         }  # fmt: skip
+        return {"accuracy": accuracy, "images": self._shown(rendered, labels, predicted[0])}
+
+    def _shown(self, images, labels, predicted) -> list[dict]:
+        """Images, with what they are and what a network takes them for."""
         classes = self._family.classes
-        shown = [
+        return [
             {"src": pictures.image(x, self._family.image_shape), "label": classes[y], "predicted": classes[p],
              "right": bool(p == y)}
-            for x, y, p in zip(rendered, labels, predicted[0], strict=False)
+            for x, y, p in zip(images, labels, predicted, strict=False)
         ]  # fmt: skip
-        return {"accuracy": accuracy, "images": shown}
 
     def _maps(self, networks: PyTree) -> list[dict]:
         """Heat maps of the first network's matrices, the largest first."""
@@ -247,12 +394,32 @@ def _padded(networks: PyTree) -> PyTree:
     return jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], MOST_NETWORKS - len(a), 0)]), networks)
 
 
-def _check_fields(request: dict) -> None:
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What pdiff warns of meanwhile."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage().removeprefix("warning: "))
+    log.addHandler(handler)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+
+
+def _check_fields(request: dict, fields: dict[str, type]) -> None:
     for name, value in request.items():
-        if name not in FIELDS:
-            raise PdiffError(f"{str(name)[:40]!r}: unknown field; allowed: {', '.join(FIELDS)}")
-        if not isinstance(value, FIELDS[name]) or (isinstance(value, bool) and FIELDS[name] is not bool):
-            raise PdiffError(f"{name}: got a {type(value).__name__}; allowed: a {FIELDS[name].__name__}")
+        if name not in fields:
+            raise PdiffError(f"{str(name)[:40]!r}: unknown field; allowed: {', '.join(fields)}")
+        if not isinstance(value, fields[name]) or (isinstance(value, bool) and fields[name] is not bool):
+            raise PdiffError(f"{name}: got a {type(value).__name__}; allowed: a {fields[name].__name__}")
+
+
+def _number(request: dict, name: str, usual: int, low: int, high: int) -> int:
+    value = request.get(name, usual)
+    if not low <= value <= high:
+        raise PdiffError(f"{name}: got {value}; allowed: {low} to {high}")
+    return value
 
 
 def _is_number(value: Any) -> bool:

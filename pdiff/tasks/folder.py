@@ -146,8 +146,11 @@ def read_support(
     Classes are named as the family names them, or by their numbers. Pixels are in [0, 1].
 
     Raises:
-      PdiffError: there is no such folder, no image in it, one of another size or kind, or no such class.
+      PdiffError: there is no such folder, no image in it, one of another size or kind, no such class, or the family
+        has no images.
     """
+    if not family.data:
+        raise PdiffError("--support: networks that were imported without images cannot be asked about any")
     if not folder.is_dir():
         raise PdiffError(f"--support: got {str(folder)!r}, no such folder; allowed: a folder of images")
     named = {n: i for names in (map(str, range(family.num_classes)), family.classes) for i, n in enumerate(names)}

@@ -60,16 +60,22 @@ def nothing(batch: int, images: int, features: int) -> Support:
 
 
 def of_images(
-    images: Float[np.ndarray, "images features"], labels: Int[np.ndarray, " images"] | None, num_classes: int
+    images: Float[np.ndarray, "images features"],
+    labels: Int[np.ndarray, " images"] | None,
+    num_classes: int,
+    features: int,
 ) -> Support:
     """One support set from a user's own images; labels from 0 to num_classes - 1, or none.
 
     Raises:
-      PdiffError: the shapes do not fit, a pixel is not finite, or a label is out of range.
+      PdiffError: the shapes do not fit, images have other than `features` numbers, one of which is not finite, or a
+        label is out of range.
     """
     x = np.asarray(images, np.float32)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
         raise PdiffError(f"support: got images of shape {x.shape}; allowed: (images, features), all finite")
+    if x.shape[1] != features:
+        raise PdiffError(f"support: got images of {x.shape[1]} numbers; allowed: {features}")
     y = np.full(len(x), UNKNOWN) if labels is None else np.asarray(labels)
     if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.max() >= num_classes or y.min() < UNKNOWN:
         raise PdiffError(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import flax.struct
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Float
 
 from pdiff.errors import PdiffError
@@ -59,6 +58,8 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     Raises:
       PdiffError: there are fewer than two networks, or they are all the same.
     """
+    import scipy.linalg  # takes its time, and who draws needs none of it
+
     gram, center = _gram(fitted)
     if len(gram) < 2:
         raise PdiffError(f"subspace: got {len(gram)} network; allowed: at least 2, which a subspace can go through")

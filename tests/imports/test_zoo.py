@@ -140,7 +140,7 @@ def test_a_workdir_takes_one_import_alone(tmp_path):
 def test_images_are_not_asked_for_where_there_are_none(tmp_path):
     zoos.networks(tmp_path / "source", ".npz")
     for field, value in (
-        ("diffusion.functional_weight", 1.0),
+        ("mean.functional_weight", 1.0),
         ("condition.use", ("id", "support")),
         ("target.name", "mlp"),
     ):

@@ -18,6 +18,7 @@ from pdiff.models.conditions import (
     SupportCondition,
     TextCondition,
     factor_units,
+    fourier,
     lerp,
     mix,
     number_period,
@@ -118,6 +119,12 @@ def test_a_support_set_has_no_order_and_padding_is_not_seen(encode):
         np.testing.assert_allclose(got.tokens, expected.tokens, atol=1e-5)
     unlabelled = encode(given | {"support": given["support"] | {"inputs": inputs | {"y": jnp.full((2, 4), -1)}}})
     assert jnp.abs(unlabelled.tokens - expected.tokens).max() > 1e-3
+
+
+def test_fourier_features_wrap():
+    x = jnp.array([0.0, 45.0, 359.0])
+    np.testing.assert_allclose(fourier(x, 4, 360.0), fourier(x + 360, 4, 360.0), atol=1e-4)
+    assert fourier(x, 4, 360.0).shape == (3, 8)
 
 
 def test_lerp_and_slerp():

@@ -1,106 +1,88 @@
-"""The transformer: zero at initialization, blind to padding and to dropped conditions, sensitive to the rest."""
+"""The prior's transformer: zero at initialization, and told of a set of networks that has no order."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff.errors import PdiffError
-from pdiff.models.conditions import fourier
-from pdiff.models.dit import make_model
-
-
-def randomized(params, seed=0):
-    """Parameters in which nothing is zero any more."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+from pdiff.generator import MEMBERS
+from tests.noise import noised
 
 
 @pytest.fixture(scope="module")
 def inputs(tiny):
-    tasks = tiny.family.tasks[:4]
-    x = jax.random.normal(jax.random.key(1), (4, tiny.spec.num_tokens, tiny.spec.token_dim))
-    return x, jnp.linspace(-1, 1, 4), tiny.condition(tasks)
+    x, members = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(((4, *tiny.shape), (4, MEMBERS, 16))))
+    return x, jnp.linspace(-1, 1, 4), members
 
 
-def test_output_is_zero_at_initialization(tiny, inputs):
-    params = tiny.init(jax.random.key(0))
-    assert not tiny.model.apply({"params": params}, *inputs).any()
+@pytest.fixture(scope="module")
+def fresh(tiny):
+    return jax.jit(tiny.init)(jax.random.key(0))
 
 
-def test_examples_do_not_mix(tiny, inputs):
-    params = randomized(tiny.init(jax.random.key(0)))
-    whole = tiny.model.apply({"params": params}, *inputs)
-    alone = tiny.model.apply({"params": params}, *jax.tree.map(lambda a: a[2:3], inputs))
-    np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
+@pytest.fixture(scope="module")
+def params(fresh):
+    """None is zero."""
+    return noised(fresh, 0.1)
 
 
-@pytest.mark.parametrize("name", ["id", "text"])
-def test_every_condition_matters_until_it_is_dropped(tiny, inputs, name):
-    params = randomized(tiny.init(jax.random.key(0)))
-    x, c_noise, condition = inputs
-    # The same x for all, so that only the condition can tell the examples apart.
-    x, c_noise = jnp.broadcast_to(x[:1], x.shape), jnp.zeros(4)
-
-    def spread(keep):
-        given = {n: c | {"keep": np.full(4, n in keep)} for n, c in condition.items()}
-        out = tiny.model.apply({"params": params}, x, c_noise, given)
-        return float(jnp.abs(out - out[:1]).max())
-
-    assert spread([name]) > 1e-3
-    assert spread([]) == 0
+@pytest.fixture(scope="module")
+def apply(tiny, params):
+    return jax.jit(lambda *inputs: tiny.dit.apply({"params": params}, *inputs))
 
 
-def test_padding_of_the_text_changes_nothing(tiny, inputs):
-    params = randomized(tiny.init(jax.random.key(0)))
-    x, c_noise, condition = inputs
-    text = condition["text"]["inputs"]
-    padding = text["ids"] == 0
-    assert padding.any()
-    dirty = text | {"values": np.where(padding, 77, text["values"]), "is_number": text["is_number"] | padding}
-    changed = condition | {"text": condition["text"] | {"inputs": dirty}}
-    a = tiny.model.apply({"params": params}, x, c_noise, condition)
-    b = tiny.model.apply({"params": params}, x, c_noise, changed)
-    np.testing.assert_allclose(a, b, atol=1e-5)
+def test_output_is_zero_at_initialization(tiny, fresh, inputs):
+    assert tiny.shape == (2, 8)
+    assert not jax.jit(tiny.dit.apply)({"params": fresh}, *inputs).any()
 
 
-def test_padding_and_constants_of_the_weights_change_nothing(tiny, inputs):
-    params = randomized(tiny.init(jax.random.key(0)))
-    x, _, condition = inputs
-    denoise = jax.jit(tiny.denoiser(params, tiny.context(params, condition)))
-    still = ~np.asarray(tiny.stats.scale > 0)
-    assert still.any()
-    sigma = jnp.full(4, 0.7)
-    np.testing.assert_array_equal(denoise(x, sigma), denoise(jnp.where(still, 1e3, x), sigma))
-    assert not np.asarray(denoise(x, sigma))[:, still].any()
+def test_examples_do_not_mix(apply, inputs):
+    alone = apply(*jax.tree.map(lambda a: a[2:3], inputs))
+    np.testing.assert_allclose(apply(*inputs)[2:3], alone, atol=1e-5)
 
 
-def test_remat_changes_memory_not_numbers(tiny, inputs):
-    params = randomized(tiny.init(jax.random.key(0)))
-    again = tiny.model.clone(dit=tiny.model.dit.clone(remat=True))
-    np.testing.assert_allclose(
-        tiny.model.apply({"params": params}, *inputs), again.apply({"params": params}, *inputs), rtol=1e-6, atol=1e-6
-    )
+def test_members_have_no_order_and_no_number(apply, inputs):
+    x, c_noise, members = inputs
+    out = apply(x, c_noise, members)
+    np.testing.assert_allclose(apply(x, c_noise, members[:, ::-1]), out, atol=1e-5)
+    np.testing.assert_allclose(apply(x, c_noise, jnp.concatenate([members] * 2, 1)), out, atol=1e-5)
 
 
-def test_bfloat16_activations_stay_close(tiny, inputs):
-    params = randomized(tiny.init(jax.random.key(0)))
-    exact = tiny.model.apply({"params": params}, *inputs)
-    rough = tiny.model.clone(dit=tiny.model.dit.clone(dtype=jnp.bfloat16)).apply({"params": params}, *inputs)
+def test_what_members_differ_in_matters(apply, inputs):
+    """Their mean, their spread, and with the same of both how they are distributed."""
+    x, c_noise, members = inputs
+    skewed = members**2
+    alike = (skewed - skewed.mean(1, keepdims=True)) / skewed.std(1, keepdims=True)
+    same = alike * members.std(1, keepdims=True) + members.mean(1, keepdims=True)
+    np.testing.assert_allclose(same.std(1), members.std(1), rtol=1e-4)
+    out = apply(x, c_noise, members)
+    for other in (members + 1, members.mean(1, keepdims=True) + 2 * (members - members.mean(1, keepdims=True)), same):
+        assert jnp.abs(apply(x, c_noise, other) - out).max() > 1e-3
+
+
+def test_the_noise_level_and_every_coefficient_matter(apply, inputs):
+    x, c_noise, members = inputs
+    out = apply(x, c_noise, members)
+    assert jnp.abs(apply(x, c_noise + 0.5, members) - out).max() > 1e-3
+    moved = x[None] + jnp.eye(x[0].size).reshape(-1, 1, *x.shape[1:])
+    assert (jnp.abs(jax.vmap(lambda x: apply(x, c_noise, members))(moved) - out).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_a_single_member_has_finite_gradients(tiny, params, inputs):
+    """All members are the same then: the deviation is a root of zero."""
+    x, c_noise, members = inputs
+    same = jnp.broadcast_to(members[:, :1], members.shape)
+    loss = lambda p, m: jnp.square(tiny.dit.apply({"params": p}, x, c_noise, m)).sum()  # noqa: E731
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(params, same)))
+
+
+def test_remat_changes_memory_not_numbers(tiny, params, apply, inputs):
+    again = jax.jit(tiny.dit.clone(remat=True).apply)({"params": params}, *inputs)
+    np.testing.assert_allclose(apply(*inputs), again, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_activations_stay_close(tiny, params, apply, inputs):
+    exact = apply(*inputs)
+    rough = jax.jit(tiny.dit.clone(dtype=jnp.bfloat16).apply)({"params": params}, *inputs)
     assert rough.dtype == jnp.float32
     assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
-
-
-def test_more_tokens_than_fit_are_refused(tiny):
-    config = tiny.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.max_tokens = 5
-    with pytest.raises(PdiffError, match="model.max_tokens"):
-        make_model(config, tiny.spec, tiny.family, 300)
-
-
-def test_fourier_features_wrap():
-    x = jnp.array([0.0, 45.0, 359.0])
-    np.testing.assert_allclose(fourier(x, 4, 360.0), fourier(x + 360, 4, 360.0), atol=1e-4)
-    assert fourier(x, 4, 360.0).shape == (3, 8)

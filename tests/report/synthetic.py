@@ -32,6 +32,17 @@ LEVELS = {
 }
 
 
+VAGUE = {
+    "digits rotated by between 60 and 90 degrees": "any angle from 60 to 90 degrees (30 of 360)",
+    "digits that are nearly upright": "any angle within 20 degrees of upright (40 of 360)",
+}
+FITTED = {"generated": 0.9, "task_of_set": 0.95, "hypernetwork": 0.6, "zoo": 0.97}  # and accuracy
+ADAPTED = {  # and accuracy with the fewest images
+    "prior": 0.9, "prior_chosen": 0.88, "prior_described": 0.91, "described": 0.87, "refined_zoo": 0.83,
+    "refined_all": 0.9, "zoo": 0.8, "reptile": 0.5, "base": 0.3, "unlabelled": 0.7,
+}  # fmt: skip
+
+
 def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str = "rotation_{:g}") -> dict:
     """Results that `check` finds nothing wrong with."""
     random = np.random.default_rng(seed)
@@ -110,6 +121,47 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
     ]
     carried = {"pairs": pairs, "generated": near, "rank_correlation": {"factors": -0.98, "background": -0.9}}
 
+    def fit(accuracy: float, bins: int) -> dict:
+        share = random.dirichlet(np.full(bins, 20 * accuracy)).round(4)
+        over = {"bins": bins, "bins_hit": int((share > 0).sum()), "share": share.tolist(), "even": [1 / bins] * bins}
+        over["total_variation"] = float(np.abs(share - 1 / bins).sum() / 2)
+        high, inside, precision, coverage = map(float, np.clip(accuracy - 0.1 * random.random(4), 0, 1))
+        return {
+            "best": summary(noisy(accuracy)), "at_suited": summary(noisy(accuracy)), "high": high, "inside": inside,
+            "precision": precision, "coverage": coverage, **over, "by_argmax": over,
+        }  # fmt: skip
+
+    vague = [
+        {"prompt": prompt, "said": said, "tasks": 15 + i, "samples": 256}
+        | {"networks": {n: fit(level, 5 + i) for n, level in FITTED.items()}}
+        for i, (prompt, said) in enumerate(VAGUE.items())
+    ]
+
+    def adapted(shots: int) -> dict:
+        better = 0.02 * np.log2(shots or 1)
+        if not shots:
+            names = ("prior", "described", "zoo", "base")
+            return {"shots": 0, "accuracy": {n: summary(noisy(ADAPTED[n] / 2)) for n in names}}
+        scores = {n: noisy(level + better) for n, level in ADAPTED.items()}
+        ahead = {n: summary(scores["prior"] - s) for n, s in scores.items() if n != "prior"}
+        scores = {n: summary(s) for n, s in scores.items()}
+        return {"shots": shots, "images": 9.875 * shots, "accuracy": scores, "ahead": ahead}
+
+    recipe = {"space": "weights", "learning_rate": 0.003, "steps": 60}
+    tuned = [n for n in ADAPTED if n not in ("prior_chosen", "unlabelled")]
+    adaptation = {
+        "splits": {split: [adapted(shots) for shots in (0, 1, 4, 16)] for split in ("interp", "unseen")},
+        "recipes": {
+            str(shots): {n: recipe | {"validation": float(noisy(ADAPTED[n])[0])} for n in tuned} for shots in (1, 4, 16)
+        },
+    }
+
+    def calibrated(count: int, error: float) -> dict:
+        return {"networks": count, "error": summary(noisy(error)), "log_likelihood": summary(-noisy(4 * error))}
+
+    counts = {"generated_ensemble": 8, "generated_single": 1, "finetuned_ensemble": 3, "finetuned_single": 1}
+    calibration = {s: {k: calibrated(n, 0.05 - 0.001 * n) for k, n in counts.items()} for s in LEVELS}
+
     def of(kind: str, key: str) -> dict:
         return summary(np.array([p[key] for p in points if p["kind"] == kind]))
 
@@ -119,7 +171,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "tasks": {"family": "rotation", "unseen": "60:90,216:234", "num_seen": num_tasks},
             "sample": {"samplers": list(SAMPLERS), "condition": ["text"]},
             "zoo": {"dir": ""},
-            "eval": {"rivals": "all"},
+            "eval": {"rivals": "all", "vague_samples": 256, "calibration_samples": 8, "adapt_tasks": 16},
         },
         "seed": 0,
         "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -134,6 +186,9 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
         },
         "splits": splits,
         "spread": differing,
+        "calibration": calibration,
+        "vague": vague,
+        "adaptation": adaptation,
         "mixing": mixing,
         "transfer": carried,
         "novelty": {
@@ -144,7 +199,7 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             "points": points,
         },
         "rivals": {"latent_unet": {"num_params": 1000, "seconds": 300.0}},
-        "model": {"num_params": 2000},
+        "model": {"num_params": 2000, "mean_params": 500, "components": 128, "refined": 4096},
         "timing": {
             "zoo_s": 70.5,
             "train_s": 612.25,

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from configs import common
 from pdiff.errors import PdiffError
-from pdiff.report import figures, html, plots, table
+from pdiff.report import adaptation, figures, html, plots, table, vague
 from pdiff.report import results as results_lib
 from pdiff.report.rows import given
 from tests.report import synthetic
@@ -151,13 +152,13 @@ def test_the_policy_allows_the_pages_own_script_alone(text, page):
 
 def test_every_figure_has_words_and_both_colour_schemes(page, closeup):
     figures = [i for i in page.images if i["src"].startswith("data:image/svg")]
-    assert len(figures) == 9
+    assert len(figures) == 11
     for image in figures:
         svg = base64.b64decode(image["src"].split(",", 1)[1]).decode()
         assert svg.startswith("<svg") and "prefers-color-scheme: dark" in svg
         assert not re.search(r'href="(?!#|data:image/png)', svg)
         assert len(image["alt"]) > 40
-    assert len(page.images) == 9 + len(closeup["images"][0]["images"])
+    assert len(page.images) == 11 + len(closeup["images"][0]["images"])
 
 
 def test_images_come_with_both_answers(page, closeup):
@@ -177,7 +178,7 @@ def test_raw_parameters_rivals_and_mistakes_are_compared_in_numbers(page, result
         assert (averaged, raw) == tuple(f"{pair[k]['mean']:.3f} ± {pair[k]['sem']:.3f}" for k in ("averaged", "raw"))
         assert gain == f"{pair['averaged']['mean'] - pair['raw']['mean']:+.4f}"
     _, own, rival = page.tables["rivals-compared"]
-    assert [c.strip() for c in own[:3]] == ["this generator, posterior mean", "2,000", "612"]
+    assert [c.strip() for c in own[:3]] == ["this generator, posterior mean", "2,500", "612"]
     assert [c.strip() for c in rival[:3]] == ["latent unet", "1,000", "300"]
     scored = [results["splits"][s]["controls"]["latent_unet"] for s in ("seen", "interp", "unseen")]
     assert [c.strip() for c in rival[3:]] == [f"{c['mean']:.3f} ± {c['sem']:.3f}" for c in scored]
@@ -195,10 +196,66 @@ def test_how_much_networks_of_a_task_differ_is_shown_beside_the_zoo(page, result
     assert rows["validation"][0] == "–" != rows["validation"][3]  # one fine-tuned network of each of its tasks
 
 
+def test_what_is_drawn_for_vague_prompts_is_shown_beside_what_it_is_compared_with(page, results):
+    rows = [[c.strip() for c in row] for row in page.tables["vague-numbers"][1:]]
+    for entry, group in zip(results["vague"], (rows[:5], rows[5:]), strict=True):
+        assert group[0] == [f"{entry['prompt']} taken for {entry['said']}; 256 networks of each kind"]
+        for title, (name, *cells) in zip(vague.NAMES, group[1:], strict=True):
+            fit = entry["networks"][title]
+            assert name == vague.NAMES[title]
+            assert cells[0] == f"{fit['best']['mean']:.3f} ± {fit['best']['sem']:.3f}"
+            shares = [f"{100 * fit[k]:.1f}%" for k in ("high", "inside", "precision", "coverage")]
+            assert cells[1:] == [*shares, f"{fit['bins_hit']} of {fit['bins']}", f"{fit['total_variation']:.3f}"]
+
+
+@pytest.mark.parametrize("split", ["interp", "unseen"])
+def test_networks_from_a_few_images_are_shown_with_the_priors_lead(page, results, split):
+    none, *some = results["adaptation"]["splits"][split]
+    head, *rows = [[c.strip() for c in row] for row in page.tables[f"adaptation-{split}"]]
+    assert head[1:4] == ["no image", "1 of a class (9.9 images)", "the prior's lead"]
+    assert head[6] == "16 of a class (158 images)"
+    for name, (title, *cells) in zip(synthetic.ADAPTED, rows, strict=True):
+        assert title == adaptation.NAMES[name]
+        measured = [none["accuracy"].get(name)] + [e["accuracy"][name] for e in some]
+        assert [cells[0], *cells[1::2]] == [f"{s['mean']:.3f} ± {s['sem']:.3f}" if s else "–" for s in measured]
+        leads = [e["ahead"].get(name) for e in some]
+        assert cells[2::2] == [f"{s['mean']:+.3f} ± {s['sem']:.3f}" if s else "–" for s in leads]
+    recipes = {row[0].strip(): [c.strip() for c in row[1:]] for row in page.tables["recipes"][1:]}
+    chosen = results["adaptation"]["recipes"]
+    assert list(recipes) == [adaptation.NAMES[n] for n in chosen["1"]]
+    for name in chosen["1"]:
+        shown = [f"weights, rate 0.003, 60 steps ({chosen[s][name]['validation']:.3f})" for s in ("1", "4", "16")]
+        assert recipes[adaptation.NAMES[name]] == shown
+
+
+def test_a_lead_is_bold_only_if_it_is_clear(results):
+    """More than two standard errors, which one task alone does not have."""
+    other = copy.deepcopy(results)
+    ahead = other["adaptation"]["splits"]["interp"][1]["ahead"]
+    ahead["zoo"] |= {"mean": 0.0411, "sem": 0.02, "n": 16}
+    ahead["base"] |= {"mean": 0.0399, "sem": 0.02, "n": 16}
+    ahead["reptile"] |= {"mean": 0.0422, "sem": 0.0, "n": 1}
+    ahead["described"] |= {"mean": -0.0433, "sem": 0.001, "n": 16}
+    text, markdown = html.page(other), table.markdown(other)
+    assert "<b>+0.041 ± 0.020</b>" in text and "**+0.041 ± 0.020**" in markdown
+    for lead in ("+0.040 ± 0.020", "+0.042 ± 0.000", "-0.043 ± 0.001"):
+        assert f"<td>{lead}</td>" in text and f"| {lead} |" in markdown
+
+
+def test_calibration_is_shown_by_split(page, results):
+    rows = [[c.strip() for c in row] for row in page.tables["calibration"][1:]]
+    assert [r[0] for r in rows[::4]] == ["seen", "interp", "unseen"]
+    for split, networks, kind, count, *measured in rows:
+        found = results["calibration"][split][f"{networks.replace('-', '')}_{kind}"]
+        assert count == str(found["networks"])
+        wanted = [found[k] for k in ("error", "log_likelihood")]
+        assert measured == [f"{s['mean']:.3f} ± {s['sem']:.3f}" for s in wanted]
+
+
 def test_the_config_is_shown_where_it_is_not_the_default(page, results):
     changed = {row[0].strip(): [c.strip() for c in row[1:]] for row in page.tables["changed"][1:]}
     assert changed["tasks.num_seen"] == ["24", "256"]
-    assert changed["train.steps"] == ["–", "1500"]  # a field that these results do not have
+    assert changed["train.steps"] == ["–", str(common.get_config().train.steps)]  # these results lack it
     assert "tasks.unseen" not in changed and "tasks.family" not in changed
 
 
@@ -264,7 +321,9 @@ def test_every_word_from_outside_is_escaped(closeup):
 def test_other_families_and_missing_parts_render():
     """No arcs, no factors, one split, no validation, no metrics, next to nothing to gain."""
     results = copy.deepcopy(synthetic.results(num_tasks=2))
-    del results["arcs"], results["selection"]["validation"], results["mixing"], results["spread"], results["transfer"]
+    del results["arcs"], results["selection"]["validation"]
+    for study in ("mixing", "spread", "transfer", "calibration", "vague", "adaptation"):
+        del results[study]
     results["splits"] = {"seen": results["splits"]["seen"]}
     results["config"]["tasks"] = {"family": "corruption"}
     results["splits"]["seen"]["base"] = results["splits"]["seen"]["finetuned"]
@@ -274,7 +333,9 @@ def test_other_families_and_missing_parts_render():
     assert [f.name for f in made] == ["splits", "against_finetuned", "novelty"]
     page = Page(html.page(results, made))
     assert page.tables["split-seen"][1][2].strip() == "–"
-    assert "spread" not in page.tables and "Studies" not in page.text
+    assert "spread" not in page.tables and "calibration" not in page.tables and "Studies" not in page.text
+    assert "Vague descriptions" not in page.text and "A few labelled images" not in page.text
+    assert table.markdown(results).count("| --- |") == 1
 
 
 def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
@@ -287,6 +348,7 @@ def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
     assert (tmp_path / "report.html").read_text() == html.page(read, drawn, looked, workdir=str(tmp_path))
     names = {"accuracy_by_angle.svg", "splits.svg", "novelty.svg", "training.svg", "hero.png"}
     names |= {"mixing.svg", "transfer.svg", "against_finetuned.svg", "plane.svg", "confusion.svg"}
+    names |= {"vague.svg", "adaptation.svg"}
     assert {p.name for p in (tmp_path / "plots").iterdir()} == names
 
 
@@ -303,8 +365,8 @@ def test_support_rows_are_named_in_words():
 
 def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
     lines = table.markdown(results).splitlines()
-    split = [[x.strip() for x in line.split("|")] for line in lines[2:] if line.startswith("|")]
-    cells = {c[1].strip("* "): c[2:-1] for c in split}
+    rows = [[x.strip() for x in line.split("|")] for line in lines[2 : lines.index("")]]
+    cells = {c[1].strip("* "): c[2:-1] for c in rows}
     ridge = results["splits"]["seen"]["controls"]["ridge"]
     assert cells["ridge"][0] == f"{ridge['mean']:.4f} ± {ridge['sem']:.4f}"
     chosen = results["selection"]["sampler"]
@@ -312,3 +374,22 @@ def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
     for value, split in zip(made, ("seen", "interp", "unseen"), strict=False):
         assert value.startswith(f"{results['splits'][split]['generated'][chosen]['mean']:.4f}")
     assert any(line.startswith("- unseen, not below") for line in lines)
+    assert made[-2:] == ["2,500", "612"] and cells["latent unet"][-2:] == ["1,000", "300"]
+    assert next(c for c in rows if c[1] == "hypernetwork")[-3:-1] == ["500", ""]
+
+
+def test_the_markdown_has_the_tables_of_the_studies(results):
+    lines = table.markdown(results).splitlines()
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    told = results["vague"][1]
+    found = next(r for r in rows if r[:2] == [told["prompt"], "generated"])
+    fit = told["networks"]["generated"]
+    assert found[2].startswith(f"{fit['best']['mean']:.3f}") and found[-1] == f"{fit['total_variation']:.3f}"
+    assert f"- {told['prompt']}: taken for {told['said']}." in lines
+    start = next(i for i, r in enumerate(rows) if r[0] == "from a few labelled images, unseen tasks")
+    few = results["adaptation"]["splits"]["unseen"][1]
+    assert rows[start + 2][2].startswith(f"{few['accuracy']['prior']['mean']:.3f} ±") and rows[start + 2][3] == "–"
+    calibrated = next(r for r in rows if r[:3] == ["unseen", "fine-tuned", "ensemble"])
+    entry = results["calibration"]["unseen"]["finetuned_ensemble"]
+    measured = [entry[k] for k in ("error", "log_likelihood")]
+    assert calibrated[3:] == ["3", *(f"{s['mean']:.3f} ± {s['sem']:.3f}" for s in measured)]

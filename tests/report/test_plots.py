@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from pdiff.report import plots, style
+from pdiff.report import adaptation, plots, style, vague
 from tests.report import synthetic
 
 
@@ -123,6 +123,32 @@ def test_mixing_has_a_line_for_each_way(results):
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [10, 60, 120])
     expected = [r["accuracy"]["weights_lerp"]["mean"] for r in results["mixing"]]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), expected)
+
+
+def test_vague_prompts_have_a_bar_for_each_bin(results):
+    for axes, entry in zip(vague.shares(results["vague"]).axes, results["vague"], strict=False):
+        generated, drawn = (entry["networks"][n]["share"] for n in ("generated", "task_of_set"))
+        bars = [p for p in axes.patches if hasattr(p, "get_height")]
+        np.testing.assert_allclose([b.get_height() for b in bars], generated)
+        (outline,) = (p for p in axes.patches if hasattr(p, "get_data"))
+        np.testing.assert_allclose(outline.get_data().values, drawn)
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), 1 / len(generated))
+        assert axes.get_title("left").replace("\n", " ") == entry["prompt"]
+
+
+def test_adaptation_has_a_line_for_each_start_at_the_images_it_was_measured_with(results):
+    study = results["adaptation"]
+    for axes, (split, entries) in zip(adaptation.lines(study).axes, study["splits"].items(), strict=True):
+        assert axes.get_title("left") == f"{split} tasks"
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "1", "4", "16"]
+        drawn = {c.get_label(): c for c in axes.containers}
+        assert list(drawn) == [adaptation.NAMES[n] for n in adaptation.LINES]
+        for name in adaptation.LINES:
+            own = [(i, e["accuracy"][name]) for i, e in enumerate(entries) if name in e["accuracy"]]
+            line, _, (bars,) = drawn[adaptation.NAMES[name]]
+            np.testing.assert_allclose(line.get_xydata(), [(i, s["mean"]) for i, s in own])
+            lengths = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+            np.testing.assert_allclose(lengths, [s["sem"] for _, s in own])
 
 
 def test_transfer_draws_every_pair_against_each_distance(results):

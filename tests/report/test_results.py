@@ -11,6 +11,7 @@ import pytest
 
 from pdiff.errors import PdiffError
 from pdiff.report import results as lib
+from tests import complete
 from tests.report import synthetic
 
 
@@ -48,11 +49,12 @@ def test_summary_refuses_nothing_and_unmatched_groups():
 
 
 def test_complete_results_have_no_faults():
-    assert lib.check(synthetic.results()) == []
-    assert lib.check(json.loads(json.dumps(synthetic.results()))) == []
+    assert complete.check(synthetic.results()) == []
+    assert complete.check(json.loads(json.dumps(synthetic.results()))) == []
 
 
 SEEN, UNSEEN = ("splits", "seen"), ("splits", "unseen")
+VAGUE, FEW = ("vague", 0), ("adaptation", "splits", "interp", 1)
 REMOVED = [
     *[(key,) for key in ("config", "seed", "commit", "command", "created", "target", "selection", "splits")],
     *[
@@ -60,7 +62,7 @@ REMOVED = [
         for key in ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")
     ],
     *[(*UNSEEN, "controls", name) for name in lib.CONTROLS],
-    *[(*SEEN, "finetuned", key) for key in lib.SUMMARY_KEYS],
+    *[(*SEEN, "finetuned", key) for key in complete.SUMMARY_KEYS],
     *[
         ("novelty", key)
         for key in ("max_iou_to_zoo", "zoo_to_zoo_iou", "nearest_l2", "zoo_nearest_l2", "points")
@@ -80,13 +82,28 @@ REMOVED = [
     ("spread", "generated", "seen"),
     ("spread", "zoo", "interp", "disagreement"),
     ("spread", "generated", "validation", "spread", "mean"),
+    ("calibration",),
+    ("calibration", "seen"),
+    ("calibration", "unseen", "finetuned_single"),
+    ("calibration", "unseen", "generated_ensemble", "log_likelihood"),
+    *[(*VAGUE, key) for key in ("prompt", "said", "tasks", "samples", "networks")],
+    *[(*VAGUE, "networks", name) for name in ("generated", "task_of_set")],
+    *[(*VAGUE, "networks", "zoo", key) for key in (*complete.FIT_SHARES, "best", "share", "bins_hit", "by_argmax")],
+    ("adaptation",),
+    ("adaptation", "recipes"),
+    ("adaptation", "recipes", "4"),
+    ("adaptation", "recipes", "4", "prior"),
+    ("adaptation", "recipes", "4", "zoo", "learning_rate"),
+    *[(*FEW, key) for key in ("shots", "images", "accuracy", "ahead")],
+    (*FEW, "accuracy", "prior"),
+    (*FEW, "ahead", "zoo", "sem"),
 ]
 
 
 @pytest.mark.parametrize("place", REMOVED, ids=lambda place: ".".join(map(str, place)))
 def test_check_finds_what_is_missing_or_null(place):
     for value in (_REMOVE, None):
-        faults = lib.check(_planted(place, value))
+        faults = complete.check(_planted(place, value))
         assert any(str(place[-1]) in fault for fault in faults), faults
 
 
@@ -115,12 +132,34 @@ WRONG = [
     (("spread", "generated", "seen", "spread", "min"), -0.1),
     (("spread", "generated", "seen", "disagreement"), 0.1),
     (("spread", "zoo", "interp"), []),
+    (("vague",), {}),
+    ((*VAGUE, "networks", "zoo", "precision"), 1.5),
+    ((*VAGUE, "networks", "generated", "share"), [0.5, 0.5]),
+    ((*VAGUE, "networks", "generated", "bins_hit"), 99),
+    ((*VAGUE, "networks", "generated", "best", "mean"), -0.2),
+    (("adaptation", "splits", "interp"), []),
+    ((*FEW, "accuracy", "base", "max"), 1.2),
+    ((*FEW, "ahead", "base", "mean"), "0.1"),
+    (("calibration", "seen", "generated_single", "error", "min"), -0.1),
+    (("calibration", "seen", "generated_single", "log_likelihood", "sem"), -0.1),
 ]
 
 
 @pytest.mark.parametrize(("place", "value"), WRONG, ids=lambda x: str(x)[:60])
 def test_check_finds_what_is_wrong(place, value):
-    assert lib.check(_planted(place, value))
+    assert complete.check(_planted(place, value))
+
+
+def test_studies_that_were_not_asked_for_may_be_absent():
+    results = synthetic.results()
+    results["config"]["eval"] = {"rivals": "all", "calibration_samples": 0, "adapt_tasks": 0}
+    for study in ("calibration", "vague", "adaptation"):
+        del results[study]
+    assert complete.check(results) == []
+    results["config"]["eval"] |= {"calibration_samples": 8, "adapt_tasks": 16}
+    assert complete.check(results) == ["calibration: missing", "adaptation: missing"]
+    del results["selection"]["many_steps"]  # nothing is drawn with noise
+    assert complete.check(results) == ["calibration: missing"]
 
 
 def test_check_survives_anything_in_any_place():
@@ -137,14 +176,14 @@ def test_check_survives_anything_in_any_place():
         node = functools.reduce(operator.getitem, parents, results)
         own = node[last]
         for node[last] in (None, "x", [], {}, -1):
-            lib.check(results)
+            complete.check(results)
         node[last] = own
 
 
 def test_distances_may_exceed_one():
     far = lib.summary(np.array([3.0, 90.0]))
     for place in (("novelty", "nearest_l2"), ("spread", "generated", "seen", "spread")):
-        assert lib.check(_planted(place, far)) == []
+        assert complete.check(_planted(place, far)) == []
 
 
 def test_required_controls_are_those_that_apply():
@@ -153,27 +192,27 @@ def test_required_controls_are_those_that_apply():
     one["arcs"] = {}
     for name in ("nearest_seen", "ridge", "linear_interpolation", "wrong_task"):
         del one["splits"]["seen"]["controls"][name]
-    assert lib.check(one) == []
-    assert lib.check(one, controls=("soup",)) == []
-    assert lib.check(one, controls=("soup", "ridge")) == ["splits.seen.controls.ridge: missing"]
+    assert complete.check(one) == []
+    assert complete.check(one, controls=("soup",)) == []
+    assert complete.check(one, controls=("soup", "ridge")) == ["splits.seen.controls.ridge: missing"]
 
 
 def test_tasks_without_factors_have_no_neighbours():
     results = synthetic.results()
-    with_factors = {split: set(lib.expected_controls(results, split)) for split in ("seen", "unseen")}
+    with_factors = {split: set(complete.expected_controls(results, split)) for split in ("seen", "unseen")}
     for entry in results["splits"].values():
         for task in entry["per_task"]:
             task["factors"] = []
     neighbours = {"nearest_seen", "ridge", "linear_interpolation", "rebasin_merge"}
-    assert with_factors["seen"] - set(lib.expected_controls(results, "seen")) == neighbours
-    assert with_factors["unseen"] - set(lib.expected_controls(results, "unseen")) == neighbours | {"noise"}
+    assert with_factors["seen"] - set(complete.expected_controls(results, "seen")) == neighbours
+    assert with_factors["unseen"] - set(complete.expected_controls(results, "unseen")) == neighbours | {"noise"}
 
 
 def test_a_family_without_arcs_and_with_many_factors_is_held_to_its_zoo():
     results = synthetic.without_arcs(num_factors=10)
-    assert lib.check(results) == []
+    assert complete.check(results) == []
     del results["splits"]["unseen"]
-    assert lib.check(results) == ["splits.unseen: missing"]
+    assert complete.check(results) == ["splits.unseen: missing"]
 
 
 def test_write_and_read_round_trip(tmp_path):

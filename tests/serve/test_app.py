@@ -67,11 +67,27 @@ def test_networks_are_sampled_and_downloaded(ask, loaded):
     assert "sample again" in error_of(ask("GET", "/networks/999999.safetensors"), 400)
 
 
+def test_a_network_is_adapted_and_downloaded(ask, loaded):
+    images = loaded.family.data["train"]
+    body = {"images": np.clip(images.x[:64], 0, 1).tolist(), "labels": images.y[:64].tolist(), "num_samples": 4}
+    assert len(json.dumps(body)) < app.MOST_IMAGES_BODY
+    response, said = ask("POST", "/api/adapt", body)
+    made = json.loads(said)
+    assert response.status == 200 and len(made["images"]) == 64
+    response, data = ask("GET", f"/networks/{made['id']}.safetensors")
+    assert safetensors.numpy.load(data)["params/Dense_0/kernel"].shape[0] == 1
+    assert "images: got 0" in error_of(ask("POST", "/api/adapt", {"images": []}), 400)
+    assert error_of(ask("GET", "/api/adapt"), 405)
+    large = b'{"prompt": "' + b"x" * app.MOST_IMAGES_BODY + b'"}'
+    refused = ask("POST", "/api/adapt", large, Content_Type="application/json")
+    assert "allowed: at most 2097152" in error_of(refused, 413)
+
+
 @pytest.mark.parametrize(
     "headers", [{"Host": "evil.example"}, {"Host": "localhost"}, {"Host": ""}, {"Origin": "http://evil.example"},
                 {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}],
 )  # fmt: skip
-@pytest.mark.parametrize("method, path", [("GET", "/"), ("GET", "/facts"), ("POST", "/sample")])
+@pytest.mark.parametrize("method, path", [("GET", "/"), ("GET", "/facts"), ("POST", "/sample"), ("POST", "/api/adapt")])
 def test_other_hosts_and_origins_are_refused(ask, method, path, headers):
     body = {"prompt": PROMPT} if method == "POST" else None
     assert "allowed" in error_of(ask(method, path, body, **headers), 403)

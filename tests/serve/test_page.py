@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 PROMPT = "digits rotated by 75 degrees"
+VAGUE = "digits rotated by between 60 and 90 degrees"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 
@@ -40,7 +41,7 @@ def page(browser, application):
 
 
 def ask(page, prompt):
-    page.get_by_label("Description").fill(prompt)
+    page.get_by_label("Description", exact=True).fill(prompt)
     page.get_by_role("button", name="Get networks").click()
 
 
@@ -64,13 +65,28 @@ def test_a_prompt_gives_accuracy_and_images(page):
     assert download.value.suggested_filename.endswith(".safetensors")
 
 
+def test_a_vague_prompt_gives_a_table_of_networks(page):
+    ask(page, VAGUE)
+    page.locator("#networks tbody tr").first.wait_for()
+    assert page.locator("#understood").inner_text() == "Read as any angle from 60 to 90 degrees (30 of 360)."
+    rows = page.locator("#networks tbody tr").all()
+    assert len(rows) == 4
+    _, first, accuracy = rows[0].locator("td").all_inner_texts()
+    assert first.startswith("digits rotated by ") and 0 <= float(accuracy) <= 1
+    assert first in page.locator("#accuracy-note").inner_text() and page.locator("#images img").count() == 30
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.locator("#try button").first.click()  # a precise one
+    page.locator("#networks").wait_for(state="hidden")
+    assert not page.locator("#understood").is_visible()
+
+
 def test_a_slider_asks_too_and_the_keyboard_moves_it(page):
     slider = page.get_by_role("slider", name="degrees")
     slider.focus()
     before = float(slider.input_value())
     page.keyboard.press("ArrowRight")
     page.locator("#images li").first.wait_for()
-    asked = page.get_by_label("Description").input_value()
+    asked = page.get_by_label("Description", exact=True).input_value()
     assert asked == f"digits rotated by {before + 1:g} degrees"
     assert "unseen: 60 to 90, 216 to 234" in page.locator(".legend").inner_text()
 
@@ -84,7 +100,7 @@ def test_a_refused_prompt_says_why_and_can_be_forced(page):
     ask(page, PROMPT)
     page.locator("#images li").first.wait_for()
     assert not alert.is_visible()
-    page.locator("summary").click()
+    page.locator("#more summary").click()
     page.get_by_label("Take any prompt").check()
     ask(page, "digits")
     page.get_by_text("nothing labels its images").wait_for()
@@ -108,6 +124,30 @@ def test_a_drawing_is_answered(page):
         page.keyboard.press(key)
     page.get_by_alt_text("The drawing as the task has it").wait_for()
     assert "network" in votes and "network" in page.locator("#votes").inner_text()
+
+
+def test_labelled_drawings_give_a_network(page):
+    page.locator("#adapt summary").click()
+    page.get_by_role("button", name="Adapt").click()
+    alert = page.get_by_role("alert")
+    alert.wait_for()
+    assert "images: got 0" in alert.inner_text()
+    canvas = page.locator("#example")
+    for label in ("one", "seven", "four"):
+        canvas.focus()
+        for key in (" ", *["ArrowDown"] * 5, " "):
+            page.keyboard.press(key)
+        page.locator("#label").select_option(label)
+        page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Remove image 3, four").click()
+    assert page.locator("#examples li").count() == 2
+    page.get_by_role("button", name="Adapt").click()
+    page.get_by_text("as labelled").wait_for()
+    assert not alert.is_visible() and page.locator("#images img").count() == 2
+    assert page.locator("#accuracy").inner_text() in ("0 of 2", "1 of 2", "2 of 2")
+    assert "no labelled image of zero" in page.locator("#warnings").inner_text()
+    assert not page.locator("#networks").is_visible()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
 
 
 def test_it_follows_a_dark_screen(browser, application):

@@ -1,6 +1,7 @@
 """What the page is told: accuracies on validation images, answers on pictures, drawings, refusals."""
 
 import base64
+import dataclasses
 import io
 
 import jax
@@ -10,10 +11,21 @@ from PIL import Image
 
 from pdiff.errors import PdiffError
 from pdiff.evaluators.accuracy import Scorer
+from pdiff.expect import Expectation
 from pdiff.serve import pictures
-from pdiff.serve.session import KEPT, MOST_NETWORKS
+from pdiff.serve.session import KEPT, MOST_DRAWN, MOST_EXAMPLES, MOST_NETWORKS
 
 PROMPT = "digits rotated by 75 degrees"
+VAGUE = "digits rotated by between 60 and 90 degrees"
+
+
+@pytest.fixture(scope="module")
+def examples(loaded):
+    """(images, labels) as a request has them: one of each class, turned by 75 degrees."""
+    images = loaded.family.data["train"]
+    rows = [int(np.flatnonzero(images.y == c)[0]) for c in range(10)]
+    x = np.asarray(loaded.family.render(loaded.family.vary((75.0,)), images.x[rows]))
+    return np.clip(x, 0, 1).tolist(), list(loaded.family.classes)
 
 
 def decoded(uri):
@@ -49,6 +61,109 @@ def test_pictures_are_the_task_s_images_and_marks_the_network_s_answers(session,
     nearest = np.abs(rendered - first).max(1).argmin()
     assert np.abs(rendered[nearest] - first).max() < 1 / 255
     assert names[validation.y[nearest]] == made["images"][0]["label"]
+
+
+def test_a_vague_prompt_gives_networks_of_different_tasks(session, loaded):
+    made = session.sample({"prompt": VAGUE, "num_samples": 3, "seed": 2})
+    assert made["understood"] == "any angle from 60 to 90 degrees (30 of 360)"
+    assert made["prompt"] == VAGUE and made["known"] and made["factors"] is None
+    networks = loaded.sample(prompt=VAGUE, num_samples=3, seed=2)
+    suited = loaded.suited(networks, VAGUE)
+    assert [n["index"] for n in made["networks"]] == [0, 1, 2]
+    for said, one in zip(made["networks"], suited, strict=True):
+        assert said["description"] == one.description == f"digits rotated by {one.factors[0]:g} degrees"
+        assert said["factors"] == one.factors and said["accuracy"] == one.accuracy
+        assert 60 <= one.factors[0] <= 90
+    first, validation = suited[0], loaded.family.data["validation"]
+    x = loaded.family.render(loaded.family.vary(first.factors), validation.x)
+    answers = loaded.apply(jax.tree.map(lambda a: a[0], networks), x).argmax(-1)
+    accuracy = made["accuracy"]
+    assert accuracy["mean"] == pytest.approx(float((answers == validation.y).mean()), abs=1e-6)
+    assert accuracy["networks"] == 1 and accuracy["low"] == accuracy["high"] and len(made["images"]) == 30
+    said = session.draw({"id": made["id"], "pixels": [0.5] * 64})
+    assert sum(count for _, count in said["votes"]) == 1  # of the first one, whose task that is
+    facts = session.made(made["id"]).facts
+    assert facts["understood"] == made["understood"] and len(jax.tree.leaves(session.made(made["id"]).networks)[0]) == 3
+
+
+def test_a_precise_prompt_has_one_task(session):
+    made = session.sample({"prompt": PROMPT, "num_samples": 2})
+    assert made["understood"] is None and made["networks"] is None and made["warnings"] == []
+
+
+def test_one_example_is_precise_and_one_is_vague(session, loaded):
+    precise, vague = session.facts()["examples"]
+    assert loaded.understood(precise) is None and loaded.understood(vague) is not None
+    assert vague == loaded.family.grammar.examples(1)[0]
+    assert session.sample({"prompt": precise})["factors"] and session.sample({"prompt": vague})["networks"]
+
+
+def test_where_factors_do_not_say_all_of_a_task_the_nearest_one_is_shown(session, loaded, monkeypatch):
+    monkeypatch.setattr(session, "_family", dataclasses.replace(loaded.family, vary=None))
+    task = loaded.family.split("unseen")[1]
+    np.testing.assert_array_equal(session._nearest((task.factors[0] + 0.01,)), loaded.family.variables[task.id])
+
+
+def test_a_few_labelled_images_give_an_adapted_network(session, loaded, examples, monkeypatch):
+    images, labels = examples
+    expected = Expectation(0.9, 0.01, 3, "made up")
+    monkeypatch.setattr(loaded, "expect_adapted", lambda y, described: expected if len(y) == 10 else None)
+    made = session.adapt({"images": images, "labels": labels, "num_samples": 20, "seed": 1})
+    assert made["prompt"] is None and made["accuracy"] is None and made["networks"] is None and made["factors"] is None
+    assert made["expected"] == str(expected) and made["warnings"] == [] and made["maps"]
+    networks = loaded.adapt(np.array(images, np.float32), np.arange(10), num_samples=20, seed=1)
+    kept = session.made(made["id"]).networks
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, networks)
+    network = jax.tree.map(lambda a: a[0], kept)
+    answers = np.asarray(loaded.apply(network, np.array(images, np.float32)).argmax(-1))
+    assert [image["predicted"] for image in made["images"]] == [loaded.family.classes[c] for c in answers]
+    assert [image["label"] for image in made["images"]] == labels
+    said = session.draw({"id": made["id"], "pixels": images[3]})
+    assert said["votes"] == [(loaded.family.classes[answers[3]], 1)]
+    np.testing.assert_allclose(decoded(said["image"]).ravel() / 255, images[3], atol=0.01)  # as it is
+
+
+def test_labels_may_be_numbers_and_missing_classes_are_warned_of(session, loaded, examples):
+    images, labels = examples
+    one, other = (session.adapt({"images": images[:8], "labels": some, "prompt": VAGUE, "num_samples": 4})
+                  for some in (labels[:8], list(range(8))))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *(session.made(made["id"]).networks for made in (one, other)))
+    assert other["understood"].startswith("any angle from 60") and other["prompt"] == VAGUE
+    (warning,) = other["warnings"]
+    assert warning.startswith("no labelled image of eight, nine")
+    assert session.made(other["id"]).facts["labels"].startswith("zero, one, two")
+    assert session.sample({"prompt": PROMPT, "num_samples": 1})["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": [], "labels": []}, "images: got 0; allowed: 2 to 64"),
+        ({"images": None, "labels": None}, "images: got a NoneType; allowed: a list"),
+        ({"labels": ["one"]}, "labels: got 1 for 2 images"),
+        ({"images": [[0.5] * 64], "labels": ["one"]}, "got 1 labelled image; allowed: at least 2"),
+        ({"images": [[0.5] * 64, [0.5] * 63]}, "got 63 values for image 1; allowed: a list of 64 numbers from 0 to 1"),
+        ({"images": [[0.5] * 64, [255.0] * 64]}, "image 1; allowed: a list of 64 numbers from 0 to 1"),
+        ({"images": [[0.5] * 64, "a" * 64]}, "got a str for image 1"),
+        ({"images": [[0.5] * 64] * (MOST_EXAMPLES + 1), "labels": [0] * (MOST_EXAMPLES + 1)}, "got 65; allowed: 2 to"),
+        ({"labels": ["one", "eleven"]}, "labels: got 'eleven'; allowed: zero, one, .*or a whole number from 0 to 9"),
+        ({"labels": ["one", 10]}, "labels: got '10'"),
+        ({"labels": ["one", True]}, "labels: got 'True'"),
+        ({"labels": ["one", [1] * 1000]}, "labels: got"),
+        ({"num_samples": 0}, f"num_samples: got 0; allowed: 1 to {MOST_DRAWN}"),
+        ({"prompt": "order a pizza"}, "looks like none"),
+        ({"task": "0"}, "'task': unknown field; allowed: images, labels"),
+    ],
+)
+def test_bad_examples_are_refused(session, change, message):
+    request = {"images": [[0.5] * 64, [0.2] * 64], "labels": ["one", "two"], "num_samples": 2} | change
+    with pytest.raises(PdiffError, match=message):
+        session.adapt(request)
+
+
+def test_examples_are_what_is_missing_where_there_are_none(session):
+    with pytest.raises(PdiffError, match="images: got 0; allowed: 2 to 64, each with its label"):
+        session.adapt({})
 
 
 def test_factors_become_a_description(session, loaded):

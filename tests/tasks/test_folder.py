@@ -10,9 +10,9 @@ from PIL import Image
 from configs import common, smoke
 from pdiff import generator, run
 from pdiff.errors import PdiffError
-from pdiff.report import results as results_lib
 from pdiff.targets import get_target
 from pdiff.tasks import folder, get_family, support
+from tests import complete
 
 CLASSES = ("apples", "pears", "plums")
 COUNTS = {"apples": 12, "pears": 9, "plums": 5}  # of which a fifth, at least one, is for testing
@@ -265,12 +265,13 @@ def smoke_config(root):
         config.target.widths = (8,)
         config.zoo.update(dict(pretrain_steps=20, steps=10, batch_size=8))
         config.weights.token_dim = 32
-        config.model.update(dict(width=32, depth=1, mean_width=16))
+        config.mean.update(dict(width=16, steps=4, batch_size=8, functional_images=8))
+        config.refined.networks = 32
+        config.model.update(dict(width=32, depth=1))
         config.condition.update(dict(use=("text", "support"), text_vocab_size=290, text_width=16, support_images=2))
-        config.diffusion.functional_images = 8
         config.train.update(dict(steps=4, batch_size=8, warmup_steps=1, validate_every=4, checkpoint_every=4))
         config.sample.samplers = ("posterior_mean",)
-        config.eval.update(dict(rivals="", test_time_samples=0))
+        config.eval.update(dict(rivals="", test_time_samples=0, calibration_samples=0, adapt_tasks=0))
     return config.lock()
 
 
@@ -292,8 +293,8 @@ def test_factors_and_unreadable_names_are_refused_before_any_work(root, tmp_path
 def test_a_folder_runs_from_end_to_end(root, tmp_path):
     """Takes a minute of processor time, most of it compilation."""
     results = run.run(smoke_config(root), tmp_path / "run")
-    assert results_lib.check(results) == []
-    without_factors = {"soup", "gaussian", "task_blind", "majority", "shuffled_text"}
+    assert complete.check(results) == []
+    without_factors = {"hypernetwork", "soup", "gaussian", "task_blind", "majority", "shuffled_text"}
     assert set(results["splits"]["seen"]["controls"]) == without_factors | {"noise", "wrong_task"}
     assert set(results["splits"]["unseen"]["controls"]) == without_factors
     assert results["mixing"] == [] and "interp" not in results["splits"]
