@@ -18,7 +18,7 @@ DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors 
 
 
 def make_constants(generator: Generator) -> dict:
-    """The arrays that every step reads: images, task variables, encoded descriptions, and the generator's own.
+    """The arrays that every step reads: images, task variables, encoded descriptions.
 
     They are an argument of the step, replicated once, and not baked into its program.
     """
@@ -26,7 +26,6 @@ def make_constants(generator: Generator) -> dict:
     constants = {"variables": family.variables, "factors": family.factors()}
     if images is not None:
         constants |= {"x": images.x, "y": images.y}
-    constants["generator"] = generator.arrays()
     if "text" in generator.config.condition.use:
         wordings = len(family.tasks[0].descriptions)
         text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)

@@ -230,58 +230,39 @@ def validate(config: ConfigDict) -> None:
             raise PdiffError(f"config.{name}: missing; start from configs/common.py")
         if not field.allows(values[name]):
             raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {field}")
-    _require(
-        c.model.width % c.model.num_heads == 0, values, "model.num_heads", f"a divisor of model.width = {c.model.width}"
-    )
-    _require(c.target.blocks == 1 or c.target.name == "resnet", values, "target.blocks", "1 for all but a resnet")
-    _require(c.condition.text_width % 4 == 0, values, "condition.text_width", "a multiple of 4, its number of heads")
-    _require(
-        c.train.warmup_steps < c.train.steps, values, "train.warmup_steps", f"less than train.steps = {c.train.steps}"
-    )
-    _require(
-        c.diffusion.sigma_min < c.diffusion.sigma_max, values, "diffusion.sigma_min",
-        f"less than diffusion.sigma_max = {c.diffusion.sigma_max:g}",
-    )  # fmt: skip
+
+    def require(name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {allowed}")
+
+    require("model.num_heads", c.model.width % c.model.num_heads == 0, f"a divisor of model.width = {c.model.width}")
+    require("target.blocks", c.target.blocks == 1 or c.target.name == "resnet", "1 for all but a resnet")
+    require("condition.text_width", c.condition.text_width % 4 == 0, "a multiple of 4, its number of heads")
+    require("train.warmup_steps", c.train.warmup_steps < c.train.steps, f"less than train.steps = {c.train.steps}")
+    highest, parts = c.diffusion.sigma_max, c.subspace.components
+    require("diffusion.sigma_min", c.diffusion.sigma_min < highest, f"less than diffusion.sigma_max = {highest:g}")
     burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every
-    _require(
-        burn_in < c.zoo.steps, values, "zoo.keep_last",
-        f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}",
-    )  # fmt: skip
-    _require(
-        c.subspace.components % c.subspace.token_dim == 0, values, "subspace.token_dim",
-        f"a divisor of subspace.components = {c.subspace.components}",
-    )  # fmt: skip
-    _require(
-        c.mean.functional_weight > 0 or c.mean.zoo_weight > 0, values, "mean.zoo_weight",
-        "above 0 where mean.functional_weight is 0: nothing else would be learned",
-    )  # fmt: skip
-    _require(
-        c.condition.drop_all + c.refined.vague <= 1, values, "refined.vague",
-        f"at most 1 - condition.drop_all = {1 - c.condition.drop_all:g}",
-    )  # fmt: skip
+    few = f"so few that (keep_last - 1) * keep_every < zoo.steps = {c.zoo.steps}"
+    require("zoo.keep_last", burn_in < c.zoo.steps, few)
+    require("subspace.token_dim", parts % c.subspace.token_dim == 0, f"a divisor of subspace.components = {parts}")
+    some_loss = c.mean.functional_weight > 0 or c.mean.zoo_weight > 0
+    require("mean.zoo_weight", some_loss, "above 0 where mean.functional_weight is 0: nothing else would be learned")
+    rest = 1 - c.condition.drop_all
+    require("refined.vague", c.refined.vague <= rest, f"at most 1 - condition.drop_all = {rest:g}")
     for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers", "adapt.learning_rates"):
-        _require(len(set(values[name])) == len(values[name]) > 0, values, name, "at least one, each once")
-    _require(
-        set(c.sample.condition) <= set(c.condition.use), values, "sample.condition",
-        f"some of condition.use = {c.condition.use}",
-    )  # fmt: skip
-    _require(
-        "support" not in c.sample.condition, values, "sample.condition",
-        "all but support: nobody's images are at hand when only a description is given",
-    )  # fmt: skip
-    if "support" in c.condition.use:
-        _require(
-            max(c.eval.support_sizes, default=1) <= c.condition.support_images, values, "eval.support_sizes",
-            f"at most condition.support_images = {c.condition.support_images}",
-        )  # fmt: skip
-    _require(
-        not c.train.wandb or importlib.util.find_spec("wandb") is not None, values, "train.wandb",
-        "'' unless wandb is installed; pip install -e '.[wandb]'",
-    )  # fmt: skip
-    _require(
-        c.zoo.align != "balanced" or c.tasks.family == "imported", values, "zoo.align",
-        "balanced with tasks.family=imported alone",
-    )  # fmt: skip
+        require(name, len(set(values[name])) == len(values[name]) > 0, "at least one, each once")
+    given, use = c.sample.condition, c.condition.use
+    require("sample.condition", set(given) <= set(use), f"some of condition.use = {use}")
+    nobodys = "all but support: nobody's images are at hand when only a description is given"
+    require("sample.condition", "support" not in given, nobodys)
+    if "support" in use:
+        most = c.condition.support_images
+        fit = max(c.eval.support_sizes, default=1) <= most
+        require("eval.support_sizes", fit, f"at most condition.support_images = {most}")
+    installed = not c.train.wandb or importlib.util.find_spec("wandb") is not None
+    require("train.wandb", installed, "'' unless wandb is installed; pip install -e '.[wandb]'")
+    of_import = c.zoo.align != "balanced" or c.tasks.family == "imported"
+    require("zoo.align", of_import, "balanced with tasks.family=imported alone")
     rivals(c.eval.rivals)
     for field in ("generate", "lora_modules"):
         try:
@@ -301,11 +282,6 @@ def rivals(text: str) -> tuple[str, ...]:
         if name not in RIVALS:
             raise PdiffError(f"config.eval.rivals: got {text!r}; allowed: all, or some of {','.join(RIVALS)}")
     return tuple(n for n in RIVALS if n in names)
-
-
-def _require(holds: bool, values: dict, name: str, allowed: str) -> None:
-    if not holds:
-        raise PdiffError(f"config.{name}: got {values[name]!r}; allowed: {allowed}")
 
 
 def _did_you_mean(name: str) -> str:

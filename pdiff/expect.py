@@ -98,8 +98,10 @@ class Expectations:
         """A set of tasks: what was measured for its tasks one by one; of held-out regions in it as little is known as
         was measured there. None if nothing is known."""
         rows = [(s, r) for s, r in self._rows if self._value(r, sampler, given) is not None and r["factors"]]
-        factors = np.array([r["factors"] for _, r in rows], np.float64).reshape(len(rows), -1)
-        inside = [row for row, holds in zip(rows, tasks.contains(factors), strict=True) if holds] if rows else []
+        if not rows:
+            return None
+        held = tasks.contains(np.array([r["factors"] for _, r in rows], np.float64))
+        inside = [row for row, holds in zip(rows, held, strict=True) if holds]
         return self._of(inside, sampler, given, f"{len(inside)} tasks of {tasks.said}") if inside else None
 
     def adapted(self, per_class: int, described: bool) -> Expectation | None:

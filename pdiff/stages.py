@@ -41,7 +41,7 @@ def mean(generator: Generator, networks: Networks, zoo: str, mesh: Mesh) -> Stag
         before=0,
         init=generator.init_mean,
         loss=functools.partial(mean_loss, generator),
-        constants=make_constants(generator),
+        constants=make_constants(generator) | {"generator": generator.arrays()},
         batches=functools.partial(
             data.training_batches,
             networks,

@@ -28,7 +28,7 @@ from pdiff.zoo.networks import Networks
 GRID = 180  # tasks that networks are tried on, over all that can be described
 MOST_BINS = 36  # of a set, with at least ROWS tasks of the grid each
 ROWS = 2
-IMAGES = 400  # of a part, evenly chosen
+IMAGES = {"train": 200, "test": 400}  # most, evenly chosen: to say what suits a network, and how good it is there
 MARGIN = 0.03  # of accuracy
 NEAR = 3.0  # how far off a set's tasks a network's own may be, in the units of descriptions
 GOOD = 0.02  # below fine-tuning, of a network that counts as good for a task
@@ -74,7 +74,7 @@ class Grid:
         held, made = jax.tree.map(jnp.asarray, networks), []
         for part in parts:
             images = self._family.data[part]
-            rows = np.linspace(0, len(images.y) - 1, min(IMAGES, len(images.y))).round().astype(int)
+            rows = np.linspace(0, len(images.y) - 1, min(IMAGES[part], len(images.y))).round().astype(int)
             x, y = jnp.asarray(images.x[rows]), jnp.asarray(images.y[rows])
             run = functools.partial(self._on_part, held, arrays, x, y)
             made.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)

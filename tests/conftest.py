@@ -1,5 +1,6 @@
 """Four simulated devices for every test, and one tiny zoo and generator that tests share."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
-from pdiff import dist, generator, logs, published, refined  # noqa: E402
+from pdiff import dist, generator, logs, published, refined, stages  # noqa: E402
 from pdiff.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
@@ -106,6 +107,24 @@ def tiny_start(tiny_config, tiny_zoo):
 def tiny(tiny_start, tiny_zoo, mesh):
     """The same with a random mean and what follows from it: ready to train the prior, and to draw."""
     return refine(tiny_start, tiny_zoo, mesh)
+
+
+@pytest.fixture(scope="session")
+def make_stage(tiny_start, tiny, tiny_zoo):
+    """(name, mesh, fields to change in the config, as in train__steps=2) -> that stage of the tiny generator."""
+
+    def make(name, mesh, **fields):
+        prior = name == stages.PRIOR
+        made = tiny if prior else tiny_start
+        config = made.config.copy_and_resolve_references()
+        with config.unlocked():
+            for field, value in fields.items():
+                part, inner = field.split("__")
+                config[part][inner] = value
+        made = dataclasses.replace(made, config=config)
+        return stages.prior(made, "zoo", mesh) if prior else stages.mean(made, tiny_zoo["seen"], "zoo", mesh)
+
+    return make
 
 
 @pytest.fixture(scope="session")

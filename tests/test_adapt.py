@@ -148,12 +148,11 @@ def outside(tiny, networks):
     return np.linalg.norm(z - inside) / np.linalg.norm(z)
 
 
-@pytest.mark.parametrize("space", [WEIGHTS, SUBSPACE])
-def test_fine_tuning_fits_the_examples_in_its_own_space(adapter, tiny, sets, space):
-    start = drawn(tiny)
-    before, after = (cross_entropy(n, sets) for n in (start, adapter.finetune(start, sets, Recipe(space, 3e-3, 25))))
-    assert (after < 0.95 * before).all()
-    tuned = adapter.finetune(start, sets, Recipe(space, 3e-3, 25))
+@pytest.mark.parametrize("space, rate", [(WEIGHTS, 3e-3), (SUBSPACE, 0.3)])
+def test_fine_tuning_fits_the_examples_in_its_own_space(adapter, tiny, sets, space, rate):
+    start = drawn(tiny)  # which differ little, as nothing trained them: so rates in the subspace are high
+    tuned = adapter.finetune(start, sets, Recipe(space, rate, 25))
+    assert (cross_entropy(tuned, sets) < 0.95 * cross_entropy(start, sets)).all()
     assert outside(tiny, start) < 1e-4
     assert (outside(tiny, tuned) < 1e-4) == (space == SUBSPACE)
 

@@ -24,7 +24,7 @@ def test_a_measured_task_is_its_own_row(asked):
     family, expectations = asked
     task = family.split("unseen")[2]
     found = expectations.for_task(task, SAMPLER, TEXT)
-    assert found.mean == pytest.approx(0.702) and found.tasks == 1 and found.finetuned == 0.95
+    assert found.mean == pytest.approx(0.702) and found.tasks == 1 and found.finetuned == pytest.approx(0.95)
     assert found.spread == pytest.approx(np.sqrt(0.702 * 0.298 / len(family.data["test"].y)))
     assert expectations.for_factors(task.factors, SAMPLER, TEXT) == found
     assert expectations.for_task(task, "posterior_mean", TEXT).mean == pytest.approx(0.692)  # its own column
@@ -75,3 +75,46 @@ def test_what_was_not_measured_is_not_known(asked):
     assert expectations.for_factors((77.7,), SAMPLER, ("factors",)) is None
     nothing = {"splits": {}, "config": smoke.get_config().to_dict()}
     assert Expectations(nothing, family).for_factors((1.0,), SAMPLER, TEXT) is None
+
+
+def test_a_set_is_its_measured_tasks_one_by_one(asked):
+    family, expectations = asked
+    grammar = family.grammar
+    tasks = grammar.read("digits rotated by between 60 and 120 degrees")
+    found = expectations.for_set(tasks, SAMPLER, TEXT)
+    values = 0.7 + 0.001 * np.arange(6)  # all unseen tasks, and no other
+    assert (found.mean, found.spread) == pytest.approx((values.mean(), values.std(ddof=1)))
+    assert found.basis == f"6 tasks of {tasks.said}" and found.finetuned == pytest.approx(0.95)
+    assert expectations.for_set(tasks, "posterior_mean", TEXT).mean == pytest.approx(found.mean - 0.01)
+    every = expectations.for_set(grammar.read("digits rotated by some angle"), SAMPLER, TEXT)
+    assert every.tasks == sum(len(family.split(s)) for s in ("seen", "interp", "unseen"))
+    assert every.spread > 5 * found.spread  # seen and held-out tasks in one
+
+
+def test_a_set_without_a_measured_task_is_not_known(asked):
+    family, expectations = asked
+    narrow = family.grammar.read("digits rotated by between 77.1 and 77.2 degrees")
+    assert expectations.for_set(narrow, SAMPLER, TEXT) is None
+    every = family.grammar.read("digits rotated by some angle")
+    assert expectations.for_set(every, "ddim2", TEXT) is None and expectations.for_set(every, SAMPLER, ("id",)) is None
+
+
+def row(shots, prior, described):
+    one = {"sem": 0.01, "min": 0.0, "max": 1.0, "n": 16}
+    return {"shots": shots, "accuracy": {"prior": one | {"mean": prior}, "prior_described": one | {"mean": described}}}
+
+
+def test_what_is_adapted_is_the_worst_split_with_no_more_images(asked):
+    family, _ = asked
+    splits = {
+        "interp": [row(0, 0.1, 0.1), row(1, 0.7, 0.9), row(4, 0.9, 0.92)],
+        "unseen": [row(0, 0.1, 0.1), row(1, 0.6, 0.95), row(4, 0.8, 0.91)],
+    }
+    expectations = Expectations({"adaptation": {"splits": splits, "recipes": {}}}, family)
+    assert expectations.adapted(1, False).mean == expectations.adapted(3, False).mean == 0.6
+    assert expectations.adapted(1, True).mean == 0.9  # by interp's
+    found = expectations.adapted(40, False)
+    assert found.mean == 0.8 and found.tasks == 16 and found.spread == pytest.approx(0.01 * 4)
+    assert found.basis == "16 unseen tasks from 4 labelled images of each class"
+    assert expectations.adapted(0, False) is None  # some class has no label
+    assert Expectations({}, family).adapted(4, False) is None

@@ -14,17 +14,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
+from PIL import Image
 
 import pdiff
 from pdiff import audit as audit_lib
-from pdiff import closeup, files, request, run
+from pdiff import closeup, files, request, run, stages
 from pdiff import config as config_lib
 from pdiff.checkpoint import Checkpoints
 from pdiff.errors import PdiffError
 from pdiff.evaluators.verdict import KINDS
 from pdiff.report import results as results_lib
 from pdiff.state import init_state, make_optimizer
+from pdiff.tasks.folder import read_support
 from pdiff.zoo import build
 from tests import complete
 
@@ -33,6 +36,7 @@ SMALLER = (
     "--config=configs/smoke.py",
     "--config.zoo.steps=20",
     "--config.zoo.pretrain_steps=50",
+    "--config.mean.steps=12",
     "--config.train.steps=12",
     "--config.train.warmup_steps=2",
     "--config.train.checkpoint_every=4",
@@ -76,8 +80,23 @@ def test_a_run_leaves_complete_results_and_a_report(workdir):
     assert complete.check(results) == []
     assert results["config"]["train"]["steps"] == 12
     assert results["arcs"]["unseen"] == [[40, 80]]
+    assert {"vague", "adaptation", "calibration"} <= set(results)
     assert (workdir / "report.html").stat().st_size > 10_000
+
+
+def test_check_says_how_far_both_trainings_have_come_and_what_is_damaged(workdir, tmp_path, said):
     run.check(workdir)
+    for name in ("mean", "prior"):
+        assert f"training of the {name}: step 12 of 12" in said()
+    copy = tmp_path / "w"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("zoo"))
+    os.symlink(workdir / "zoo", copy / "zoo")
+    shutil.rmtree(copy / stages.MEAN / "12")
+    with pytest.raises(PdiffError, match="mean: training is at step 8 of 12; the command that started the run goes on"):
+        run.check(copy)
+    shutil.rmtree(copy / stages.MEAN)
+    with pytest.raises(PdiffError, match="mean: missing; the command that started the run trains"):
+        run.check(copy)
 
 
 def test_a_run_leaves_closeups_and_shows_them(workdir):
@@ -139,6 +158,44 @@ def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
     assert loaded.accuracy(networks, 0).shape == (3,)
 
 
+def test_adapt_writes_one_network_for_a_folder_of_images(workdir, tmp_path):
+    family = pdiff.load(workdir).family
+    data, out = family.data["train"], tmp_path / "net.npz"
+    for label, name in enumerate(family.classes):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in np.flatnonzero(data.y == label)[:2]:
+            pixels = (data.x[i] * 255).round().astype(np.uint8).reshape(8, 8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.png")
+    code, _, err = pdiff_main(
+        f"--workdir={workdir}", "--mode=adapt", f"--support={tmp_path / 'mine'}", f"--out={out}", "--num_samples=8",
+        "--steps=3", "--prompt=digits rotated by less than 20 degrees",
+    )  # fmt: skip
+    assert code == 0, err
+    arrays = dict(np.load(out))
+    assert arrays["params/Dense_0/kernel"].shape == (1, 64, 32)
+    assert "1 network, the likeliest of 8 by 20 images" in err
+    # As many labelled images of a class as the run was measured with, in the held-out split that did worst.
+    assert re.search(r"expect 0\.\d+ ± 0\.\d+ \(2 (interp|unseen) tasks from 2 labelled images of each class", err)
+    images, labels = read_support(tmp_path / "mine", family)
+    asked = {"prompt": "digits rotated by less than 20 degrees", "num_samples": 8}
+    expected = pdiff.load(workdir).adapt(images, labels, steps=3, **asked)
+    np.testing.assert_allclose(expected["params"]["Dense_0"]["kernel"], arrays["params/Dense_0/kernel"], atol=1e-3)
+
+
+def test_a_vague_prompt_samples_networks_of_its_set_and_says_so(workdir, tmp_path):
+    out, prompt = tmp_path / "nets.safetensors", "digits rotated by between 200 and 260 degrees"
+    code, _, err = pdiff_main(
+        f"--workdir={workdir}", "--mode=sample", f"--prompt={prompt}", "--num_samples=3", f"--out={out}"
+    )
+    assert code == 0, err
+    told = "any angle from 200 to 260 degrees (60 of 360)"
+    assert f"read as {told}; each network is drawn" in err and re.search(r"expect 0\.\d+ ± ", err)
+    assert len(re.findall(r"network \d: best for 'digits rotated by 2\d\d degrees', 0\.\d+ there", err)) == 3
+    with safetensors.safe_open(out, "numpy") as file:
+        facts = file.metadata()
+    assert facts["understood"] == told and facts["sampler"] == "heun"  # not one call, whatever validation chose
+
+
 def test_evaluate_again_gives_the_same_numbers(workdir):
     before = results_lib.read(workdir / "results.json")
     code, _, err = pdiff_main(f"--workdir={workdir}", "--mode=evaluate")
@@ -149,6 +206,10 @@ def test_evaluate_again_gives_the_same_numbers(workdir):
         for kind in ("generated", "controls"):
             for name, s in entry[kind].items():
                 assert after["splits"][split][kind][name]["mean"] == pytest.approx(s["mean"], abs=0.01)
+    assert [v["said"] for v in after["vague"]] == [v["said"] for v in before["vague"]]
+    for split, rows in before["adaptation"]["splits"].items():
+        for old, new in zip(rows, after["adaptation"]["splits"][split], strict=True):
+            assert new["accuracy"]["zoo"]["mean"] == pytest.approx(old["accuracy"]["zoo"]["mean"], abs=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +234,7 @@ def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir, audited):
     for who, (overlap, distance) in pairs.items():
         for ours, theirs in (("max_iou", overlap), ("nearest_l2", distance)):
             assert audit[ours][who]["mean"] == pytest.approx(results["novelty"][theirs]["mean"], rel=0.02)
-    assert set(audit["rivals"]) == {"hypernetwork", "pca_flow"}
+    assert set(audit["rivals"]) == {"pca_flow"}
     for name, rival in audit["rivals"].items():  # all seen tasks are audited here, with the evaluation's samples
         scored = results["splits"]["seen"]["controls"][name]["mean"]
         assert rival["accuracy"]["generated"]["mean"] == pytest.approx(scored, abs=0.01)
@@ -243,6 +304,12 @@ def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message)
         (["--no_such_flag=1"], "no_such_flag"),
         ([], "--config: missing"),
         (["--mode=report"], "--workdir: missing"),
+        (["--mode=adapt", "--steps=-1"], "--steps"),
+        (["--mode=adapt", "--num_samples=0"], "--num_samples"),
+        (
+            ["--config=configs/smoke.py", "--config.mean.functional_weight=0"],
+            "config.mean.zoo_weight: got 0.0; allowed",
+        ),
         (["--mode=compare", "--workdirs=a"], "--workdirs: got a; allowed: two or more"),
     ],
 )
@@ -255,18 +322,19 @@ def test_bad_command_lines_end_at_once_in_one_line(args, message, tmp_path):
 
 
 def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path):
-    """Takes 40 s. Stopped in training, twice; what a straight run gives is compared in test_train."""
-    args = (*SMALLER, "--config.train.steps=4000", f"--workdir={tmp_path / 'w'}")
-    checkpoints = Checkpoints(tmp_path / "w" / "checkpoints", 1)
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        before, process, deadline = checkpoints.steps()[-1:], start(*args), time.time() + 200
-        while checkpoints.steps()[-1:] == before:
+    """Takes 60 s. Stopped in the training of each model; what a straight run gives is compared in test_train."""
+    args = (*SMALLER, "--config.mean.steps=400", "--config.train.steps=4000", f"--workdir={tmp_path / 'w'}")
+    for signum, folder in ((signal.SIGTERM, stages.MEAN), (signal.SIGINT, stages.CHECKPOINTS)):
+        checkpoints = Checkpoints(tmp_path / "w" / folder, 1)
+        process, deadline = start(*args), time.time() + 200
+        while not checkpoints.steps():
             assert process.poll() is None and time.time() < deadline, process.communicate()
             time.sleep(0.2)
         process.send_signal(signum)
         _, err = process.communicate(timeout=100)
         assert process.returncode == 128 + signum
         assert "run the same command again" in err and "Traceback" not in err
+        assert f"training steps of the {'mean' if folder == stages.MEAN else 'prior'}, all in a checkpoint" in err
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):

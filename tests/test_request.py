@@ -1,4 +1,4 @@
-"""`--mode=sample` and `--mode=publish`: what is written and said, and that a refused request leaves nothing."""
+"""`--mode=sample`, `adapt` and `publish`: what is written and said, and that a refused request leaves nothing."""
 
 import json
 
@@ -11,8 +11,11 @@ from PIL import Image
 from pdiff import api, files, generator, published, request
 from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
+from pdiff.tasks.folder import read_support
+from pdiff.tasks.rotation import rotation_matrix
 
 PROMPT = "digits rotated by 75 degrees"
+VAGUE = "digits rotated by between 60 and 90 degrees"
 
 
 @pytest.fixture
@@ -80,6 +83,8 @@ def test_what_is_not_known_is_said(ask, said):
         ({"between": "0,1,2"}, "weight 2.0; allowed: a number from 0 to 1"),
         ({"between": "0,nobody,0.5"}, "'nobody'; allowed: an id"),
         ({"support": "/nowhere"}, "no such folder; allowed: a folder of images"),
+        ({"prompt": "digits rotated by between 75 and 75 degrees"}, "from 75 to 75 degrees, where no task is"),
+        ({"prompt": "digits rotated by between 10.5 and 11.5 degrees"}, "where there is no task"),
         ({"task": "0", "out": None}, "--out: missing"),
         ({"task": "0", "out": "/nowhere/x"}, "no existing folder"),
     ],
@@ -88,6 +93,107 @@ def test_refused_requests_write_nothing(ask, tmp_path, given, message):
     with pytest.raises(PdiffError, match=message):
         ask(**given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vague_prompt_is_said_to_be_understood_and_what_each_network_is_good_for(ask, loaded, said):
+    arrays, facts = ask(prompt=VAGUE, sampler="ddim", seed=3)
+    expected = loaded.sample(prompt=VAGUE, num_samples=2, sampler="ddim", seed=3)
+    np.testing.assert_array_equal(arrays["params/Dense_0/kernel"], expected["params"]["Dense_0"]["kernel"])
+    told = "any angle from 60 to 90 degrees (30 of 360)"
+    assert facts["understood"] == told and facts["prompt"] == VAGUE
+    assert json.loads(facts["expected_accuracy"])["basis"].endswith(f"tasks of {told}")
+    assert f"read as {told}; each network is drawn from that set" in said()
+    for i, one in enumerate(loaded.suited(expected, VAGUE)):
+        assert f"network {i}: best for '{one.description}', {one.accuracy:.3f} there" in said()
+
+
+def test_the_sampler_in_a_file_is_the_one_that_drew_it(ask, loaded, tmp_path):
+    assert ask(prompt=VAGUE)[1]["sampler"] == "heun" == loaded.sampler_for(VAGUE)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert "understood" not in ask(prompt=PROMPT)[1]
+
+
+@pytest.fixture
+def folder(loaded, tmp_path):
+    """Two images of each class, turned by 75 degrees, in folders that are named by it."""
+    data = loaded.family.data["train"]
+    for label, name in enumerate(loaded.family.classes):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in np.flatnonzero(data.y == label)[:2]:
+            pixels = np.clip(data.x[i] @ rotation_matrix(75.0) * 255, 0, 255).round().astype(np.uint8)
+            Image.fromarray(pixels.reshape(8, 8)).save(tmp_path / "mine" / name / f"{i}.png")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def adapted(published_folder, folder, tmp_path):
+    """Adapts to the folder, into `tmp_path`; returns arrays and metadata of the file."""
+
+    def adapted(**given):
+        out = tmp_path / "net.safetensors"
+        usual = {"support": str(folder), "num_samples": 4, "seed": 5, "out": str(out)}
+        request.adapt(published_folder, **(usual | given))
+        with safetensors.safe_open(out, "numpy") as file:
+            return safetensors.numpy.load_file(out), file.metadata()
+
+    return adapted
+
+
+def test_an_adapted_network_is_one_network_in_a_file_that_says_of_what(adapted, loaded, folder, published_folder, said):
+    arrays, facts = adapted(prompt=PROMPT, steps=3)
+    images, labels = read_support(folder, loaded.family)
+    assert labels.tolist() == np.repeat(np.arange(10), 2).tolist()
+    expected = loaded.adapt(images, labels, prompt=PROMPT, num_samples=4, steps=3, seed=5)
+    np.testing.assert_array_equal(arrays["params/Dense_0/kernel"], expected["params"]["Dense_0"]["kernel"])
+    assert arrays["params/Dense_0/kernel"].shape == (1, 64, 32)
+    assert facts == {
+        "prompt": PROMPT, "support": str(folder), "images": "20", "seed": "5",
+        "model": files.sha256(published_folder / files.MANIFEST), "expected_accuracy": "",
+    }  # fmt: skip
+    assert "1 network, the likeliest of 4 by 20 images" in said() and "is not known" in said()
+
+
+def test_images_without_labels_are_adapted_to_with_a_warning(adapted, folder, said):
+    for path in list(folder.rglob("*.png")):
+        path.rename(folder / path.name)
+    for path in [p for p in folder.iterdir() if p.is_dir()]:
+        path.rmdir()
+    arrays, facts = adapted()
+    assert facts["images"] == "20" and facts["prompt"] == "" and "warning: no image has a label" in said()
+
+
+def another_size(folder):
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(folder / "3" / "x.png")
+
+
+def another_class(folder):
+    (folder / "3").rename(folder / "three")
+
+
+def one_image(folder):
+    for path in sorted(folder.rglob("*.png"))[1:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize("change, given, message", [
+    (another_size, {}, "x.png: an image of .9, 8.; allowed: .8, 8."),
+    (another_class, {}, "three: no class of this generator; allowed: 0, 1, 2"),
+    (one_image, {}, "got 1 labelled image; allowed: at least 2"),
+    (None, {"support": None}, "--support: missing; allowed: a folder of images of the task, one folder for each class"),
+    (None, {"support": "/nowhere"}, "no such folder; allowed: a folder of images"),
+    (None, {"out": None}, "--out: missing"),
+    (None, {"out": "/nowhere/x.npz"}, "no existing folder"),
+    (None, {"prompt": "digits rotated by between 75 and 75 degrees"}, "where no task is"),
+    (None, {"prompt": "tourne les chiffres"}, "looks like none"),
+    (None, {"steps": -1}, "steps: got -1"),
+])  # fmt: skip
+def test_what_cannot_be_adapted_to_writes_nothing(adapted, folder, tmp_path, change, given, message):
+    if change:
+        change(folder)
+    with pytest.raises(PdiffError, match=message) as error:
+        adapted(**given)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"] and "\n" not in str(error.value)
 
 
 def test_a_published_folder_gives_the_networks_of_its_run(published_folder, loaded, tmp_path, tiny_zoo):

@@ -21,7 +21,7 @@ def kept(tiny, tiny_zoo, mesh, tmp_path_factory):
 
     def fit():
         with StopSignal() as stop:
-            return rivals.fit_all(generator, tiny_zoo["seen"], "zoo", workdir, mesh, stop, 0.0)
+            return rivals.fit_all(generator, tiny_zoo["seen"], workdir, mesh, stop, 0.0)
 
     return fit, fit(), workdir
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from pdiff import generator as generator_lib
+from pdiff import refined
 from pdiff.api import LoadedGenerator
 from pdiff.conditioning import make_constants, training_condition
 from pdiff.errors import PdiffError
 from pdiff.evaluate import Evaluation
 from pdiff.models import sentence
-from pdiff.models.dit import make_model
+from pdiff.models.conditions import make_conditions
 from pdiff.models.sentence import SentenceEncoder
 from pdiff.stopping import StopSignal
 from tests.models import tiny_bert
 from tests.models.test_sentence import needs_minilm
+from tests.noise import noised
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +30,41 @@ def encoder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make(tiny, encoder):
-    """Generators with other conditions in use, and the tiny encoder."""
+def make(tiny_start, encoder):
+    """Generators with other conditions in use, and the tiny encoder, before their means are trained."""
 
     def make(use, sampled=None, **condition):
-        config = tiny.config.copy_and_resolve_references()
+        config = tiny_start.config.copy_and_resolve_references()
         with config.unlocked():
             config.condition.update(dict(use=use, support_images=2, **condition))
             config.sample.condition = sampled or use
             config.sample.samplers = ("posterior_mean", "ddim")
-            config.eval.update(dict(rivals="", test_time_samples=0, mixing_separations=()))
-        model = make_model(config.lock(), tiny.spec, tiny.family, tiny.tokenizer.vocab_size)
-        return dataclasses.replace(tiny, config=config, model=model, sentences=encoder)
+            config.eval.update(dict(rivals="", test_time_samples=0, mixing_separations=(), vague_samples=0))
+            config.eval.update(dict(calibration_samples=0, adapt_tasks=0, closeup_tasks=0))
+        conditions = make_conditions(config.lock(), tiny_start.family, tiny_start.tokenizer.vocab_size)
+        mean = tiny_start.mean.clone(conditions=conditions)
+        return dataclasses.replace(tiny_start, config=config, mean=mean, sentences=encoder)
 
     return make
 
 
-def randomized(generator):
-    leaves, tree = jax.tree.flatten(generator.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+@pytest.fixture(scope="module")
+def trained(tiny_zoo, mesh):
+    """A generator -> the same with a random mean and what follows from it, and random parameters of the prior."""
+
+    def trained(generator):
+        mean = noised(jax.jit(generator.init_mean)(jax.random.key(0)), 0.1)
+        generator = refined.refine(generator, mean, tiny_zoo["seen"], mesh)
+        return generator, noised(jax.jit(generator.init)(jax.random.key(0)), 0.1)
+
+    return trained
 
 
 def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, encoder):
     generator = make(("text", "sentence"), number_noise=8.0)
     constants = jax.tree.map(jnp.asarray, make_constants(generator))
     task, wording, keys = np.arange(12) % 4, np.arange(12) % 3, jax.random.split(jax.random.key(0), 12)
-    condition = training_condition(generator, constants, task, wording, np.full(12, 80.0), keys)
+    condition = training_condition(generator, constants, task, wording, keys, np.full(12, 80.0))
     texts = [generator.family.tasks[t].descriptions[w] for t, w in zip(task, wording, strict=True)]
     np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all(texts))
     values = generator.tokenizer.encode_all(texts).tree["values"]
@@ -68,7 +78,7 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 
     @jax.jit
     def kept(keys):
-        condition = training_condition(generator, constants, task, task, np.ones(4096), keys)
+        condition = training_condition(generator, constants, task, task, keys)
         return jnp.stack([condition[n]["keep"] for n in drops])
 
     keep = np.asarray(kept(jax.random.split(jax.random.key(0), 4096)), np.float64)
@@ -91,16 +101,15 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 )
 def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
     generator, prompt = make(use, sampled), "digits at 8 degrees"
-    condition = LoadedGenerator(generator, None, {})._prompted(prompt, force=False)
+    condition = LoadedGenerator(generator, None, {})._prompted(prompt, False, 0)
     assert {name for name, c in condition.items() if c["keep"].all()} == given
     if "sentence" in given:
         np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([prompt]))
 
 
-def test_networks_follow_the_prompt(make):
+def test_networks_follow_the_prompt(make, trained):
     """Takes 10 s: it compiles a sampler for four devices."""
-    generator = make(("sentence",))
-    loaded = LoadedGenerator(generator, randomized(generator), {})
+    loaded = LoadedGenerator(*trained(make(("sentence",))), {})
     a, b = (jax.tree.leaves(loaded.sample(prompt=f"digits at {angle} degrees")) for angle in (8, 200))
     assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) > 1e-4
 
@@ -116,16 +125,15 @@ def test_what_is_not_given_needs_no_encoding(make, tmp_path):
     tiny_bert.write(tmp_path)
     without = dataclasses.replace(make(("id", "sentence")), sentences=SentenceEncoder(tmp_path))
     (tmp_path / "model.safetensors").unlink()
-    jax.eval_shape(without.init, jax.random.key(0))
+    jax.eval_shape(without.init_mean, jax.random.key(0))
     condition = without.condition(without.family.tasks[:2], given=("id",))
     assert condition["sentence"]["inputs"].shape == (2, tiny_bert.WIDTH) and not condition["sentence"]["keep"].any()
     with pytest.raises(FileNotFoundError):
         without.condition(without.family.tasks[:2], given=("sentence",))
 
 
-def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, mesh, tiny_zoo):
-    generator = make(("sentence", "factors"), ("sentence",))
-    params = randomized(generator)
+def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, trained, mesh, tiny_zoo):
+    generator, params = trained(make(("sentence", "factors"), ("sentence",)))
     results = Evaluation(generator, params, tiny_zoo, mesh).run(StopSignal())
     for split in results["splits"].values():
         assert "shuffled_text" in split["controls"] and "held_out_wording" in split
@@ -142,10 +150,10 @@ def test_a_run_ends_before_it_starts_when_the_encoder_is_not_installed(make, mon
 
 
 @needs_minilm
-def test_a_kept_generator_finds_its_encoder_again(make, tiny_zoo, tmp_path):
+def test_a_kept_generator_finds_its_encoder_again(make, trained, tiny_zoo, tmp_path):
     """Takes 10 s."""
     like = make(("text", "sentence"))
-    generator = generator_lib.make_generator(like.config, like.family, like.target, tiny_zoo)
+    generator, _ = trained(generator_lib.make_generator(like.config, like.family, like.target, tiny_zoo))
     generator_lib.save(generator, tmp_path)
     tasks = generator.family.tasks[:3]
     a, b = generator.condition(tasks), generator_lib.load(tmp_path).condition(tasks)

@@ -1,7 +1,5 @@
 """The layout of training: every parameter has its row, and no layout changes what is learned."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -16,19 +14,13 @@ SPLIT = {stages.PRIOR: ("block_0", "mlp", "up", "kernel"), stages.MEAN: ("weight
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_start, tiny, tiny_zoo):
+def trained(make_stage):
     """(stage, mesh.model, mesh.fsdp, microbatches) -> metrics of each of three steps, state on four devices."""
 
     def train(name, model=1, fsdp=False, microbatches=1):
-        made, mesh = tiny if name == stages.PRIOR else tiny_start, dist.make_mesh(model=model)
-        config = made.config.copy_and_resolve_references()
-        with config.unlocked():
-            config.mesh.update(dict(model=model, fsdp=fsdp))
-            config.train.microbatches = microbatches
-            config.mean.zoo_weight = 0.5
-        made = dataclasses.replace(made, config=config)
-        prior = name == stages.PRIOR
-        stage = stages.prior(made, "zoo", mesh) if prior else stages.mean(made, tiny_zoo["seen"], "zoo", mesh)
+        mesh = dist.make_mesh(model=model)
+        layout = dict(mesh__model=model, mesh__fsdp=fsdp, train__microbatches=microbatches)
+        stage = make_stage(name, mesh, **layout, mean__zoo_weight=0.5)
         state, size, metrics = train_lib.fresh_state(stage, mesh), stage.settings.batch_size, []
         step, constants = train_lib.make_step(stage, mesh), dist.replicate(stage.constants, mesh)
         rows = dist.local_rows(size, mesh)
@@ -47,11 +39,12 @@ def replicated(trained):
     return {name: (metrics, dist.fetch(state)) for name in SPLIT for metrics, state in [trained(name)]}
 
 
-def test_every_parameter_and_everything_that_the_optimizer_keeps_has_one_row(tiny_start, tiny, tiny_zoo, mesh4):
-    for stage in (stages.mean(tiny_start, tiny_zoo["seen"], "zoo", mesh4), stages.prior(tiny, "zoo", mesh4)):
-        state = train_lib.abstract_state(stage)
-        shardings = jax.tree.leaves(sharding.state_shardings(state, mesh4, tiny.config.mesh))
-        assert len(shardings) == len(jax.tree.leaves(state))
+@pytest.mark.parametrize("name", SPLIT)
+def test_every_parameter_and_everything_that_the_optimizer_keeps_has_one_row(name, make_stage, mesh4):
+    stage = make_stage(name, mesh4)
+    state = train_lib.abstract_state(stage)
+    shardings = jax.tree.leaves(sharding.state_shardings(state, mesh4, stage.config.mesh))
+    assert len(shardings) == len(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("path", ["block_0/attention/q/kernel", "somewhere/else", "my_in/kernel"])

@@ -1,5 +1,6 @@
 """Rows by condition, averages of samples, spread, mixing and transfer, on an untrained tiny generator."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -102,6 +103,33 @@ def test_networks_of_one_task_are_compared_two_by_two():
         "evaluate/spread/validation": ("heun", 1, 64), "evaluate/spread/seen": ("heun", 3, 20),
         "evaluate/spread/interp": ("heun", 2, 32),
     }  # fmt: skip
+
+
+def test_an_ensemble_averages_probabilities_beside_one_of_its_networks(bench, tiny_zoo):
+    """By hand: for drawn networks, here some of the zoo's, and for the fine-tuned ones of each task."""
+    family, drawing = bench.generator.family, copy.copy(bench)
+    drawing.generate = lambda sampler, tasks, stream, count: tiny_zoo["seen"][np.arange(len(tasks) * count)].params
+    found = studies.calibration(drawing, "ddim", tiny_zoo)
+    for split, rows in found.items():
+        tasks, tuned = bench.tasks(split), tiny_zoo[split]
+        both = {
+            "generated": tiny_zoo["seen"][np.arange(2 * len(tasks))].params,
+            "finetuned": tuned[np.concatenate([np.flatnonzero(tuned.task == t.id)[:2] for t in tasks])].params,
+        }
+        for name, networks in both.items():
+            error, likely = [], []
+            for i, task in enumerate(tasks):
+                own = jax.tree.map(lambda v, t=task.id: v[t], family.variables)
+                x, y = family.labelled(own, family.data["test"].x, family.data["test"].y)
+                two = jax.tree.map(lambda w, i=i: w[2 * i : 2 * i + 2], networks)
+                p = np.asarray(jax.nn.softmax(jax.vmap(bench.generator.apply, (0, None))(two, x)))
+                for kind in (p.mean(0), p[0]):
+                    error.append((kind.argmax(-1) != np.asarray(y)).mean())
+                    likely.append(np.log(kind[np.arange(len(y)), np.asarray(y)]).mean())
+            for k, kind in enumerate(("ensemble", "single")):
+                row = rows[f"{name}_{kind}"]
+                assert row["error"]["mean"] == pytest.approx(np.mean(error[k::2]), abs=2e-3)
+                assert row["log_likelihood"]["mean"] == pytest.approx(np.mean(likely[k::2]), rel=1e-3)
 
 
 def test_mixed_weights_are_raw_weights_on_the_line_and_on_the_arc(bench, tiny_zoo):

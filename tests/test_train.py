@@ -24,28 +24,6 @@ from pdiff.weights import stats
 BOTH = (stages.MEAN, stages.PRIOR)
 
 
-def changed(generator, **fields):
-    """The generator with other values of dotted config fields ('train__steps')."""
-    config = generator.config.copy_and_resolve_references()
-    with config.unlocked():
-        for name, value in fields.items():
-            part, field = name.split("__")
-            config[part][field] = value
-    return dataclasses.replace(generator, config=config)
-
-
-@pytest.fixture(scope="module")
-def make_stage(tiny_start, tiny, tiny_zoo):
-    """(name, mesh, fields to change in the config) -> that stage of the tiny generator's training."""
-
-    def make(name, mesh, **fields):
-        if name == stages.PRIOR:
-            return stages.prior(changed(tiny, **fields), "zoo", mesh)
-        return stages.mean(changed(tiny_start, **fields), tiny_zoo["seen"], "zoo", mesh)
-
-    return make
-
-
 def run_steps(stage, mesh, count):
     state, step = train_lib.fresh_state(stage, mesh), train_lib.make_step(stage, mesh)
     constants = dist.replicate(stage.constants, mesh)
@@ -186,31 +164,6 @@ def test_the_prior_learns_to_answer_with_the_one_network_that_it_is_told_of(make
     assert losses[-10:].mean() < 0.1 * losses[0]
 
 
-def test_the_prior_s_examples_are_of_one_task_of_a_set_and_of_all(tiny):
-    """By their shares; a set's members are all in it, and so is the network, which is none of the members."""
-    config = changed(tiny, refined__vague=0.3, condition__drop_all=0.2).config
-    count, rows = 4000, 640
-    numbered = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None], (rows, 2))
-    networks = generator_lib.RefinedZoo(-numbered, numbered, numbered[:, :1])
-    half = generator_lib.MEMBERS
-    named = np.stack([np.arange(2 * half), 100 + np.arange(2 * half)])
-    constants = jax.tree.map(jnp.asarray, {"refined": networks, "sets": named})
-    draw = jax.jit(jax.vmap(lambda k: stages._draw_set(config, constants, k)))
-    row, members = jax.device_get(draw(jax.random.split(jax.random.key(0), count)))
-    assert members.shape == (count, half, 2)
-    members = members[..., 0]
-    single = (members == members[:, :1]).all(1)
-    assert (members[single, 0] == row[single]).all() and len(set(row[single])) > rows / 2
-    within = np.array([np.isin(members, s).all(1) & np.isin(row, s) for s in named]) & ~single
-    assert (within.sum(1) > 0.4 * within.sum()).all()
-    assert (members[within.any(0)] != row[within.any(0), None]).all()
-    assert len(set(row[within[0]])) == 2 * half  # each of the set is the network at some time
-    every = ~single & ~within.any(0)
-    assert (np.ptp(members[every], 1) > rows / 2).all()
-    shares = single.mean(), within.any(0).mean(), every.mean()
-    np.testing.assert_allclose(shares, (0.5, 0.3, 0.2), atol=0.03)
-
-
 @pytest.mark.parametrize("name", BOTH)
 def test_data_is_a_function_of_seed_and_step(name, make_stage, mesh):
     stage = make_stage(name, mesh)
@@ -312,8 +265,8 @@ def test_a_finished_training_returns_what_it_kept(prior, mesh, straight, tmp_pat
     assert_equal(straight, train(prior, tmp_path, mesh))
 
 
-def test_divergence_stops_the_run_and_says_what_to_try(tiny_start, tiny_zoo, mesh, tmp_path):
-    generator = changed(tiny_start, mean__zoo_weight=1.0)
+def test_divergence_stops_the_run_and_says_what_to_try(make_stage, tiny_start, tiny_zoo, mesh, tmp_path):
+    generator = dataclasses.replace(tiny_start, config=make_stage(stages.MEAN, mesh, mean__zoo_weight=1.0).config)
     networks = dataclasses.replace(
         tiny_zoo["seen"], params=jax.tree.map(lambda a: a * np.float32(1e25), tiny_zoo["seen"].params)
     )
@@ -405,20 +358,6 @@ def test_other_data_is_refused_on_resume(tiny_start, tiny, tiny_zoo, mesh, strai
     for stage in (fewer, stages.prior(dataclasses.replace(tiny, refined=moved), "zoo", mesh)):
         with pytest.raises(PdiffError, match="other data"):
             train(stage, tmp_path, mesh)
-
-
-def test_the_mean_reads_networks_only_where_it_learns_from_them(make_stage, mesh):
-    told = [set(next(make_stage(stages.MEAN, mesh, mean__zoo_weight=w).batches(start=0, stop=1))) for w in (0.0, 1.0)]
-    assert told == [{"task", "wording", "index"}, {"task", "wording", "index", "params"}]
-
-
-def test_settings_are_those_of_training_with_the_stage_s_own(make_stage, mesh):
-    ours = dict(mean__steps=2, mean__batch_size=4, mean__learning_rate=0.5, train__grad_clip=7.0)
-    mean, prior = (make_stage(name, mesh, **ours) for name in BOTH)
-    assert (mean.settings.steps, mean.settings.batch_size, mean.settings.learning_rate) == (2, 4, 0.5)
-    assert mean.settings.warmup_steps == 1 < prior.settings.warmup_steps  # less than there are steps
-    assert prior.settings == prior.config.train and prior.before == 2 and mean.before == 0
-    assert mean.settings.grad_clip == prior.settings.grad_clip == 7.0
 
 
 def test_ema_has_warm_up():

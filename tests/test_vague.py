@@ -1,5 +1,6 @@
 """What is measured of networks for vague descriptions, on networks whose angle is known by construction."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -147,7 +148,7 @@ def test_tables_are_accuracies_on_the_grids_tasks(grid, tiny, upright, mesh):
     train, test = grid.tables(turned(upright, angles), ("train", "test"))
     assert train.shape == test.shape == (3, len(grid.factors))
     images = tiny.family.data["test"]
-    rows = np.linspace(0, len(images.y) - 1, min(vague.IMAGES, len(images.y))).round().astype(int)
+    rows = np.linspace(0, len(images.y) - 1, min(vague.IMAGES["test"], len(images.y))).round().astype(int)
     for i, angle in enumerate(angles):
         network = jax.tree.map(lambda w, i=i: w[i], turned(upright, angles))
         for row in (0, 7, 100):
@@ -155,7 +156,7 @@ def test_tables_are_accuracies_on_the_grids_tasks(grid, tiny, upright, mesh):
             right = (np.asarray(tiny.apply(network, x)).argmax(-1) == images.y[rows]).mean()
             assert test[i, row] == pytest.approx(right, abs=0.006)
         best = grid.factors[train[i].argmax(), 0]
-        assert min(abs(best - angle), 360 - abs(best - angle)) < 12 and train[i].max() > 0.85
+        assert min(abs(best - angle), 360 - abs(best - angle)) < 12 and train[i].max() > 0.75
 
 
 def test_what_networks_are_good_for_is_named_with_its_accuracy(grid, tiny, upright, mesh):
@@ -182,54 +183,61 @@ class Drawing:
         return self._networks(self.config.eval.vague_samples)
 
 
+DRAWN = {
+    "evenly": lambda count: np.linspace(60, 120, count),
+    "always one": lambda count: np.full(count, 90.0),
+    "elsewhere": lambda count: np.linspace(240, 300, count),
+}
+
+
 @pytest.fixture(scope="module")
 def measured(tiny, tiny_zoo, upright, mesh):
-    """angles of a number of networks -> what is said of the generator that draws these for ARC."""
+    """One of DRAWN -> what is said of the generator that draws networks of these angles for ARC."""
 
-    def measure(angles, **evaluation):
-        bench = Drawing(tiny, mesh, lambda count: turned(upright, angles(count)), **evaluation)
-        return vague.vague(bench, "heun", tiny_zoo)
+    @functools.cache
+    def measure(name):
+        bench = Drawing(tiny, mesh, lambda count: turned(upright, DRAWN[name](count)))
+        (found,) = vague.vague(bench, "heun", tiny_zoo)
+        return found
 
     return measure
 
 
 def test_a_generator_that_draws_from_all_of_the_set_varies_little(measured):
-    (found,) = measured(lambda count: np.linspace(60, 120, count))
+    found = measured("evenly")
     assert found["prompt"] == ARC and found["said"] == "any angle from 60 to 120 degrees (60 of 360)"
     assert found["tasks"] == 31 and found["samples"] == 48  # of the grid, 2 degrees apart
     own = found["networks"]["generated"]
-    assert own["total_variation"] < 0.35 and own["inside"] > 0.9
+    assert own["total_variation"] < 0.5 and own["bins_hit"] > 0.8 * own["bins"] and own["inside"] > 0.9
     assert own["at_suited"]["mean"] > 0.75 and own["best"]["mean"] > 0.75
     assert own["precision"] == 1 and own["coverage"] > 0.9  # fine-tuning was short, and is easily equalled
 
 
 def test_a_generator_that_always_draws_one_network_varies_as_much_as_can_be(measured):
-    (found,) = measured(lambda count: np.full(count, 90.0))
-    own = found["networks"]["generated"]
+    own = measured("always one")["networks"]["generated"]
     assert own["bins_hit"] == 1 and own["total_variation"] == pytest.approx(1 - 1 / own["bins"], abs=0.03)
     assert own["inside"] == 1
 
 
 def test_a_generator_that_draws_outside_of_the_set_is_not_inside(measured):
-    (found,) = measured(lambda count: np.linspace(240, 300, count))
-    own = found["networks"]["generated"]
+    own = measured("elsewhere")["networks"]["generated"]
     assert own["inside"] < 0.05 and own["at_suited"]["mean"] > 0.75  # good networks, of other tasks
-    assert own["precision"] <= 1
+    assert own["precision"] < 0.5
 
 
 def test_beside_what_is_drawn_stand_the_mean_a_drawn_task_and_the_zoo(measured):
-    (found,) = measured(lambda count: np.linspace(60, 120, count))
+    found = measured("evenly")
     assert set(found["networks"]) == {"generated", "task_of_set", "hypernetwork", "zoo"}
     one = found["networks"]["hypernetwork"]  # one network for one description
     assert one["bins_hit"] == 1 and one["best"]["min"] == pytest.approx(one["best"]["max"])
 
 
 def test_all_samples_of_a_prompt_are_drawn_under_the_same_members_of_its_set(tiny, tiny_zoo, upright, mesh):
-    bench = Drawing(tiny, mesh, lambda count: turned(upright, np.full(count, 90.0)))
+    bench = Drawing(tiny, mesh, lambda count: turned(upright, np.full(count, 90.0)), vague_samples=4)
     vague.vague(bench, "heun", tiny_zoo)
     ((sampler, condition),) = bench.asked
     members = condition["members"]["inputs"]
-    assert sampler == "heun" and members.shape == (48, MEMBERS, tiny.refined.means.shape[1])
+    assert sampler == "heun" and members.shape == (4, MEMBERS, tiny.refined.means.shape[1])
     assert condition["members"]["keep"].all() and not condition["text"]["keep"].any()
     assert (members == members[0]).all()
     angles = tiny.refined.factors[rows_of(tiny, members[0]), 0]
@@ -261,8 +269,9 @@ def test_prompts_are_those_that_are_named_or_one_of_each_kind(tiny, mesh):
         vague.prompts(Drawing(tiny, mesh, None, vague_prompts=(ARC, "digits rotated by 75 degrees")))
 
 
-def test_a_prompt_whose_set_the_refined_zoo_has_nothing_of_is_left_out(measured):
-    assert measured(np.zeros, vague_prompts=("digits rotated by between 10.5 and 11.5 degrees",)) == []
+def test_a_prompt_whose_set_the_refined_zoo_has_nothing_of_is_left_out(tiny, tiny_zoo, mesh):
+    bench = Drawing(tiny, mesh, None, vague_prompts=("digits rotated by between 10.5 and 11.5 degrees",))
+    assert vague.vague(bench, "heun", tiny_zoo) == [] == bench.asked
 
 
 def test_fine_tuning_at_a_place_is_that_of_the_nearest_task(tiny):

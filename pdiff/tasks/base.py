@@ -175,9 +175,9 @@ class Family:
     def distance(self, a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np.ndarray, "n m"]:
         """Euclidean distance between factors, the short way round for those that wrap."""
         gap = np.abs(a[:, None] - b[None])
-        period = np.asarray(self.factor_periods)
-        wrapped = np.minimum(gap, np.where(period > 0, period - gap % np.where(period > 0, period, 1), gap))
-        return np.sqrt((wrapped**2).sum(-1))
+        period = np.array([p or np.inf for p in self.factor_periods])
+        gap = np.where(period < np.inf, gap % period, gap)
+        return np.sqrt((np.minimum(gap, period - gap) ** 2).sum(-1))
 
     def check(self) -> None:
         """Raises PdiffError unless ids, names, splits of tasks and splits of images are sound."""

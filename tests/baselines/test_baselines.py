@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from pdiff.baselines import SeenZoo, hypernetwork
+from pdiff.baselines import SeenZoo
 from pdiff.baselines.blind import Gaussian, Soup
+from pdiff.baselines.hypernetwork import Hypernetwork
 from pdiff.baselines.neighbours import LinearInterpolation, Nearest, Noise
 from pdiff.baselines.rebasin import RebasinMerge
 from pdiff.baselines.ridge import Ridge
 from pdiff.tasks import get_family
-from pdiff.weights import codec, permutations
+from pdiff.weights import codec, permutations, stats
 from tests.weights.orders import random_orders
 
 SEEDS = 3
@@ -131,18 +132,16 @@ def test_noise_starts_from_the_tasks_own_networks(family, zoo):
     np.testing.assert_array_equal(still, sample(Nearest.fit(zoo), [unseen], SEEDS))
 
 
-def test_the_hypernetwork_is_a_function_of_the_condition_alone(tiny):
-    rival = hypernetwork.rival(tiny)
-    params = jax.tree.map(lambda p: p + 0.1, rival.init(jax.random.key(0)))
-    assert jax.tree.structure(params) == jax.tree.structure(tiny.init(jax.random.key(0)))  # the same parameters
-    context = rival.context(params, rival.condition(tiny.family.tasks[:2]))
-    sigma = np.full(2, 80.0, np.float32)
-    noise = [80 * jax.random.normal(jax.random.key(i), (2, *tiny.stats.scale.shape)) for i in range(2)]
-    a, b = (rival.denoiser(params, context)(z, sigma) for z in noise)
-    np.testing.assert_allclose(a, b, atol=1e-2)
-    other = tiny.denoiser(params, context)(noise[1], sigma)
-    assert np.abs(other - b).max() > 10 * np.abs(a - b).max()
-    assert rival.config.diffusion.at_sigma_max == 1 and tiny.config.diffusion.at_sigma_max < 1
+def test_the_hypernetwork_has_the_mean_s_network_for_each_wording(tiny, mesh):
+    tasks, count = tiny.family.tasks[:2], len(tiny.family.tasks[0].descriptions) + 1
+    made = sample(Hypernetwork(tiny, mesh), tasks, count)
+    for own, task in zip(made, tasks, strict=True):
+        texts = [task.descriptions[j % (count - 1)] for j in range(count)]
+        z = jax.jit(tiny.mean_tokens)(tiny.condition([task] * count, texts, ("text",)))
+        np.testing.assert_allclose(own, stats.denormalize(tiny.stats, z), atol=1e-5)
+        np.testing.assert_allclose(own[0], own[-1], atol=1e-6)  # no noise: the same wording again
+        assert np.abs(own[0] - own[1]).max() > 1e-3
+    assert np.abs(made[0] - made[1]).max() > 1e-3
 
 
 def test_a_rebasin_merge_of_a_reordered_network_with_itself_is_that_network(tiny, tiny_zoo):

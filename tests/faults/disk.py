@@ -86,10 +86,10 @@ def _fill(ground: Ground, chosen, workdir: Path, name: str, done: Outcome, setti
 
 
 def finished(workdir: Path) -> set[str]:
-    """Folders with a manifest; of checkpoints, that there is one."""
+    """Folders with a manifest; of the checkpoints of a model, that there is one."""
     found = {str(p.parent.relative_to(workdir)) for p in workdir.rglob("manifest.json")}
-    steps = {f for f in found if f.startswith("checkpoints/")}
-    return (found - steps) | ({"a checkpoint"} if steps else set())
+    steps = {f for f in found if f.startswith(("mean/", "checkpoints/"))}
+    return (found - steps) | {f"a checkpoint in {step.split('/')[0]}" for step in steps}
 
 
 def _size(folder: Path) -> int:

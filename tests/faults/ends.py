@@ -41,9 +41,10 @@ def ends(workdir: Path, copied: Path | None = None) -> dict[str, str]:
             found[name] = _digest(NUMBER.sub(b"0", page))
         elif name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines.sort(key=lambda line: line["step"])  # those of a training that was repeated come last
             kept = [{k: v for k, v in line.items() if k != "steps_per_s"} for line in lines]
             found[name] = _digest(json.dumps(kept).encode())
-    return found | _newest_checkpoint(workdir / "checkpoints")
+    return found | _newest_checkpoint(workdir / "mean") | _newest_checkpoint(workdir / "checkpoints")
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
@@ -67,7 +68,7 @@ def _newest_checkpoint(where: Path) -> dict[str, str]:
                 array = np.asarray(leaf)
                 said = f"{array.dtype}{array.shape}".encode()
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                found[f"checkpoints/{folder.name}/{part}/{name}"] = _digest(said + array.tobytes())
+                found[f"{folder.parent.name}/{folder.name}/{part}/{name}"] = _digest(said + array.tobytes())
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.faults import children
 from tests.faults.kills import clean
 from tests.faults.outcome import Outcome
-from tests.faults.scenario import Ground, Scenario
+from tests.faults.scenario import BOUNDARIES, Ground, Scenario
 
 KINDS = ("flip", "flip", "flip", "cut", "longer", "empty", "deleted", "swapped")
 READERS = ("report", "sample", "run")
@@ -103,7 +103,7 @@ def flip(ground: Ground, readers: Readers, seed: str, scenario: str = "", fresh:
 def unfinished(ground: Ground, seed: str, scenario: str = "run", stage: str = "") -> Outcome:
     """One damaged file of a run that was stopped; the same command goes on, and ends as if nothing had been."""
     draw = random.Random(seed)
-    chosen, stage = ground.scenarios[scenario], stage or draw.choice(("training", "evaluation", "report"))
+    chosen, stage = ground.scenarios[scenario], stage or draw.choice(BOUNDARIES)
     name = f"unfinished_{seed}"
     workdir, out = ground.place(chosen, name, stage), ground.folder / "said" / f"unfinished_{seed}.txt"
     kind, damaged = damage(workdir, draw)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tests.faults import children, power
 from tests.faults.outcome import Outcome
-from tests.faults.scenario import INTERVAL, Ground, Point, Scenario
+from tests.faults.scenario import INTERVAL, MEAN_STEPS, Ground, Point, Scenario
 
 SIGNALS = ("KILL", "KILL", "KILL", "TERM", "INT")
 AGAIN = 3  # more starts than this after one kill, and it is stuck
 _STOPPED = {"KILL": (-9,), "TERM": (143, -15), "INT": (130, -2)}
-_TRAINS = re.compile(r"train: +\d+%\|[^|]*\| +(\d+)/(\d+)")
+_TRAINS = re.compile(r"train (mean|prior): +\d+%\|[^|]*\| +(\d+)/\d+")
 
 
 def kill(ground: Ground, seed: str, scenario: str = "", stage: str = "", cut: bool = False) -> Outcome:
@@ -141,6 +141,6 @@ def _steps_done(workdir: Path) -> int:
 
 
 def _resumed_from(said: str, reached: int) -> int:
+    """Training steps that a run went on from, of both models together."""
     found = _TRAINS.search(said)
-    return int(found[1]) if found else reached
-
+    return int(found[2]) + (MEAN_STEPS if found[1] == "prior" else 0) if found else reached

@@ -17,10 +17,11 @@ from tests.imports import zoos
 
 HERE = Path(__file__).parent
 NAMES = ("run", "import", "weights")
-INTERVAL = 2  # train.checkpoint_every of both configs
-BOUNDARIES = ("training", "evaluation", "report")  # stages before whose first event a copy is taken
-# From which copy a stage is reached soonest.
-SETS_OUT = {"training": "training", "checkpointing": "training", "evaluation": "evaluation", "report": "report"}
+INTERVAL, MEAN_STEPS = 2, 4  # train.checkpoint_every and mean.steps of both configs
+# Stages before whose first event a copy is taken: of the mean's checkpoints, what is made of it, the prior's ones, ….
+BOUNDARIES = ("mean", "generator", "checkpointing", "evaluation", "report")
+# From which copy a stage is reached soonest: its own, and metrics are written from the mean's training on.
+SETS_OUT = {"training": "mean"} | {stage: stage for stage in BOUNDARIES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _points(journal: list[dict]) -> list[Point]:
     """The events of a run as points, each with the seconds until the next; they count for the stage that goes on."""
     points = []
     for event, following in zip(journal, [*journal[1:], journal[-1]], strict=True):
-        during = {"checkpointing": "training"}.get(following["stage"], following["stage"])
+        during = {"checkpointing": "training", "mean": "training"}.get(following["stage"], following["stage"])
         gap = following["t"] - event["t"]
         points.append(Point(event["stage"], event["stage"], event["nth"], 0.0))
         if gap > 0.02:

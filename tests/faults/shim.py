@@ -28,9 +28,9 @@ from pathlib import Path
 
 # What the first part of a path in a workdir says about the stage in which it is changed.
 STAGES = {
-    "zoo": "zoo", "imported": "import", "generator": "training", "metrics.jsonl": "training", "tensorboard": "training",
-    "checkpoints": "checkpointing", "rivals": "evaluation", "results.json": "evaluation", "closeup.json": "evaluation",
-    "plots": "report", "report.html": "report", "table.md": "report",
+    "zoo": "zoo", "imported": "import", "mean": "mean", "generator": "generator", "metrics.jsonl": "training",
+    "tensorboard": "training", "checkpoints": "checkpointing", "rivals": "evaluation", "results.json": "evaluation",
+    "closeup.json": "evaluation", "plots": "report", "report.html": "report", "table.md": "report",
 }  # fmt: skip
 OTHER = "bookkeeping"  # config.json, timing.json, manifest.json, the claim
 GROWS = ("open", "mkdir", "replace", "rename", "link", "fsync")  # what a full disk refuses

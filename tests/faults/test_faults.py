@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import shutil
 
 import pytest
 
+from pdiff import health
+from pdiff.errors import PdiffError
 from tests.faults import access, children, disk, flips, kills, power, shim, starts
 from tests.faults.ends import differences, ends
 from tests.faults.outcome import Outcome, failures, table
@@ -31,7 +34,7 @@ def fine(*outcomes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zoo", "evaluation", "import"])
+@pytest.mark.parametrize("stage", ["zoo", "generator", "evaluation", "import"])
 def test_a_killed_run_ends_as_one_that_never_stopped(ground, stage):
     """Takes 5 to 20 s each, the first a minute more."""
     (done,) = fine(kills.kill(ground, f"{stage}.1", stage=stage))
@@ -39,7 +42,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(ground, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["checkpointing", "import"])
+@pytest.mark.parametrize("stage", ["mean", "checkpointing", "import"])
 def test_a_power_cut_costs_no_bit_of_the_end(ground, stage):
     """Takes 5 to 15 s each."""
     fine(kills.kill(ground, f"{stage}.2", stage=stage, cut=True))
@@ -53,9 +56,30 @@ def test_damage_is_found_and_named_and_no_reader_believes_it(ground, readers):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_a_damaged_file_goes_on(ground):
-    """Takes 10 s."""
-    fine(flips.unfinished(ground, "short.0", stage="report"))
+@pytest.mark.parametrize("stage", ["generator", "report"])
+def test_a_stopped_run_with_a_damaged_file_goes_on(ground, stage):
+    """Takes 10 s each."""
+    fine(flips.unfinished(ground, "short.0", stage=stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["mean", "generator", "checkpoints"])
+def test_what_is_damaged_of_a_finished_run_is_named_and_made_again_to_the_bit(ground, folder):
+    """Takes 15 s each. The newest checkpoint of a model, whose last steps are done again; and what comes between them,
+    of which the prior's checkpoints must be the ones that they were."""
+    chosen = ground.scenarios["run"]
+    workdir, out = ground.place(chosen, f"again_{folder}", "report"), ground.folder / "said" / f"again_{folder}.txt"
+    shutil.rmtree(workdir)
+    shutil.copytree(ground.reference("run"), workdir)
+    newest = max(p for p in workdir.glob(f"{folder}/**/*") if p.is_file() and p.stat().st_size > 10_000)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(PdiffError, match=newest.name):
+        list(health.workdir(workdir))
+    ended = children.run(ground.args(chosen, workdir), out)
+    assert ended.code == 0 and not ended.traceback, ended.said
+    assert str(newest.relative_to(workdir)) in ended.said and "warning: " in ended.said
+    assert ground.different(chosen, workdir) == []
+    kills.clean(ground, workdir, f"again_{folder}")
 
 
 @pytest.mark.slow

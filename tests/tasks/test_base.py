@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -53,3 +54,11 @@ def test_images_that_are_not_finite_are_refused(family):
 def test_unsound_tasks_are_refused(family, change, message):
     with pytest.raises(PdiffError, match=message):
         with_tasks(family, change).check()
+
+
+def test_distances_go_the_short_way_round_and_round_again(family):
+    a, b = np.array([[0.0], [-90.0], [350.0]]), np.array([[270.0], [10.0], [730.0]])
+    np.testing.assert_allclose(family.distance(a, b), [[90, 10, 10], [0, 100, 100], [80, 20, 20]], atol=1e-9)
+    plain = dataclasses.replace(family, factor_names=("x", "y"), factor_periods=(0.0, 4.0))
+    np.testing.assert_allclose(plain.distance(np.array([[0.0, 0.0]]), np.array([[300.0, 4.0], [3.0, 2.0]])),
+                               [[300, 13**0.5]])  # fmt: skip
