@@ -1,8 +1,8 @@
-"""The main job's whole training step in PyTorch, as one would write it there: a rival to hold pdiff's own against.
+"""The main job's two training steps in PyTorch, as one would write them there: rivals to hold pdiff's own against.
 
-The same model, losses, optimizer and averaging as `pdiff.train.train_step`, with parameters converted from Flax, so
-that for the same draws losses and gradients are the same numbers (`tests/benchmarks/test_torch_dit.py`). Names of
-modules are Flax's, which makes the conversion one rule. What a shape tells is taken from the shape.
+The same models, losses, optimizer and averaging as `pdiff.train.train_step` of both stages, with parameters converted
+from Flax, so that for the same draws losses and gradients are the same numbers (`tests/benchmarks/test_torch_dit.py`).
+Names of modules are Flax's, which makes the conversion one rule. What a shape tells is taken from the shape.
 """
 
 import dataclasses
@@ -21,21 +21,32 @@ from torch import Tensor, nn
 
 from benchmarks.torch_device import DEVICE
 from pdiff.errors import PdiffError
-from pdiff.generator import Generator
+from pdiff.generator import MEMBERS, Generator
+from pdiff.models.dit import LEAST_VARIANCE
+from pdiff.stages import MEAN, PRIOR
 from pdiff.state import learning_rate_schedule
+from pdiff.train import Stage
 
 SUPPORTED = ("id", "text")
 TEXT_HEADS = 4  # as in `pdiff.models.conditions.TextCondition`
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
-    """All that is random in a step: noise levels, noise, what the model is told, and rows of the shared images."""
+class MeanDraws:
+    """All that is random in a step of the mean: what it is told, and rows of the shared images."""
 
-    sigma: Float[Tensor, " batch"]
-    noise: Float[Tensor, "batch tokens dim"]
     condition: dict[str, dict]
     rows: Int[Tensor, "batch images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorDraws:
+    """All that is random in a step of the prior: its networks, what stands for their tasks, noise levels and noise."""
+
+    row: Int[Tensor, " batch"]
+    members: Float[Tensor, "batch members components"]
+    sigma: Float[Tensor, " batch"]
+    noise: Float[Tensor, "batch tokens dim"]
 
 
 class Mlp(nn.Module):
@@ -119,7 +130,7 @@ class TextCondition(nn.Module):
 
 
 class Conditions(nn.Module):
-    """Condition tokens, a null token where one is dropped, and the mean of those that are given."""
+    """The mean of the tokens of those conditions that are given."""
 
     def __init__(self, encoders: Mapping[str, nn.Module], width: int):
         super().__init__()
@@ -129,109 +140,150 @@ class Conditions(nn.Module):
             self.register_parameter(f"null_{name}", nn.Parameter(torch.empty(1, width)))
         self.null = nn.Parameter(torch.empty(width))
 
-    def forward(self, condition: dict[str, dict]) -> tuple[Float[Tensor, "batch tokens w"], Float[Tensor, "batch w"]]:
-        tokens = []
-        for name in self.names:
-            encoded = getattr(self, f"encoders_{name}")(condition[name]["inputs"])
-            keep = condition[name]["keep"][:, None, None]
-            tokens.append(torch.where(keep, encoded, getattr(self, f"null_{name}")))
-        tokens = torch.cat(tokens, 1)
+    def forward(self, condition: dict[str, dict]) -> Float[Tensor, "batch width"]:
+        tokens = torch.cat([getattr(self, f"encoders_{n}")(condition[n]["inputs"]) for n in self.names], 1)
         keep = torch.stack([condition[name]["keep"] for name in self.names], 1)[..., None]
         mean = torch.where(keep, tokens, 0.0).sum(1) / keep.sum(1).clamp(min=1)
-        return tokens, torch.where(keep.any(1), mean, self.null)
+        return torch.where(keep.any(1), mean, self.null)
+
+
+class MeanNetwork(nn.Module):
+    """From a condition to normalised weights."""
+
+    def __init__(self, conditions: Conditions, width: int, hidden: int, weights: int):
+        super().__init__()
+        self.conditions = conditions
+        self.inner, self.weights = nn.Linear(width, hidden), nn.Linear(hidden, weights)
+
+    def forward(self, condition: dict[str, dict]) -> Float[Tensor, "batch weights"]:
+        return self.weights(_gelu(self.inner(self.conditions(condition))))
 
 
 class DiT(nn.Module):
-    """The diffusion transformer over weight tokens."""
+    """The diffusion transformer over tokens of coefficients, told of members, with its preconditioning."""
 
-    def __init__(self, width: int, depth: int, hidden: int, heads: int, mean: int, tokens: int, dim: int, noise: int):
+    def __init__(self, width: int, depth: int, hidden: int, heads: int, tokens: int, dim: int, noise: int):
         super().__init__()
         frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(30.0), noise // 2))
         self.register_buffer("frequencies", frequencies)
-        self.noise = Mlp(noise, width, width)
-        self.pooled = nn.Linear(width, width)
-        self.add_module("in", nn.Linear(dim, width))
-        self.position = nn.Parameter(torch.empty(tokens, width))
+        self.noise, self.member = Mlp(noise, width, width), Mlp(tokens * dim, width, width)
+        self.set = nn.Linear(2 * width, width)
+        self.add_module("in", nn.Linear(3 * dim, width))
+        self.token_position = nn.Parameter(torch.empty(tokens, width))
         self.block = nn.ModuleList(Block(width, hidden, heads) for _ in range(depth))
-        self.final, self.out = nn.Linear(width, 2 * width), nn.Linear(width, dim)
-        self.mean_in, self.mean_out = nn.Linear(width, mean), nn.Linear(mean, tokens * dim)
+        self.final, self.last = nn.Linear(width, 2 * width), nn.Linear(width, dim)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"], c_noise: Float[Tensor, " batch"], context):
-        told, pooled = context
+    def forward(
+        self,
+        z: Float[Tensor, "batch tokens dim"],
+        sigma: Float[Tensor, " batch"],
+        members: Float[Tensor, "batch members components"],
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """D(z, sigma)."""
+        s = sigma[:, None, None]
+        f = self.network(z / torch.sqrt(s**2 + 1), torch.log(sigma) / 4, members)
+        return z / (s**2 + 1) + s / torch.sqrt(s**2 + 1) * f
+
+    def network(self, x, c_noise, members):
+        described = self.set(_gelu(_moments(self.member(members))))
         angle = c_noise[:, None] * self.frequencies
-        vector = self.noise(torch.cat([angle.sin(), angle.cos()], -1)) + self.pooled(pooled)
-        active = F.silu(vector)
-        h = torch.cat([getattr(self, "in")(x) + self.position, told], 1)
+        active = F.silu(self.noise(torch.cat([angle.sin(), angle.cos()], -1)) + described)
+        beside = _moments(members).view(len(x), 2, *x.shape[1:])
+        h = getattr(self, "in")(torch.cat([x, beside[:, 0], beside[:, 1]], -1)) + self.token_position
+        h = torch.cat([h, described[:, None]], 1)
         for block in self.block:
             h = block(h, active)
         shift, scale = self.final(active)[:, None].chunk(2, -1)
-        out = self.out(_modulated(h[:, : x.shape[1]], shift, scale))
-        return out + self.mean_out(_gelu(self.mean_in(pooled))).view_as(out)
+        return self.last(_modulated(h[:, : x.shape[1]], shift, scale))
 
 
-class ConditionalDiT(nn.Module):
-    """The denoiser D(z, sigma) under a condition: preconditioning around the transformer."""
+class PriorLoss(nn.Module):
+    """The loss of `pdiff.stages.prior_loss` as a function of everything that is random in it."""
 
-    def __init__(self, conditions: Conditions, dit: DiT, spread: float):
+    def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree):
         super().__init__()
-        self.conditions, self.dit, self.spread = conditions, dit, spread
+        self.config, self.model = generator.config, _prior(generator, params)
+        self.shape = generator.shape
+        for name in ("coefficients", "means"):
+            self.register_buffer(name, to_torch(getattr(constants["refined"], name)))
+        self.register_buffer("sets", to_torch(constants["sets"]))
 
-    def forward(
-        self, z: Float[Tensor, "batch tokens dim"], sigma: Float[Tensor, " batch"], condition: dict[str, dict]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        s = sigma[:, None, None]
-        f = self.dit(z / torch.sqrt(s**2 + 1), torch.log(sigma) / 4, self.conditions(condition))
-        return _c_skip(s, self.spread) * z + torch.sqrt(_c_out_squared(s, self.spread)) * f
+    def forward(self, batch: dict, draws: PriorDraws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over a batch, and its parts."""
+        x0 = self.coefficients[draws.row].view(-1, *self.shape)
+        sigma = draws.sigma[:, None, None]
+        denoised = self.model(x0 + sigma * draws.noise, draws.sigma, draws.members)
+        error = ((denoised - x0) ** 2).mean((1, 2))
+        loss = (error * (1 + draws.sigma**-2)).mean()
+        return loss, {"loss": loss, "denoising_loss": loss}
+
+    def draw(self, batch: dict, random: torch.Generator) -> PriorDraws:
+        """What `pdiff.stages.prior_loss` draws, from PyTorch's generator."""
+        size, total, count = len(batch["index"]), len(self.means), 2 * MEMBERS
+        config, random = self.config, {"generator": random, "device": DEVICE}
+        share = torch.rand(size, 1, **random)
+        rows = torch.randint(total, (size, 1), **random).expand(size, count)
+        if len(self.sets):
+            named = self.sets[torch.randint(len(self.sets), (size,), **random)]
+            turned = torch.arange(count, device=DEVICE) + torch.randint(count, (size, 1), **random)
+            named = named.gather(1, turned % count)
+            rows = torch.where(share < config.condition.drop_all + config.refined.vague, named, rows)
+        every = torch.randint(total, (size, count), **random)
+        rows = torch.where(share < config.condition.drop_all, every, rows)
+        diffusion = config.diffusion
+        sigma = torch.exp(diffusion.p_mean + diffusion.p_std * torch.randn(size, **random))
+        sigma = sigma.clamp(diffusion.sigma_min, diffusion.sigma_max)
+        top = torch.rand(size, **random) < diffusion.at_sigma_max
+        sigma = torch.where(top, diffusion.sigma_max, sigma)
+        return PriorDraws(rows[:, -1], self.means[rows[:, :MEMBERS]], sigma, torch.randn(size, *self.shape, **random))
 
 
-class Loss(nn.Module):
-    """The loss of `pdiff.train.loss_fn` as a function of a batch and of everything that is random in it."""
+class MeanLoss(nn.Module):
+    """The loss of `pdiff.stages.mean_loss` as a function of a batch and of everything that is random in it."""
 
-    def __init__(self, generator: Generator, constants: Mapping[str, Any], model: ConditionalDiT):
+    def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree):
         super().__init__()
-        self.model, self.config, spec = model, generator.config.diffusion.to_dict(), generator.spec
-        self.spread = float(generator.spread)
+        self.config, self.model, spec = generator.config, _mean(generator, params), generator.spec
         self.paths = [leaf.path for leaf in spec.leaves]
         self.shapes = [leaf.shape for leaf in spec.leaves]
-        self.dim, self.num_params = spec.token_dim, spec.num_params
-        self.num_layers = len(spec.leaves) // 2
+        self.num_params, self.num_layers = spec.num_params, len(spec.leaves) // 2
+        self.text = {name: to_torch(table) for name, table in constants["text"].items()}
         scale = np.asarray(generator.stats.scale)
         arrays = {
             "center": np.asarray(generator.stats.center),
             "scale": scale,
-            "divisor": np.where(scale > 0, scale, 1),
-            "varying": scale > 0,
             "base": np.concatenate([np.ravel(_flat(generator.base)[p]) for p in self.paths]),
             **{name: constants[name] for name in ("x", "y", "variables")},
         }
         for name, value in arrays.items():
             self.register_buffer(name, to_torch(value))
 
-    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over a batch of networks, {path: (batch, ...)} and their `task`, and its parts."""
-        task, sigma = batch["task"], draws.sigma
-        x0 = self.encode(batch["params"])
-        z = x0 + sigma[:, None, None] * draws.noise
-        denoised = torch.where(self.varying, self.model(z * self.varying, sigma, draws.condition), 0.0)
-
-        error = ((denoised - x0) ** 2).sum((1, 2)) / self.varying.sum()
-        denoising = (error / _c_out_squared(sigma, self.spread)).mean()
-
-        weights = (self.center + self.scale * denoised).flatten(1)[:, : self.num_params]
-        images = torch.bmm(self.x[draws.rows], self.variables[task])
+    def forward(self, batch: dict[str, Tensor], draws: MeanDraws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over a batch of tasks, and its parts."""
+        z = self.model(draws.condition).view(-1, *self.center.shape)
+        weights = (self.center + self.scale * z).flatten(1)[:, : self.num_params]
+        images = torch.bmm(self.x[draws.rows], self.variables[batch["task"]])
         logits = self.logits(weights, images)
         functional = F.cross_entropy(logits.flatten(0, 1), self.y[draws.rows].flatten())
         distance = ((weights - self.base) ** 2).sum(-1).mean()
-        penalised = functional + self.config["base_penalty"] * distance
-        loss = denoising + self.config["functional_weight"] * penalised
-        parts = {"denoising_loss": denoising, "functional_loss": functional, "base_distance": distance}
-        return loss, {"loss": loss, **parts}
+        config = self.config.mean
+        loss = config.functional_weight * (functional + config.base_penalty * distance)
+        return loss, {"loss": loss, "functional_loss": functional, "base_distance": distance}
 
-    def encode(self, networks: dict[str, Tensor]) -> Float[Tensor, "batch tokens dim"]:
-        """Networks to normalised tokens."""
-        flat = torch.cat([networks[p].flatten(1) for p in self.paths], 1)
-        tokens = F.pad(flat, (0, self.center.numel() - flat.shape[1])).view(-1, *self.center.shape)
-        return torch.where(self.varying, (tokens - self.center) / self.divisor, 0.0)
+    def draw(self, batch: dict, random: torch.Generator) -> MeanDraws:
+        """What `pdiff.stages.mean_loss` and `pdiff.conditioning.training_condition` draw, from PyTorch's generator."""
+        task, wording, use = batch["task"], batch["wording"], self.config.condition
+        size, random = len(task), {"generator": random, "device": DEVICE}
+        moved = use.number_noise * torch.randn(size, **random)
+        text = {name: table[task, wording] for name, table in self.text.items()}
+        text["values"] = torch.where(text["is_number"], text["values"] + moved[:, None], 0.0)
+        uniform, inputs = torch.rand(size, len(use.use), **random), {"id": task, "text": text}
+        condition = {
+            name: {"inputs": inputs[name], "keep": uniform[:, i] >= use[f"drop_{name}"]}
+            for i, name in enumerate(use.use)
+        }
+        rows = torch.randint(len(self.y), (size, self.config.mean.functional_images), **random)
+        return MeanDraws(condition, rows)
 
     def logits(self, weights: Float[Tensor, "batch params"], x: Float[Tensor, "batch images features"]):
         """Of every network on its own images; the leaves of the MLP are (bias, kernel) layer by layer."""
@@ -242,79 +294,66 @@ class Loss(nn.Module):
         return x
 
 
-class Trainer:
-    """The step: draws, loss, gradients, clipping, AdamW, moving average."""
+LOSSES = {MEAN: MeanLoss, PRIOR: PriorLoss}
 
-    def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree, compiled: bool = False):
-        self.config = generator.config
-        self.loss = Loss(generator, constants, from_flax(generator, params))
-        self.text = {name: to_torch(table) for name, table in constants["text"].items()}
+
+class Trainer:
+    """The step of a stage: draws, loss, gradients, clipping, AdamW, moving average."""
+
+    def __init__(self, generator: Generator, stage: Stage, params: PyTree, compiled: bool = False):
+        self.settings = stage.settings
+        self.loss = LOSSES[stage.name](generator, stage.constants, params)
         self.parameters = list(self.loss.model.parameters())
         self.ema = [p.detach().clone() for p in self.parameters]
-        self.optimizer = _adamw(generator, self.parameters)
-        self.updates, self.schedule = 0, learning_rate_schedule(generator.config.train)
+        self.optimizer = _adamw(self.settings.weight_decay, self.parameters)
+        self.updates, schedule = 0, learning_rate_schedule(self.settings)
         # The schedule is a table: to call JAX in a step would be no fair rival.
-        self.rates = np.asarray(jax.jit(self.schedule)(np.arange(generator.config.train.steps + 1))).tolist()
+        self.rates = np.asarray(jax.jit(schedule)(np.arange(self.settings.steps + 1))).tolist()
         self.evaluate: Callable = torch.compile(self.loss, dynamic=False) if compiled else self.loss
         self.random = torch.Generator(device=DEVICE).manual_seed(0)
 
-    def step(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
+    def step(self, batch: dict, draws: MeanDraws | PriorDraws | None = None) -> dict[str, Tensor]:
         """One update from a batch of `torch_batch`, and its metrics."""
-        loss, metrics = self.evaluate(batch, draws or self.draw(batch))
+        loss, metrics = self.evaluate(batch, draws or self.loss.draw(batch, self.random))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[min(self.updates, len(self.rates) - 1)]
         self.optimizer.step()
-        rate = min(self.config.train.ema_decay, (1 + self.updates) / (10 + self.updates))
+        rate = min(self.settings.ema_decay, (1 + self.updates) / (10 + self.updates))
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, self.parameters, 1 - rate)
         self.updates += 1
         return {k: v.detach() for k, v in metrics.items()} | {"grad_norm": norm}
-
-    def draw(self, batch: dict) -> Draws:
-        """What `pdiff.train.loss_fn` and `pdiff.conditioning.training_condition` draw, from PyTorch's generator."""
-        task, wording, use = batch["task"], batch["wording"], self.config.condition
-        diffusion, size, random = self.config.diffusion, len(batch["task"]), {"generator": self.random}
-        sigma = torch.exp(diffusion.p_mean + diffusion.p_std * torch.randn(size, **random))
-        sigma = sigma.clamp(diffusion.sigma_min, diffusion.sigma_max)
-        top = torch.rand(size, **random) < diffusion.at_sigma_max
-        sigma = torch.where(top, diffusion.sigma_max, sigma)
-        moved = use.number_noise * sigma**2 / (1 + sigma**2) * torch.randn(size, **random)
-        text = {name: table[task, wording] for name, table in self.text.items()}
-        text["values"] = torch.where(text["is_number"], text["values"] + moved[:, None], 0.0)
-        uniform = torch.rand(size, len(use.use) + 1, **random)
-        given, inputs = uniform[:, -1] >= use.drop_all, {"id": task, "text": text}
-        condition = {
-            name: {"inputs": inputs[name], "keep": given & (uniform[:, i] >= use[f"drop_{name}"])}
-            for i, name in enumerate(use.use)
-        }
-        noise = torch.randn(size, *self.loss.center.shape, **random)
-        rows = torch.randint(len(self.loss.y), (size, diffusion.functional_images), **random)
-        return Draws(sigma, noise, condition, rows)
 
     def _clip(self) -> Float[Tensor, ""]:
         """Scales gradients to a global norm of at most `grad_clip`, as `optax.clip_by_global_norm`; returns the norm.
 
         `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm.
         """
-        grads = [p.grad for p in self.parameters]
+        grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        torch._foreach_mul_(grads, torch.clamp(self.config.train.grad_clip / norm, max=1.0))
+        torch._foreach_mul_(grads, torch.clamp(self.settings.grad_clip / norm, max=1.0))
         return norm
 
 
-def from_flax(generator: Generator, params: PyTree) -> ConditionalDiT:
-    """The model of a generator with parameters `params` of its Flax model. Sizes are those of the arrays.
+def _mean(generator: Generator, params: PyTree) -> MeanNetwork:
+    """The mean with parameters `params` of its Flax model. Sizes are those of the arrays.
 
     Raises:
       PdiffError: it is not a model that is written here, or an array is missing, left over or of another shape.
     """
-    _check(generator)
-    flat, config, spec = _flat(params), generator.config, generator.spec
-    shape = {path: array.shape for path, array in flat.items()}
-    width = shape["conditions/null"][0]
+    config = generator.config
+    _require((
+        ("condition.use", config.condition.use, set(config.condition.use) <= set(SUPPORTED), "id and text"),
+        ("tasks.family", config.tasks.family, config.tasks.family == "rotation", "rotation"),
+        ("target.name", config.target.name, config.target.name == "mlp", "mlp"),
+        ("target.generate", config.target.generate, all(generator.spec.generated), "all leaves"),
+        ("mean.zoo_weight", config.mean.zoo_weight, config.mean.zoo_weight == 0, "0"),
+    ))  # fmt: skip
+    shape = {path: array.shape for path, array in _flat(params).items()}
+    width, hidden = shape["inner/kernel"]
     text = "conditions/encoders_text"
     encoders = {
         "id": lambda: IdCondition(width, shape["conditions/encoders_id/Embed_0/embedding"][0]),
@@ -324,15 +363,26 @@ def from_flax(generator: Generator, params: PyTree) -> ConditionalDiT:
             shape[f"{text}/Mlp_0/up/kernel"][0] // 2, config.condition.number_period,
         ),
     }  # fmt: skip
-    dit = DiT(
-        width, _count(shape, "dit", "block"), shape["dit/block_0/mlp/up/kernel"][1], config.model.num_heads,
-        shape["dit/mean_in/kernel"][1], spec.num_tokens, spec.token_dim, shape["dit/noise/up/kernel"][0],
-    )  # fmt: skip
     conditions = Conditions({name: encoders[name]() for name in config.condition.use}, width)
-    model = ConditionalDiT(conditions, dit, float(generator.spread))
+    return _loaded(MeanNetwork(conditions, width, hidden, shape["weights/kernel"][1]), params)
+
+
+def _prior(generator: Generator, params: PyTree) -> DiT:
+    """The same of the prior."""
+    config = generator.config
+    _require((
+        ("diffusion.path", config.diffusion.path, config.diffusion.path == "ve", "ve"),
+        ("model.dtype", config.model.dtype, config.model.dtype == "float32", "float32"),
+    ))  # fmt: skip
+    shape = {path: array.shape for path, array in _flat(params).items()}
+    width, hidden = shape["block_0/mlp/up/kernel"]
+    depth, heads = _count(shape, "", "block"), config.model.num_heads
+    return _loaded(DiT(width, depth, hidden, heads, *generator.shape, shape["noise/up/kernel"][0]), params)
+
+
+def _loaded(model: nn.Module, params: PyTree) -> nn.Module:
     try:
-        buffers = dict(model.named_buffers())
-        model.load_state_dict(flax_arrays(params) | buffers, strict=True)
+        model.load_state_dict(flax_arrays(params) | dict(model.named_buffers()), strict=True)
     except RuntimeError as error:
         raise PdiffError(f"params: do not fit the model in PyTorch: {error}") from error
     return model
@@ -353,10 +403,9 @@ def flax_arrays(tree: PyTree) -> dict[str, Tensor]:
     return found
 
 
-def torch_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of `pdiff.data.training_batches`: {'params': {path: ...}, 'task', 'wording'}."""
-    params = {path: to_torch(array) for path, array in _flat(batch["params"]).items()}
-    return {"params": params, "task": to_torch(batch["task"]), "wording": to_torch(batch["wording"])}
+def torch_batch(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A batch of either stage."""
+    return {name: to_torch(array) for name, array in batch.items()}
 
 
 def to_torch(array: Any) -> Tensor:
@@ -365,29 +414,17 @@ def to_torch(array: Any) -> Tensor:
     return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(DEVICE)
 
 
-def _adamw(generator: Generator, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(weight_decay: float, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     """The optimizer of `pdiff.state.make_optimizer`: decay on matrices alone. Its learning rate is set by the step."""
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": generator.config.train.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-8, fused=True)
 
 
-def _check(generator: Generator) -> None:
+def _require(wanted: tuple) -> None:
     """Raises PdiffError for a generator whose step is not the one that is written here."""
-    config = generator.config
-    wanted = (
-        ("condition.use", config.condition.use, set(config.condition.use) <= set(SUPPORTED), "id and text"),
-        ("tasks.family", config.tasks.family, config.tasks.family == "rotation", "rotation"),
-        ("target.name", config.target.name, config.target.name == "mlp", "mlp"),
-        ("target.generate", config.target.generate, all(generator.spec.generated), "all leaves"),
-        ("diffusion.path", config.diffusion.path, config.diffusion.path == "ve", "ve"),
-        ("model.dtype", config.model.dtype, config.model.dtype == "float32", "float32"),
-        ("model.mean_width", config.model.mean_width, config.model.mean_width > 0, "more than 0"),
-        ("diffusion.functional_weight", config.diffusion.functional_weight,
-         config.diffusion.functional_weight > 0, "more than 0"),
-    )  # fmt: skip
     for field, value, fits, allowed in wanted:
         if not fits:
             raise PdiffError(f"{field}: got {value!r}; allowed for the model in PyTorch: {allowed}")
@@ -399,7 +436,7 @@ def _flat(tree: PyTree) -> dict[str, Any]:
 
 def _count(paths: Mapping[str, Any], under: str, name: str) -> int:
     """How many modules `name`_0, `name`_1, … there are."""
-    return len({m[1] for p in paths if (m := re.match(rf"{under}/{name}_(\d+)/", p))})
+    return len({m[1] for p in paths if (m := re.match(rf"{under and under + '/'}{name}_(\d+)/", p))})
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -410,10 +447,6 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-def _c_skip(sigma: Tensor, spread: float) -> Tensor:
-    return 1 / (1 + (sigma / spread) ** 2)
-
-
-def _c_out_squared(sigma: Tensor, spread: float) -> Tensor:
-    kept = _c_skip(sigma, spread)
-    return kept * sigma**2 + (1 - kept) ** 2 * (1 - spread**2)
+def _moments(x: Float[Tensor, "batch members features"]) -> Float[Tensor, "batch twice"]:
+    """Mean and standard deviation of each feature over the members."""
+    return torch.cat([x.mean(1), torch.sqrt(x.var(1, correction=0) + LEAST_VARIANCE)], -1)

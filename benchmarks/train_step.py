@@ -1,8 +1,8 @@
-"""The main job's training step against the same step in PyTorch, and what it waits for its data.
+"""The main job's two training steps against the same steps in PyTorch, and what the mean's waits for its data.
 
     python -m benchmarks.train_step --profile
 
-prints where a step's time goes as a Markdown table. Input is measured here too, since it shares the compiled step.
+prints where the time of a step of each goes as Markdown tables. Input is measured here too, since it shares a step.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from jaxtyping import PyTree
 from benchmarks import thunks, timing
 from benchmarks.timing import Row, Spread
 from configs import interp
-from pdiff import conditioning, data, dist, generator, hlo, train
+from pdiff import dist, generator, hlo, refined, stages, train
 from pdiff.generator import Generator
-from pdiff.state import init_state, make_optimizer
+from pdiff.state import init_state
 from pdiff.targets import Target, get_target
 from pdiff.tasks import get_family
 from pdiff.zoo.networks import Networks
@@ -36,31 +36,32 @@ INPUT_STEPS = 20  # steps of a turn when the input is measured
 # Where an operation belongs: the first pattern that its source (JAX's `op_name`) has.
 GROUPS = (
     ("random numbers", r"threefry|_normal|_uniform|_randint|_bernoulli|random_bits|rng_bit|erf_inv"),
-    ("text encoder and conditions", r"ConditionalDiT\.encode|/conditions/"),
-    ("attention", r"/dit/.*attention"),
-    ("MLP", r"/dit/.*/mlp"),
-    ("rest of the transformer", r"ConditionalDiT|/dit/"),
+    ("text encoder and conditions", r"MeanNetwork\.encode|/conditions/"),
+    ("rest of the mean", r"MeanNetwork"),
+    ("attention", r"DiT.*/attention"),
+    ("MLP", r"DiT.*/mlp"),
+    ("members", r"DiT.*/(member|set)/"),
+    ("rest of the transformer", r"DiT"),
     ("functional and denoising loss", r"jvp\("),
     ("optimizer and EMA", r"jit\(step\)"),
 )
 
 
 class Step:
-    """pdiff's own compiled step over all devices with its state, which each call donates."""
+    """pdiff's own compiled step of a stage over all devices with its state, which each call donates."""
 
-    def __init__(self, made: Generator, params: PyTree):
-        self.generator, self.mesh = made, dist.make_mesh()
-        self.size = made.config.train.batch_size
+    def __init__(self, stage: train.Stage, params: PyTree):
+        self.stage, self.mesh = stage, dist.make_mesh()
+        self.size = stage.settings.batch_size
         self.rows = dist.local_rows(self.size, self.mesh)
-        self.constants = dist.replicate(conditioning.make_constants(made), self.mesh)
-        optimizer = make_optimizer(made.config.train)
-        step = train.make_step(made, optimizer, self.mesh)
+        self.constants = dist.replicate(stage.constants, self.mesh)
+        step = train.make_step(stage, self.mesh)
         start = time.perf_counter()
-        batch = self.placed(next(batches(made)))
-        self.compiled = step.lower(train.abstract_state(made, optimizer), batch, self.constants).compile()
+        batch = self.placed(next(batches(stage)))
+        self.compiled = step.lower(train.abstract_state(stage), batch, self.constants).compile()
         self.compile_s = time.perf_counter() - start
         (layout, *_), _ = self.compiled.input_shardings
-        self.state = dist.place(init_state(params, optimizer), layout)
+        self.state = dist.place(init_state(params, stage.optimizer), layout)
 
     def placed(self, batch: dict) -> dict:
         """A batch of NumPy arrays, on the devices as `train.train` puts it there."""
@@ -90,6 +91,18 @@ def make_generator() -> Generator:
     return generator.make_generator(config, family, target, {"base": networks(target, 1), "seen": seen(target, config)})
 
 
+def refine(made: Generator) -> Generator:
+    """The same with a mean of random parameters, and what follows from it."""
+    return refined.refine(made, random_parameters(made.init_mean), seen(made.target, made.config), dist.make_mesh())
+
+
+def make_stage(made: Generator, name: str) -> train.Stage:
+    """The mean's training of a generator, or with `stages.PRIOR` the prior's of a refined one."""
+    if name == stages.PRIOR:
+        return stages.prior(made, "", dist.make_mesh())
+    return stages.mean(made, seen(made.target, made.config), "", dist.make_mesh())
+
+
 def seen(target: Target, config) -> Networks:
     """As many random networks as the zoo of `config` has seen ones."""
     return networks(target, config.tasks.num_seen * config.zoo.seeds_per_task, config.tasks.num_seen)
@@ -106,12 +119,12 @@ def networks(target: Target, count: int, tasks: int = 1) -> Networks:
     )
 
 
-def random_parameters(made: Generator, seed: int = 0) -> PyTree[np.ndarray]:
-    """Parameters of the transformer's shapes, random in every leaf: none starts at zero, so no layer is idle.
+def random_parameters(init: Callable, seed: int = 0) -> PyTree[np.ndarray]:
+    """Parameters of the shapes that `init` makes, random in every leaf: none starts at zero, so no layer is idle.
 
     To compile the model's own initialisation would take longer than what is measured here.
     """
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
     random = np.random.default_rng(seed)
 
     def fill(path, leaf):
@@ -122,32 +135,31 @@ def random_parameters(made: Generator, seed: int = 0) -> PyTree[np.ndarray]:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def batches(made: Generator, place: Callable[[dict], dict] = lambda batch: batch) -> Iterator[dict]:
+def batches(stage: train.Stage, place: Callable[[dict], dict] = lambda batch: batch) -> Iterator[dict]:
     """The real input of training."""
-    config = made.config
-    return data.training_batches(
-        seen(made.target, config),
-        len(made.family.tasks[0].descriptions),
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        start=0,
-        stop=10**9,
-        place=place,
-    )
+    return stage.batches(start=0, stop=10**9, place=place)
 
 
 def measure(effort: float = 1.0) -> list[Row]:
-    """The rows of the training step and of its input."""
-    made = make_generator()
-    params = random_parameters(made)
-    step, peak = Step(made, params), timing.peak_flops()
-    batch = next(batches(made))
+    """The rows of the two training steps and of the mean's input."""
+    made, peak = make_generator(), timing.peak_flops()
+    mean = Step(make_stage(made, stages.MEAN), random_parameters(made.init_mean))
+    rows = [_measured(made, mean, peak, effort)]
+    source = mean.placed(next(batches(mean.stage)))
+    rows.append(_measure_input(mean, source, effort))
+    made = refine(made)
+    prior = Step(make_stage(made, stages.PRIOR), random_parameters(made.init))
+    return [*rows, _measured(made, prior, peak, effort)]
+
+
+def _measured(made: Generator, step: Step, peak: float, effort: float) -> Row:
+    """The row of a step."""
+    batch, params = next(batches(step.stage)), jax.device_get(step.state.params)
     placed = step.placed(batch)
     with timing.peak_memory() as memory:
         jax.block_until_ready([step(placed) for _ in range(3)])
     on_cpu = jax.default_backend() == "cpu"  # elsewhere a trace has other names
     in_matmuls = _traced(step, placed)[0] if on_cpu else None
-    input_row = _measure_input(step, placed, effort)
 
     candidates, notes = {"pdiff": lambda: step(placed)}, []
     rivals = _rivals(made, step, params, batch, notes)
@@ -159,9 +171,9 @@ def measure(effort: float = 1.0) -> list[Row]:
         notes.append(f"{rate / peak:.0%} of it in the matmuls' time, {in_matmuls * 1e3:.0f} ms of a step")
         goals = {">= 70% of peak in the matmuls' time": rate >= 0.7 * peak} | goals
     notes.append(f"compiled in {step.compile_s:.0f} s")
-    row = Row(
+    return Row(
         path="training step",
-        what=f"a whole step, batch {step.size}, {made.spec.num_params} weights generated",
+        what=f"a whole step of the {step.stage.name}, batch {step.size}, {made.spec.num_params} weights generated",
         unit="step",
         **measured.against("pdiff", rivals),
         limit=f"{peak / 1e9:.0f} GFLOP/s in large matmuls; {step.matmul_flops / 1e9:.2f} GFLOP of matmuls in a step",
@@ -173,7 +185,6 @@ def measure(effort: float = 1.0) -> list[Row]:
         flops=step.matmul_flops,
         moved=step.work.hbm_bytes * step.mesh.devices.size,
     )
-    return [row, input_row]
 
 
 def _traced(step: Step, placed: dict) -> tuple[float, dict[str, float]]:
@@ -196,10 +207,9 @@ def _rivals(
         notes.append("without PyTorch; pip install -e '.[bench]'")
         return {}
     given = torch_dit.torch_batch(batch)
-    constants = jax.device_get(step.constants)
-    eager = torch_dit.Trainer(made, constants, params)
+    eager = torch_dit.Trainer(made, step.stage, params)
     found = {"PyTorch eager": lambda: eager.step(given)}
-    compiled = torch_dit.Trainer(made, constants, params, compiled=True)
+    compiled = torch_dit.Trainer(made, step.stage, params, compiled=True)
     start = time.perf_counter()
     try:
         with _time_limit(COMPILE_LIMIT_S):
@@ -230,7 +240,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 def _measure_input(step: Step, placed: dict, effort: float) -> Row:
     """Steps whose batches come from the zoo as in training, against steps on one batch that stays on the device."""
-    source = batches(step.generator, step.placed)
+    source = batches(step.stage, step.placed)
 
     def real():
         for _ in range(INPUT_STEPS):
@@ -248,7 +258,7 @@ def _measure_input(step: Step, placed: dict, effort: float) -> Row:
     prepare = _host_seconds(source)
     return Row(
         path="data input",
-        what=f"{INPUT_STEPS} steps of training on batches of the zoo, against one batch that stays on the device",
+        what=f"{INPUT_STEPS} steps of the mean on batches of the zoo, against one batch that stays on the device",
         unit="step",
         **measured.against("real", [SYNTHETIC]),
         limit="a step without input",
@@ -270,12 +280,15 @@ def _host_seconds(source: Iterator[dict], count: int = 100) -> float:
 
 
 def profile() -> str:
-    """Where a step's time goes, as two Markdown tables: by part of the step, and its matrix products one by one."""
-    made = make_generator()
-    step, peak = Step(made, random_parameters(made)), timing.peak_flops()
-    _, spent = _traced(step, step.placed(next(batches(made))))
-    known = thunks.operations(step.compiled.as_text())
-    return f"{profile_table(spent, known)}\n\n{matmul_table(spent, known, peak)}"
+    """Where a step's time goes, as two Markdown tables for each stage: by part of the step, and its matrix products."""
+    made, peak, tables = make_generator(), timing.peak_flops(), []
+    for name in (stages.MEAN, stages.PRIOR):
+        made = refine(made) if name == stages.PRIOR else made
+        step = Step(make_stage(made, name), random_parameters(made.init if name == stages.PRIOR else made.init_mean))
+        _, spent = _traced(step, step.placed(next(batches(step.stage))))
+        known = thunks.operations(step.compiled.as_text())
+        tables += [f"{name}:", profile_table(spent, known), matmul_table(spent, known, peak)]
+    return "\n\n".join(tables)
 
 
 def profile_table(spent: dict[str, float], known: dict[str, thunks.Operation]) -> str:

@@ -2,11 +2,10 @@
 
     python -m pdiff.main --config=configs/unseen.py
 
-One generator that can be asked in words, by the angle, or with a few images of the task, and its rival, a hypernetwork
-of the same parts; 12 minutes on 2 cores. For a look in a few minutes:
+One generator that can be asked in words, by the angle, or with a few images of the task. For a look in a few minutes:
 
-    python -m pdiff.main --config=configs/unseen.py --workdir=runs/unseen_fast --config.train.steps=500 \\
-        --config.train.validate_every=250 --config.eval.rivals=
+    python -m pdiff.main --config=configs/unseen.py --workdir=runs/unseen_fast --config.mean.steps=800 \\
+        --config.train.steps=500 --config.train.validate_every=250
 """
 
 from ml_collections import ConfigDict

@@ -64,10 +64,10 @@ def workdir(where: Path) -> Iterator[str]:
         raise PdiffError(f"{home}: the zoo is not finished; the command that started the run goes on with it")
     files.verify_manifest(store.location(home, name), store.KIND, scenario.REMEDY if imported else store.REMEDY)
     yield f"zoo: {store.location(home, name)}"
+    yield f"training of the mean: step {_trained(where / stages.MEAN, config.mean.steps)} of {config.mean.steps}"
     files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
-    trained = ((stages.MEAN, stages.MEAN, config.mean.steps), (stages.PRIOR, stages.CHECKPOINTS, config.train.steps))
-    for name, folder, steps in trained:
-        yield f"training of the {name}: step {_trained(where / folder, steps)} of {steps}"
+    done = _trained(where / stages.CHECKPOINTS, config.train.steps)
+    yield f"training of the prior: step {done} of {config.train.steps}"
     for rival in config_lib.rivals(config.eval.rivals):
         rivals.verify(where / "rivals" / rival)
         yield f"rival: {rival}"

@@ -112,6 +112,8 @@ def adapt(
         "prompt": prompt or "",
         "support": support,
         "images": str(len(images)),
+        "num_samples": str(num_samples),
+        "steps": "" if steps is None else str(steps),
         "seed": str(seed),
         "model": published.model_digest(api.place(workdir)),
         "expected_accuracy": as_text(expected),

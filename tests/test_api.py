@@ -103,23 +103,18 @@ def test_bad_requests_are_refused_in_one_line(loaded, given, message):
 # --- vague prompts -----------------------------------------------------------------------------------
 
 
-def asked_of(loaded, monkeypatch, **given):
-    """The sampler and the condition that `sample` draws under."""
-    found = []
-    drawn = loaded._samplers.batches
-
-    def batches(params, name, condition, key):
-        found.append((name, condition))
-        return drawn(params, name, condition, key)
-
-    monkeypatch.setattr(loaded._samplers, "batches", batches)
-    loaded.sample(**given)
-    monkeypatch.undo()
-    return found[-1]
+@pytest.fixture
+def drawn(loaded, monkeypatch):
+    """(sampler, condition) of everything that is drawn."""
+    found, batches = [], loaded._samplers.batches
+    monkeypatch.setattr(loaded._samplers, "batches", lambda p, n, c, k: found.append((n, c)) or batches(p, n, c, k))
+    return found
 
 
-def test_a_vague_prompt_draws_under_members_inside_its_set(loaded, monkeypatch):
-    name, condition = asked_of(loaded, monkeypatch, prompt=VAGUE, num_samples=5, sampler="ddim")
+def test_a_vague_prompt_draws_under_members_inside_its_set(loaded, drawn):
+    loaded.sample(prompt=VAGUE, num_samples=5, sampler="ddim")
+    loaded.sample(prompt=PROMPT)
+    (name, condition), (_, precise) = drawn
     named = condition.pop("members")
     assert name == "ddim" and named["keep"].all() and not any(c["keep"].any() for c in condition.values())
     members, zoo = named["inputs"], loaded._static.refined
@@ -127,7 +122,6 @@ def test_a_vague_prompt_draws_under_members_inside_its_set(loaded, monkeypatch):
     angles = zoo.factors[np.abs(zoo.means[None] - members[0][:, None]).max(-1).argmin(1), 0]
     assert (np.abs(zoo.means[None] - members[0][:, None]).max(-1).min(1) == 0).all()
     assert (angles >= 60).all() and (angles <= 90).all() and len(set(angles)) == 16  # all that there are in it
-    precise = asked_of(loaded, monkeypatch, prompt=PROMPT)[1]
     assert not precise["members"]["keep"].any() and precise["text"]["keep"].all()
 
 
@@ -138,13 +132,14 @@ def test_networks_of_a_vague_prompt_differ_from_those_of_another(loaded):
     assert np.abs(one - other).max() > 1e-4
 
 
-def test_what_is_to_differ_is_not_drawn_in_one_call_unless_asked_for(loaded, monkeypatch):
+def test_what_is_to_differ_is_not_drawn_in_one_call_unless_asked_for(loaded, drawn, monkeypatch):
     assert loaded.default_sampler == loaded.sampler_for(PROMPT) == loaded.sampler_for(None) == "posterior_mean"
     assert loaded.sampler_for(VAGUE) == loaded.differing_sampler == "heun"  # where the run has chosen none
     assert loaded.sampler_for(VAGUE, "posterior_mean") == "posterior_mean"
     monkeypatch.setitem(loaded.results["selection"], "many_steps", "ddim")
     assert loaded.sampler_for(VAGUE) == "ddim"
-    assert asked_of(loaded, monkeypatch, prompt=VAGUE)[0] == "heun"  # the patch is undone
+    loaded.sample(prompt=VAGUE)
+    assert drawn[-1][0] == "ddim"
 
 
 def test_a_vague_prompt_is_understood_and_a_precise_one_is_no_set(loaded):
@@ -206,21 +201,18 @@ def test_the_likeliest_of_what_is_drawn_is_fine_tuned_on_the_images(loaded, imag
     assert said() == ""
 
 
-def test_a_description_says_what_to_draw_from(loaded, images, monkeypatch):
-    found = []
-    drawn = loaded._samplers.batches
-    monkeypatch.setattr(loaded._samplers, "batches", lambda p, n, c, k: found.append((n, c)) or drawn(p, n, c, k))
+def test_a_description_says_what_to_draw_from(loaded, images, drawn):
     for prompt in (None, PROMPT, VAGUE):
         loaded.adapt(*images, prompt=prompt, num_samples=4, steps=0)
-    assert [n for n, _ in found] == ["heun"] * 3  # networks to choose among have to differ
-    given = [{n for n, c in condition.items() if c["keep"].all()} for _, condition in found]
+    assert [n for n, _ in drawn] == ["heun"] * 3  # networks to choose among have to differ
+    given = [{n for n, c in condition.items() if c["keep"].all()} for _, condition in drawn]
     assert given == [set(), {"text"}, {"members"}]
 
 
 @pytest.mark.parametrize("given, message", [
     ({"labels": None}, "warning: no image has a label: the network that is surest"),
     ({"labels": np.full(20, -1)}, "warning: no image has a label: the network that is surest"),
-    ({"keep": slice(2, None)}, "warning: no labelled image of 0: what is chosen was not asked about it"),
+    ({"keep": slice(2, None)}, "warning: no labelled image of zero: what is chosen was not asked about it"),
     ({"steps": 61, "keep": [0, 5]}, "steps: 61 on 2 labelled images fits these by heart; up to 60 make sense"),
 ])  # fmt: skip
 def test_examples_that_say_little_are_taken_with_a_warning(loaded, images, said, given, message):
@@ -255,7 +247,7 @@ def test_without_a_label_nothing_is_fine_tuned(loaded, images):
 def test_examples_that_do_not_fit_are_refused_in_one_line(loaded, images, said, change, given, message):
     with pytest.raises(PdiffError, match=message) as error:
         loaded.adapt(*change(*images), **({"num_samples": 4} | given))
-    assert "warning" not in said() and len(str(error.value)) < 400
+    assert "warning" not in said() and "\n" not in str(error.value)
 
 
 def test_what_to_expect_follows_the_class_with_the_fewest_labels(loaded, images, monkeypatch):

@@ -78,9 +78,10 @@ def of_images(
         raise PdiffError(f"support: got images of {x.shape[1]} numbers; allowed: {features}")
     y = np.full(len(x), UNKNOWN) if labels is None else np.asarray(labels)
     if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.max() >= num_classes or y.min() < UNKNOWN:
+        span = f" from {y.min()} to {y.max()}" if y.size and y.dtype.kind in "iuf" else ""
         raise PdiffError(
-            f"support: got labels {y!r} for {len(x)} images; allowed: a whole number from 0 to {num_classes - 1} for "
-            f"each, {UNKNOWN} where it is not known"
+            f"support: got labels of shape {y.shape}, {y.dtype}{span}, for {len(x)} images; allowed: a whole number "
+            f"from 0 to {num_classes - 1} for each, {UNKNOWN} where it is not known"
         )
     return Support(x[None], y.astype(np.int32)[None], np.ones((1, len(x)), bool))
 

@@ -67,7 +67,10 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=[len(gram) - count, len(gram) - 1])
     values, vectors = values[::-1], vectors[:, ::-1]
     if not values[0] > 0:
-        raise PdiffError("subspace: all networks are the same; there is no distribution to learn")
+        raise PdiffError(
+            "subspace: all networks are the same; there is no distribution to learn; with a single seen task, "
+            "--config.refined.of=zoo learns from the zoo itself"
+        )
     real = values > LEAST_SHARE * np.trace(gram)
     values, vectors = values[real], vectors[:, real]
     basis, start = np.zeros((len(values), center.size)), 0

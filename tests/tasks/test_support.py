@@ -46,16 +46,21 @@ def test_a_class_without_images_is_refused():
         (np.full((2, 4), np.nan), None, "finite"),
         (np.zeros((2, 4)), np.array([0]), "labels"),
         (np.zeros((2, 4)), np.array([0, 3]), "from 0 to 2"),
-        (np.zeros((2, 4)), np.array([0.0, 1.0]), "labels"),
+        (np.zeros((2, 4)), np.array([0.0, 1.0]), "labels of shape .2,., float64 from 0.0 to 1.0, for 2 images"),
+        (np.zeros((2, 4)), np.array(["a", "b"]), "labels of shape"),
+        (np.zeros((2, 4)), np.array([], int), "labels of shape .0,., int64, for 2 images"),
+        (np.zeros((99, 4)), np.arange(-2, 97), "labels of shape .99,., int64 from -2 to 96, for 99 images"),
+        (np.zeros((2, 5)), None, "images of 5 numbers; allowed: 4"),
     ],
 )
 def test_bad_images_and_labels_are_refused(images, labels, message):
-    with pytest.raises(PdiffError, match=message):
-        support.of_images(images, labels, 3)
+    with pytest.raises(PdiffError, match=message) as error:
+        support.of_images(images, labels, 3, 4)
+    assert "\n" not in str(error.value)
 
 
 def test_padding_has_room_or_is_refused():
-    one = support.of_images(np.ones((2, 4)), np.array([1, -1]), 3).padded(5)
+    one = support.of_images(np.ones((2, 4)), np.array([1, -1]), 3, 4).padded(5)
     assert one.x.shape == (1, 5, 4) and one.real.tolist() == [[True, True, False, False, False]]
     assert one.y.tolist() == [[1, -1, -1, -1, -1]]
     with pytest.raises(PdiffError, match="at most 1"):

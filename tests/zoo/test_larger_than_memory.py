@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff import data, generator
+from pdiff import data, generator, refined
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
@@ -50,13 +50,16 @@ def test_training_sees_the_same_batches(stored, tiny_zoo):
     assert data.fingerprint(stored["seen"], "z", 0, 8) == data.fingerprint(tiny_zoo["seen"], "z", 0, 8)
 
 
-def test_the_generator_is_the_same(stored, tiny_config, tiny, monkeypatch):
+def test_the_generator_is_the_same(stored, tiny_config, tiny, tiny_zoo, mesh, monkeypatch):
     family = get_family(tiny_config.tasks)
     target = get_target(tiny_config.target, family.image_shape, family.num_classes)
     monkeypatch.setattr(generator.stats, "BLOCK_ELEMENTS", 5 * tiny.spec.num_params)  # five blocks, not one
-    made = generator.make_generator(tiny_config, family, target, stored)
+    made = generator.make_generator(tiny_config.copy_and_resolve_references(), family, target, stored)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), made.stats, tiny.stats)
-    assert made.spread == pytest.approx(tiny.spread, rel=1e-5)
+    with made.config.unlocked():
+        made.config.refined.of = "zoo"
+    ours, theirs = (refined.refine(made, tiny.mean_params, z["seen"], mesh).refined for z in (stored, tiny_zoo))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_what_needs_all_at_once_gets_as_many_of_each_task_as_fit(stored, tiny_zoo):
