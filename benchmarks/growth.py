@@ -3,8 +3,9 @@
     python -m benchmarks.growth --plot=docs/growth.svg
 
 Each size is measured in a process of its own. Slopes are exponents b of a * size^b, by least squares on logarithms. The
-zoo of many tasks is made up in memory, as nothing here depends on its values. Steps are those of a transformer of one
-block that is told the task's id, and of two sizes: compilation is most of what this takes.
+zoo of many tasks is made up in memory, as nothing here depends on its values. Steps are the mean's, for generated
+parameters, and those of a transformer of one block, for its width; the mean is told the task's id, and compilation is
+most of what this takes.
 """
 
 import argparse
@@ -164,7 +165,7 @@ def _made_up_zoo(shapes: PyTree, count: int) -> dict[str, Networks]:
 
 
 def with_parameters(size: int) -> dict:
-    """A training step and one sample, of `memory.SIZES`."""
+    """A step of the mean and one sample, of `memory.SIZES`."""
     config = memory.make_config(size)
     with config.unlocked():
         config.sample.batch_size = 1
@@ -173,7 +174,7 @@ def with_parameters(size: int) -> dict:
     tasks = bench.generator.family.split("seen")[:1]
     sample = {"one sample": lambda: bench.generate(SAMPLER, tasks, "benchmarks/growth", 1)}
     sample["one sample"]()
-    return _merged(_training(config), _measured(sample, 5))
+    return _merged(_training(config, "mean"), _measured(sample, 5))
 
 
 def with_samples(count: int) -> dict:
@@ -188,12 +189,12 @@ def with_samples(count: int) -> dict:
 
 
 def with_width(width: int) -> dict:
-    """A training step of the main job's size with a wider transformer."""
+    """A step of the prior of the main job's size with a wider transformer."""
     config = interp.get_config()
     with config.unlocked():
         config.model.width = width
     _simplify(config)
-    return _training(config)
+    return _training(config, "train")
 
 
 CURVES: dict[str, Callable[[int], dict]] = {
@@ -207,14 +208,14 @@ def _simplify(config: ConfigDict) -> None:
         config.condition.use = config.sample.condition = ("id",)
 
 
-def _training(config: ConfigDict) -> dict:
-    """Seconds of training steps, and the memory of arguments and temporaries, as the compiler tells it."""
+def _training(config: ConfigDict, step: str) -> dict:
+    """Seconds of training steps, "mean" or "train" as in `aot.STEPS`, and the memory of arguments and temporaries, as the compiler tells it."""
     made, mesh = aot.shapes(config), dist.make_mesh()
-    program = aot.program(made, mesh, "train")
+    program = aot.program(made, mesh, step)
     compiled = program.step.lower(*program.arguments).compile()
     analysis = compiled.memory_analysis()
     total = (analysis.temp_size_in_bytes + analysis.argument_size_in_bytes) * mesh.devices.size
-    seconds = memory.run_steps(compiled, program.arguments, made, mesh, 4)[1:]
+    seconds = memory.run_steps(compiled, program.arguments, aot.stage(made, mesh, step), mesh, 4)[1:]
     return {"seconds": {STEP: seconds}, "mb": {STEP: total / 1e6}}
 
 

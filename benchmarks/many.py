@@ -2,7 +2,7 @@
 
     python -m benchmarks.many
 
-All of them at once would be 4 GB of parameters alone. The transformer is small and untrained, since what is measured is
+All of them at once would be 4 GB of parameters alone. The models are small and untrained, since what is measured is
 what there is of each network: its noise, its weights and its answers to all test images of its task.
 """
 
@@ -14,16 +14,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import memory
+from benchmarks.train_step import random_parameters
 from benchmarks.timing import Row, Spread, peak_memory
 from pdiff import aot, dist, rng
 from pdiff.bench import Bench
 from pdiff.generator import Generator
 from pdiff.tasks import get_family
 from pdiff.weights.stats import Stats
+from pdiff.weights.subspace import Subspace
 
 PARAMETERS, SAMPLES, TASKS, BATCH = 100_000, 10_000, 8, 64
 SAMPLER = "posterior_mean"
-TOKEN_DIM = 2048  # 49 tokens, so that attention over them is not what takes the time
 MOST_MB = 4 * 1024**3 / 1e6
 
 
@@ -32,16 +33,19 @@ def make_config() -> ConfigDict:
     config = memory.make_config(PARAMETERS)
     with config.unlocked():
         config.sample.batch_size = BATCH
-        config.weights.token_dim = TOKEN_DIM
     return config
 
 
 def make_generator(config: ConfigDict) -> Generator:
-    """The generator of `config` for a zoo that is made up: independent weights of one scale around 0."""
+    """The generator of `config` for a zoo that is made up: weights of one scale around 0, in any directions."""
     shapes = aot.shapes(config)
-    stats = Stats(center=np.zeros(shapes.spec.mask.shape, np.float32), scale=0.1 * shapes.spec.mask.astype(np.float32))
+    center = np.zeros(shapes.spec.mask.shape, np.float32)
+    stats = Stats(center=center, scale=0.1 * shapes.spec.mask.astype(np.float32))
     base = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes.base)
-    return dataclasses.replace(shapes.bind({"stats": stats, "base": base}), family=get_family(config.tasks))
+    basis = np.random.default_rng(0).standard_normal(shapes.subspace.basis.shape, np.float32) * center.size**-0.5
+    subspace = Subspace(center=center, basis=basis, scale=np.float32(1))
+    made = {"stats": stats, "base": base, "mean_params": random_parameters(shapes.init_mean), "subspace": subspace}
+    return dataclasses.replace(shapes.bind(shapes.arrays() | made), family=get_family(config.tasks))
 
 
 def make_bench(generator: Generator) -> Bench:

@@ -33,8 +33,8 @@ ACCURACY = (
 
 def measure(effort: float = 1.0) -> list[Row]:
     """A row for each sampler, and one for guidance."""
-    made = train_step.make_generator()
-    params = train_step.random_parameters(made)
+    made = train_step.refine(train_step.make_generator())
+    params = train_step.random_parameters(made.init)
     with timing.peak_memory() as memory:
         drawing, guided = Samplers(made, dist.make_mesh()), f"{GUIDED} with guidance"
         candidates = {name: _drawn(made, drawing, params, name) for name in COMPARED}
@@ -120,24 +120,20 @@ def _forward_calls(made: Generator, params: PyTree) -> Callable[[], jax.Array]:
     mesh = dist.make_mesh()
     size = dist.round_up(made.config.sample.batch_size, mesh)
 
-    def encode(params, condition):
-        return made.context(params, condition)
-
-    def call(params, arrays, context, z, sigma):
-        return made.bind(arrays).denoiser(params, context)(z, sigma)
+    def call(params, members, z, sigma):
+        return made.denoiser(params, members)(z, sigma)
 
     whole, split = dist.REPLICATED, dist.SHARDED
-    call = dist.data_parallel(call, mesh, (whole, whole, split, split, split), split)
-    params, arrays = dist.replicate((params, {"stats": made.stats}), mesh)
-    condition = dist.shard(made.condition(made.family.tasks[:size]), mesh)
-    context = dist.data_parallel(encode, mesh, (whole, split), split)(params, condition)
-    shape = (size, made.spec.num_tokens, made.spec.token_dim)
-    z, sigma = dist.shard((np.ones(shape, np.float32), np.full(size, 2.0, np.float32)), mesh)
+    call = dist.data_parallel(call, mesh, (whole, split, split, split), split)
+    params = dist.replicate(params, mesh)
+    members = jax.jit(made.members)(made.condition(made.family.tasks[:size]))
+    z, sigma = np.ones((size, *made.shape), np.float32), np.full(size, 2.0, np.float32)
+    members, z, sigma = dist.shard((members, z, sigma), mesh)
 
     def run():
         out = z
         for _ in range(FORWARD_CALLS):
-            out = call(params, arrays, context, out, sigma)
+            out = call(params, members, out, sigma)
         return out
 
     return run

@@ -220,12 +220,12 @@ class PriorLoss(nn.Module):
     def draw(self, batch: dict, random: torch.Generator) -> PriorDraws:
         """What `pdiff.stages.prior_loss` draws, from PyTorch's generator."""
         size, total, count = len(batch["index"]), len(self.means), 2 * MEMBERS
-        config, random = self.config, {"generator": random, "device": DEVICE}
+        config, random = self.config, {"generator": random}
         share = torch.rand(size, 1, **random)
         rows = torch.randint(total, (size, 1), **random).expand(size, count)
         if len(self.sets):
             named = self.sets[torch.randint(len(self.sets), (size,), **random)]
-            turned = torch.arange(count, device=DEVICE) + torch.randint(count, (size, 1), **random)
+            turned = torch.arange(count) + torch.randint(count, (size, 1), **random)
             named = named.gather(1, turned % count)
             rows = torch.where(share < config.condition.drop_all + config.refined.vague, named, rows)
         every = torch.randint(total, (size, count), **random)
@@ -273,7 +273,7 @@ class MeanLoss(nn.Module):
     def draw(self, batch: dict, random: torch.Generator) -> MeanDraws:
         """What `pdiff.stages.mean_loss` and `pdiff.conditioning.training_condition` draw, from PyTorch's generator."""
         task, wording, use = batch["task"], batch["wording"], self.config.condition
-        size, random = len(task), {"generator": random, "device": DEVICE}
+        size, random = len(task), {"generator": random}
         moved = use.number_noise * torch.randn(size, **random)
         text = {name: table[task, wording] for name, table in self.text.items()}
         text["values"] = torch.where(text["is_number"], text["values"] + moved[:, None], 0.0)
