@@ -25,7 +25,7 @@ GOALS = {"cold": ("< 15 s without a cache", 15.0), "cached": ("< 4 s with the pe
 
 
 def first_step() -> dict[str, float]:
-    """Seconds of the parts of a run's first training step, the mean's, in this process, all that it takes being there."""
+    """Seconds of the parts of a run's first training step, the mean's, in this process, all it takes being there."""
     made, mesh = train_step.make_generator(), dist.make_mesh()
     stage = train_step.make_stage(made, stages.MEAN)
     state, size = init_state(train_step.random_parameters(made.init_mean), stage.optimizer), stage.settings.batch_size

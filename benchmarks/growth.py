@@ -209,7 +209,8 @@ def _simplify(config: ConfigDict) -> None:
 
 
 def _training(config: ConfigDict, step: str) -> dict:
-    """Seconds of training steps, "mean" or "train" as in `aot.STEPS`, and the memory of arguments and temporaries, as the compiler tells it."""
+    """Seconds of training steps, `step` being of `aot.STEPS`, and the memory of arguments and temporaries, as the
+    compiler tells it."""
     made, mesh = aot.shapes(config), dist.make_mesh()
     program = aot.program(made, mesh, step)
     compiled = program.step.lower(*program.arguments).compile()

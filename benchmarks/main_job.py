@@ -1,4 +1,4 @@
-"""Where the time of a whole run goes, and how much of it is none of zoo, training, sampling and scoring.
+"""Where the time of a whole run goes, and how much of it is none of zoo, training, sampling, scoring and adaptation.
 
     python -m benchmarks.main_job --steps=375           # this process alone, as JSON
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.timing import Row, Spread
 
 GOAL = 0.05
+WORK = ("zoo", "training", "sampling", "scoring", "adaptation")
 COMPILING = "compilation"  # seconds of it lie within the other parts
 STEPS = 375  # a quarter of the main job's: what is fixed weighs more than in the whole
 
@@ -54,23 +55,32 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
 
     machine.set_up()
     from configs import interp
-    from pdiff import rivals, train
+    from pdiff import adaptation, refined, rivals, train, vague
     from pdiff import run as run_lib
+    from pdiff.adapt import Adapter
     from pdiff.baselines.learned import Learned
     from pdiff.evaluate import Evaluation
     from pdiff.evaluators.accuracy import Scorer
     from pdiff.sample import Samplers
+    from pdiff.vague import Grid
     from pdiff.zoo import build
 
     watch = Stopwatch()
     for owner, name, part in (
         (build, "build", "zoo"),
         (train, "train", "training"),
+        (refined, "refine", "training"),
         (rivals, "fit_all", "training"),
         (Samplers, "networks", "sampling"),
+        (Samplers, "scores", "sampling"),
         (Learned, "sample", "sampling"),
         (Scorer, "right", "scoring"),
         (Scorer, "answers", "scoring"),
+        (Grid, "tables", "scoring"),
+        (Adapter, "choose", "scoring"),
+        (Adapter, "finetune", "adaptation"),
+        (adaptation, "reptile", "adaptation"),
+        (vague, "_finetuned", "adaptation"),
         (run_lib.generator, "check", "start"),
         (run_lib.generator, "make_generator", "statistics"),
         (Evaluation, "_fit_baselines", "baselines"),
@@ -83,7 +93,7 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
     )
     config = interp.get_config()
     with config.unlocked():
-        config.train.steps = steps
+        config.mean.steps = config.train.steps = steps
     run_lib.run(config, workdir)
     return watch.seconds | {COMPILING: sum(compiling)}
 
@@ -98,15 +108,15 @@ def measure(effort: float = 1.0) -> list[Row]:
         total = time.perf_counter() - start
         seconds = json.loads(made.splitlines()[-1])
         peak = json.loads((Path(where) / "results.json").read_text())["timing"]["peak_rss_mb"]
-    work = sum(seconds[part] for part in ("zoo", "training", "sampling", "scoring"))
+    work = sum(seconds[part] for part in WORK)
     outside = 1 - work / total
     compiling = seconds.pop(COMPILING)
     rest = total - sum(seconds.values())
     parts = ", ".join(f"{n} {s:.1f} s" for n, s in sorted(seconds.items(), key=lambda x: -x[1]))
     return [
         Row(
-            "whole main job", f"{steps} steps", "one run", Spread.of([total]),
-            limit="zoo, training, sampling and scoring alone", share=Spread.of([1 - outside]),
+            "whole main job", f"{steps} steps of each model", "one run", Spread.of([total]),
+            limit=f"{', '.join(WORK)} alone", share=Spread.of([1 - outside]),
             goals={f"< {GOAL:.0%} outside them": outside < GOAL}, peak_mb=peak * 1.048576,
             bounded_by="zoo.memory_mb, zoo.chunk_size, sample.batch_size, eval.chunk_size, train.microbatches",
             notes=f"{parts}, imports and all else {rest:.1f} s; {compiling:.1f} s of it compilation",
@@ -116,7 +126,7 @@ def measure(effort: float = 1.0) -> list[Row]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each model")
     parser.add_argument("--workdir", type=Path, required=True, help="an empty folder")
     args = parser.parse_args()
     print(json.dumps(run(args.steps, args.workdir)))

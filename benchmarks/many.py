@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import memory
-from benchmarks.train_step import random_parameters
 from benchmarks.timing import Row, Spread, peak_memory
+from benchmarks.train_step import random_parameters
 from pdiff import aot, dist, rng
 from pdiff.bench import Bench
 from pdiff.generator import Generator

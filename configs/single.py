@@ -2,8 +2,9 @@
 
     python -m pdiff.main --config=configs/single.py
 
-The prior learns from the zoo itself here. Of the generator before (commit b2033d2), 128 samples, seed 0: .9778 on test images (fine-tuned .9770, soup .965, noise .959). They share
-.96 of their wrong answers with the most similar zoo network; zoo networks share .99 with one another.
+The prior learns from the zoo itself here. Of the generator before (commit b2033d2), 128 samples, seed 0: .9778 on test
+images (fine-tuned .9770, soup .965, noise .959). They share .96 of their wrong answers with the most similar zoo
+network; zoo networks share .99 with one another.
 
 With networks kept along each run, the source paper's saving intervals (every 1, 10 or 100 steps):
 

@@ -26,7 +26,7 @@ def test_the_slope_is_the_exponent_where_memory_is_linear():
 def test_arguments_are_the_batch_the_state_and_what_the_step_reads_of_the_zoo(mesh):
     """Of the smallest size: nothing that is as large as the target is baked into the step's program."""
     generator = aot.shapes(memory.make_config(10_000))
-    state, batch, constants = aot.program(generator, mesh, "train").arguments
+    state, batch, constants = aot.program(generator, mesh, "mean").arguments
     size = generator.spec.num_params
     padded = generator.spec.num_tokens * generator.spec.token_dim
     assert tree_bytes(batch) == memory.BATCH * (4 * size + 3 * 4)

@@ -32,7 +32,7 @@ def test_networks_are_drawn_and_guidance_changes_them(tiny, mesh):
     from benchmarks.train_step import random_parameters
     from pdiff.sample import Samplers
 
-    params = random_parameters(tiny)
+    params = random_parameters(tiny.init)
     count = min(sampling.NETWORKS, len(tiny.family.tasks))
     plain, scaled = (
         sampling._drawn(g, Samplers(g, mesh), params, "posterior_mean")()

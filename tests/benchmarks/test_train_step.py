@@ -80,11 +80,13 @@ def test_products_are_told_from_what_only_holds_them(compiled):
     "source, moves, part",
     [
         ("jit(step)/jvp(vmap(jit(_normal)))/jit(_uniform)/add", False, "random numbers"),
-        ("jit(step)/transpose(jvp(ConditionalDiT.denoise))/dit/block_1/attention/qkv/dot_general", False, "attention"),
-        ("jit(step)/jvp(ConditionalDiT.denoise)/dit/block_0/mlp/up/dot_general", False, "MLP"),
-        ("jit(step)/jvp(ConditionalDiT.denoise)/dit/mean_out/dot_general", False, "rest of the transformer"),
-        ("jit(step)/jvp(ConditionalDiT.encode)/conditions/encoders_text/Attention_0/out/dot_general", False,
+        ("jit(step)/transpose(jvp(DiT))/block_1/attention/qkv/dot_general", False, "attention"),
+        ("jit(step)/jvp(DiT)/block_0/mlp/up/dot_general", False, "MLP"),
+        ("jit(step)/jvp(DiT)/member/up/dot_general", False, "members"),
+        ("jit(step)/jvp(DiT)/last/dot_general", False, "rest of the transformer"),
+        ("jit(step)/jvp(MeanNetwork.encode)/conditions/encoders_text/Attention_0/out/dot_general", False,
          "text encoder and conditions"),
+        ("jit(step)/transpose(jvp(MeanNetwork.decode))/weights/dot_general", False, "rest of the mean"),
         ("jit(step)/transpose(jvp(vmap(MLP)))/Dense_1/transpose", False, "functional and denoising loss"),
         ("jit(step)/add", False, "optimizer and EMA"),
         ("jit(step)/add", True, "copies"),
@@ -126,9 +128,10 @@ def test_made_up_networks_have_the_shapes_and_tasks_of_a_zoo(tiny_config, tiny, 
     np.testing.assert_array_equal(np.unique(made.task), np.unique(real.task))
 
 
-def test_random_parameters_fit_the_model(tiny):
-    shapes = jax.eval_shape(tiny.init, jax.random.key(0))
-    made = train_step.random_parameters(tiny)
+@pytest.mark.parametrize("name", ["init", "init_mean"])
+def test_random_parameters_fit_the_model(tiny, name):
+    shapes = jax.eval_shape(getattr(tiny, name), jax.random.key(0))
+    made = train_step.random_parameters(getattr(tiny, name))
     assert jax.tree.map(lambda s: (s.shape, s.dtype), shapes) == jax.tree.map(lambda a: (a.shape, a.dtype), made)
     assert all(a.any() for a in jax.tree.leaves(made))
 
