@@ -48,8 +48,6 @@ def test_every_row_is_there_for_every_split_and_number_of_images(found):
             assert set(row["ahead"]) == set(row["accuracy"]) - {"prior"}
             assert row["images"] == 10 * row["shots"]
             assert all(s["n"] == 2 for s in (*row["accuracy"].values(), *row["ahead"].values()))
-    assert adaptation.accuracy_rows(found)[:2] == ["prior", "prior_chosen"]
-    assert set(adaptation.accuracy_rows(found)) == {*ROWS, "prior_chosen", "unlabelled"}
 
 
 def test_how_far_the_prior_is_ahead_is_the_difference_task_by_task(found):

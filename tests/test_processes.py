@@ -20,7 +20,7 @@ from pdiff.errors import PdiffError
 from pdiff.report import results as results_lib
 
 ROOT = Path(__file__).parent.parent
-MEAN_STEPS, STEPS, EVERY = 30, 60, 15
+MEAN_STEPS, STEPS, EVERY = 30, 240, 15
 TINY = (
     "--config=configs/smoke.py", "--config.tasks.num_seen=8", "--config.tasks.num_interp=2",
     "--config.tasks.num_unseen=2", "--config.tasks.num_validation=2", "--config.zoo.pretrain_steps=10",
