@@ -215,7 +215,7 @@ def test_asking_shows_the_first_shot_and_training_draws_any(family):
     noisy = np.asarray(_drawn_shot(jnp.asarray(family.backgrounds), task, 0.05, keys))
     assert (noisy - drawn).std() == pytest.approx(0.05, rel=0.02)
     config = scenario.get_config()
-    made = generator.Generator(config, family, *[None] * 5, generator.make_tokenizer(config, family), None, None)
+    made = generator.Generator(config, family, *[None] * 4, generator.make_tokenizer(config, family), *[None] * 3)
     condition = made.condition(seen[:2], given=("background",))
     np.testing.assert_array_equal(condition["background"]["inputs"], family.backgrounds[[seen[0].id, seen[1].id], 0])
     assert condition["background"]["keep"].all() and not condition["text"]["keep"].any()
