@@ -345,6 +345,7 @@ def load(workdir: Path) -> Generator:
     files.verify_manifest(where, KIND, REMEDY)
     config = config_lib.read(where / "config.json", REMEDY)
     arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
+    arrays = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}  # of a published one
     tree = traverse_util.unflatten_dict(arrays, sep="/")
     if "subspace" not in tree:
         raise files.OtherFormat(f"{where}: made by a pdiff whose generator had no subspace; run that run again")

@@ -1,7 +1,7 @@
 """A trained generator as a small folder of its own: what sampling needs, and nothing else.
 
     config.json           the run's
-    generator/            as in the run's workdir: statistics, base, tokenizer
+    generator/            as in the run's workdir, the mean's parameters as float16
     ema.safetensors       the averaged parameters, float16, named by Flax path
     results.json          what says how well it does
     manifest.json         the sha256 of every file
@@ -9,6 +9,7 @@
 It stands wherever a workdir is sampled from: `restore_params` reads the parameters of either.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -50,14 +51,10 @@ def write(
         raise PdiffError(f"--out: {where} exists; allowed: a new folder")
     if not where.absolute().parent.is_dir():
         raise PdiffError(f"--out: {where} is in no existing folder")
-    with np.errstate(over="ignore"):  # which is told below, by name
-        arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise PdiffError(f"{name}: the parameters are not finite in float16; allowed: at most 65504")
+    arrays = traverse_util.flatten_dict(_halved(params), sep="/")
     partial = files.partial_of(where)
     try:
-        generator.save(made, partial)
+        generator.save(dataclasses.replace(made, mean_params=_halved(made.mean_params)), partial)
         if imported is not None:
             scenario.save(imported, partial)
         files.write_atomic(partial / PARAMETERS, safetensors.numpy.save(arrays))
@@ -67,6 +64,20 @@ def write(
         partial.rename(where)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _halved(params: PyTree[Float[Array, "..."]]) -> dict:
+    """The parameters as float16.
+
+    Raises:
+      PdiffError: one of them is too large for that.
+    """
+    with np.errstate(over="ignore"):  # which is told below, by name
+        arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PdiffError(f"{name}: the parameters are not finite in float16; allowed: at most 65504")
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
