@@ -80,10 +80,10 @@ SHRUNKEN = {
 # (the first ones have no rival or no study), in turn; test_main runs them together.
 STUDIES = (
     {"eval.vague_samples": 4},  # of a family that has vague descriptions
-    {"eval.adapt_tasks": 2},  # of one with held-out tasks
+    {"eval.calibration_samples": 2},
+    {"eval.adapt_tasks": 2},  # of one with held-out tasks, and of a small network, as Reptile takes its time
     {"eval.mixing_separations": (90.0,)},
     {"eval.transfer_pairs": 6},
-    {"eval.calibration_samples": 2},
     {"eval.closeup_tasks": 2},
     {"eval.test_time_samples": 2},
 )
