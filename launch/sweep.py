@@ -4,6 +4,8 @@
     python -m launch.sweep --sweep=ablation --workdir=runs/sweep      # one option changed at a time, three seeds
     python -m launch.sweep --sweep=tasks --workdir=runs/sweep         # 8 … 2,048 seen tasks
     python -m launch.sweep --sweep=gap --workdir=runs/sweep           # held-out arcs of 10° … 120°
+    python -m launch.sweep --sweep=examples --workdir=runs/sweep      # 16 … 448 seen tasks, then four images a class
+    python -m launch.sweep --sweep=examples_camera_trap --workdir=runs/sweep
 
 Runs go one after another into <workdir>/<sweep>/<variant>-seed<n>; finished ones are skipped, so the same command
 resumes a sweep. All share the zoos in <workdir>/zoo. The table (Markdown), its numbers (JSON) and its plot (SVG) are
@@ -12,14 +14,15 @@ written into <workdir>/<sweep>. Means are over seeds of the run, with the standa
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs import unseen
+from configs import camera_trap, interp, unseen
 from pdiff import files, run
 from pdiff.report.results import summary
 from pdiff.report.style import figure, styled, svg
@@ -69,17 +72,63 @@ ABLATION: Variants = {
     "1536 tasks, 1 seed each": {"tasks.num_seen": 1536, "zoo.seeds_per_task": 1},
     "64 tasks, 24 seeds each": {"tasks.num_seen": 64, "zoo.seeds_per_task": 24},
 }  # fmt: skip
-SWEEPS: dict[str, tuple[dict[str, Any], Variants]] = {
-    "unseen": ({}, {"as it is": {}}),
-    "ablation": (FAST, ABLATION),
-    "tasks": (FAST | {"zoo.seeds_per_task": 2}, {str(2**i): {"tasks.num_seen": 2**i} for i in range(3, 12)}),
-    "gap": (
+# What is made of four labelled images of a class, against how many tasks the generator has seen.
+EXAMPLES = {
+    "zoo.seeds_per_task": 2,
+    "mean.steps": 1000,
+    "train.steps": 800,
+    "train.validate_every": 400,
+    "train.checkpoint_every": 400,
+    "sample.samplers": ("posterior_mean", "ddim"),
+    "eval.samples_per_task": 1,
+    "eval.test_time_samples": 0,
+    "eval.mixing_separations": (),
+    "eval.vague_samples": 0,
+    "eval.calibration_samples": 0,
+    "eval.closeup_tasks": 0,
+    "eval.transfer_pairs": 0,
+    "eval.adapt_shots": (4,),
+}
+SEEN_TASKS: Variants = {str(n): {"tasks.num_seen": n} for n in (16, 32, 64, 128, 256, 448)}
+ROWS = ("finetuned", "posterior_mean", "ddim", "hypernetwork", "ridge", "nearest_seen", "linear_interpolation", "base")
+ADAPTED = ("prior", "refined_zoo", "refined_all", "zoo", "reptile", "base")
+
+
+class Sweep(NamedTuple):
+    """Variants of a scenario; `curves` are the rows that are drawn against their numbers, if those are numbers."""
+
+    scenario: Callable[[], ConfigDict]
+    common: dict[str, Any]
+    variants: Variants
+    xlabel: str = ""
+    curves: tuple[str, ...] = ROWS
+
+
+SWEEPS: dict[str, Sweep] = {
+    "unseen": Sweep(unseen.get_config, {}, {"as it is": {}}),
+    "ablation": Sweep(unseen.get_config, FAST, ABLATION),
+    "tasks": Sweep(
+        unseen.get_config,
+        FAST | {"zoo.seeds_per_task": 2},
+        {str(2**i): {"tasks.num_seen": 2**i} for i in range(3, 12)},
+        "seen tasks",
+    ),
+    "gap": Sweep(
+        unseen.get_config,
         FAST | {"zoo.seeds_per_task": 2},
         {str(w): {"tasks.unseen": f"{75 - w / 2:g}:{75 + w / 2:g}"} for w in (10, 20, 30, 45, 60, 90, 120)},
+        "degrees held out",
     ),
+} | {
+    name: Sweep(
+        scenario.get_config,
+        EXAMPLES,
+        SEEN_TASKS,
+        "seen tasks",
+        ("finetuned", "hypernetwork", "base", *(f"4 images/{row}" for row in ADAPTED)),
+    )
+    for name, scenario in (("examples", interp), ("examples_camera_trap", camera_trap))
 }
-CONTROLS = ("hypernetwork", "ridge", "nearest_seen", "linear_interpolation")
-CURVES = ("finetuned", "posterior_mean", "ddim", *CONTROLS, "base")
 
 _SWEEP = flags.DEFINE_enum("sweep", None, sorted(SWEEPS), "Which sweep.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Where the runs, the zoos and the table go.")
@@ -87,13 +136,13 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each variant.")
 _ONLY = flags.DEFINE_list("only", [], "Variants to run, by name; all by default.")
 
 
-def make_config(overrides: dict[str, Any], seed: int, zoo: Path) -> ConfigDict:
-    """configs/unseen.py with overrides of dotted fields."""
-    config = unseen.get_config()
+def make_config(sweep: Sweep, variant: str, seed: int, zoo: Path) -> ConfigDict:
+    """The sweep's scenario with the overrides of one of its variants."""
+    config = sweep.scenario()
     with config.unlocked():
         config.seed = seed
         config.zoo.dir = str(zoo)
-        for name, value in overrides.items():
+        for name, value in (sweep.common | sweep.variants[variant]).items():
             part, field = name.split(".")
             config[part][field] = value
     return config
@@ -107,6 +156,8 @@ def rows(results: dict, split: str) -> dict[str, float]:
         found["held_out_wording"] = chosen
     for part in ("by_condition", "test_time"):
         found |= {f"{part}/{n}": s for n, s in entry.get(part, {}).items()}
+    for row in results.get("adaptation", {}).get("splits", {}).get(split, []):
+        found |= {f"{row['shots']} images/{n}": s for n, s in row["accuracy"].items()}
     return {name: s["mean"] for name, s in found.items()}
 
 
@@ -135,45 +186,43 @@ def markdown(table: dict, columns: tuple[tuple[str, str], ...]) -> str:
 
 
 @styled
-def plot(table: dict, title: str, xlabel: str, path: Path) -> None:
-    """Unseen accuracy of each method against the variants' numbers."""
+def plot(table: dict, sweep: Sweep, path: Path) -> None:
+    """Unseen accuracy of the sweep's rows against the variants' numbers."""
     x = np.array([float(v) for v in table])
     drawn = figure(7, 4.5)
     axes = drawn.subplots()
-    for name in CURVES:
+    for name in sweep.curves:
         points = [t["unseen"].get(name) for t in table.values()]
         if None not in points:
             mean, sem = (np.array([p[k] for p in points]) for k in ("mean", "sem"))
             line = {"linestyle": "--"} if name in ("finetuned", "base") else {"marker": "o"}
             axes.errorbar(x, mean, sem, label=name.replace("_", " "), capsize=2, **line)
-    axes.set(title=title, xlabel=xlabel, ylabel="test accuracy on unseen tasks", ylim=(0, 1))
-    if title.startswith("Number"):
+    axes.set(xlabel=sweep.xlabel, ylabel="test accuracy on unseen tasks")
+    if sweep.xlabel == "seen tasks":
         axes.set_xscale("log", base=2)
     axes.legend(fontsize=8)
     files.write_atomic(path, svg(drawn).encode())
 
 
 def main(argv: list[str]) -> None:
-    sweep, workdir = _SWEEP.value, Path(_WORKDIR.value)
-    common, variants = SWEEPS[sweep]
-    where = workdir / sweep
+    name, workdir = _SWEEP.value, Path(_WORKDIR.value)
+    sweep, where = SWEEPS[name], workdir / name
+    columns = [("validation", n) for n in ("posterior_mean", "ddim", "heun")]
+    columns += [(s, n) for s in ("seen", "interp", "unseen") for n in sweep.curves]
     runs: dict[str, list[dict]] = {}
     for seed in map(int, _SEEDS.value):
-        for name, own in variants.items():
-            if _ONLY.value and name not in _ONLY.value:
+        for variant in sweep.variants:
+            if _ONLY.value and variant not in _ONLY.value:
                 continue
-            folder = where / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}"
+            folder = where / f"{variant.replace(' ', '_').replace(',', '')}-seed{seed}"
             logging.getLogger("pdiff").info("sweep: %s", folder)
-            config = make_config(common | own, seed, workdir / "zoo")
-            runs.setdefault(name, []).append(run.run(config, folder, f"python -m launch.sweep --sweep={sweep}"))
+            config = make_config(sweep, variant, seed, workdir / "zoo")
+            runs.setdefault(variant, []).append(run.run(config, folder, f"python -m launch.sweep --sweep={name}"))
             table = collect(runs)  # after each run, so that an unfinished sweep has its table too
-            columns = [("validation", n) for n in ("posterior_mean", "ddim", "heun")]
-            columns += [(s, n) for s in ("seen", "interp", "unseen") for n in CURVES]
             files.write_atomic(where / "table.md", markdown(table, tuple(columns)).encode())
             files.write_atomic(where / "table.json", json.dumps(table, indent=1, sort_keys=True).encode())
-    if sweep in ("tasks", "gap"):
-        title = {"tasks": "Number of seen tasks", "gap": "Width of the held-out arc"}[sweep]
-        plot(table, title, {"tasks": "seen tasks", "gap": "degrees"}[sweep], where / "plot.svg")
+    if sweep.xlabel:
+        plot(table, sweep, where / "plot.svg")
 
 
 if __name__ == "__main__":

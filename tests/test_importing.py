@@ -23,6 +23,7 @@ from pdiff.evaluators.weight_space import Reference, gram_of_updates
 from pdiff.imports import arrays, peft, scenario
 from pdiff.report import results as results_lib
 from pdiff.report import weights_page
+from pdiff.tasks import folder
 from tests import complete
 from tests.imports import zoos
 
@@ -136,6 +137,10 @@ def test_python_gives_the_same_and_refuses_what_needs_images(home, results):
         loaded.accuracy(networks, 0)
     with pytest.raises(PdiffError, match="cannot be run"):
         loaded.apply(networks, np.zeros((1, 1)))
+    with pytest.raises(PdiffError, match="support: networks that were imported without images"):
+        loaded.adapt(np.zeros((2, 1), np.float32), np.zeros(2, int))
+    with pytest.raises(PdiffError, match="--support: networks that were imported without images"):
+        folder.read_support(home, loaded.family)
     with pytest.raises(PdiffError, match="--mode=audit"):
         run.audit(home / "runs/mine")
 

@@ -12,19 +12,18 @@ from tests.report.synthetic import results
 
 @pytest.mark.parametrize("name", sorted(sweep.SWEEPS))
 def test_every_variant_is_a_valid_config_of_its_own(name):
-    common, variants = sweep.SWEEPS[name]
-    made = {v: sweep.make_config(common | own, 3, Path("zoo")) for v, own in variants.items()}
+    chosen = sweep.SWEEPS[name]
+    made = {v: sweep.make_config(chosen, v, 3, Path("zoo")) for v in chosen.variants}
     for config in made.values():
         config_lib.validate(config)
         assert config.seed == 3
     assert len({config_lib.to_json(c) for c in made.values()}) == len(made)
 
 
-@pytest.mark.parametrize("name", ["tasks", "gap"])
+@pytest.mark.parametrize("name", [n for n, s in sweep.SWEEPS.items() if s.xlabel])
 def test_every_set_of_tasks_can_be_made(name):
-    common, variants = sweep.SWEEPS[name]
-    for own in variants.values():
-        get_family(sweep.make_config(common | own, 0, Path("zoo")).tasks).check()
+    for variant in sweep.SWEEPS[name].variants:
+        get_family(sweep.make_config(sweep.SWEEPS[name], variant, 0, Path("zoo")).tasks).check()
 
 
 def test_tables_hold_means_and_standard_errors_over_seeds(tmp_path):
@@ -37,8 +36,16 @@ def test_tables_hold_means_and_standard_errors_over_seeds(tmp_path):
     assert cell["sem"] == pytest.approx((spread / 3) ** 0.5)
     text = sweep.markdown(table, (("unseen", "ridge"), ("unseen", "no such row")))
     assert f"| 8 | {cell['mean']:.3f} ± {cell['sem']:.3f} |" in text and "no such row" not in text
-    sweep.plot(table, "Number of seen tasks", "tasks", tmp_path / "plot.svg")
+    sweep.plot(table, sweep.SWEEPS["tasks"], tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_rows_hold_what_a_few_images_give():
+    run = results()
+    adapted = sweep.rows(run, "unseen")
+    for row in run["adaptation"]["splits"]["unseen"]:
+        assert adapted[f"{row['shots']} images/prior"] == row["accuracy"]["prior"]["mean"]
+    assert "4 images/prior" in adapted
 
 
 def test_seeds_that_chose_different_samplers_share_their_rows():
