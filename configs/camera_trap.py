@@ -16,7 +16,7 @@ The paper's single location, 81.4% before and 94.2% after fine-tuning there, 93.
     python -m pdiff.main --config=configs/camera_trap.py --workdir=runs/camera_single --config.tasks.num_seen=1 \\
         --config.tasks.num_interp=0 --config.tasks.num_unseen=0 --config.tasks.num_validation=0 \\
         --config.zoo.seeds_per_task=256 --config.condition.drop_background=0.0 --config.condition.drop_all=0.0 \\
-        --config.eval.samples_per_task=64 --config.eval.test_time_samples=0 --config.refined.of=zoo \\
+        --config.eval.samples_per_task=64 --config.refined.of=zoo \\
         --config.train.steps=600
 """
 

@@ -138,13 +138,11 @@ def get_config() -> ConfigDict:
             drop_sentence=0.3,  # "sentence" is a frozen encoder of the same descriptions; see pdiff/models/sentence.py
             drop_background=0.0,
             background_noise=0.0,  # standard deviation of the noise on background images in training, of white
-            drop_support=0.5,
             drop_all=0.1,
             text_vocab_size=0,  # 0 is as many pieces as the descriptions fill, about 400 at most
             text_max_length=64,
             text_width=64,
             text_depth=1,
-            support_images=16,  # most support images of a class
             num_harmonics=4,  # Fourier harmonics of a number in a text, and of a factor
             number_noise=8.0,  # standard deviation of the noise on them in training, in the numbers' own units
             # The numbers' period: those harmonics of it are told apart. 0 is twice the range of the numbers in the seen
@@ -221,8 +219,6 @@ def get_config() -> ConfigDict:
             rivals="",
             rival_steps=0,  # updates of each stage of a rival in place of equal time
             novelty_networks=512,  # zoo networks that a task's are compared with: its own, then its nearest tasks'
-            support_sizes=(1, 4, 16),  # support images of a class, for each of which there is a row
-            test_time_samples=8,  # samples of a task for averages and choices among them; 0 is none
             mixing_separations=(10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),  # between two tasks that are mixed
             transfer_pairs=0,  # (network of a seen task, other task) scored against the distance of the two
             vague_samples=256,  # networks for each vague description that is measured; 0 is none

@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
         c.mean.update(dict(width=64, steps=800, batch_size=32, functional_images=16))
         c.train.update(dict(steps=800, batch_size=32, validate_every=200, checkpoint_every=200))
         c.sample.batch_size = 16
-        c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=24, test_time_samples=0))
+        c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=24))
     return c.lock()

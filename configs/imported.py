@@ -30,5 +30,5 @@ def get_config() -> ConfigDict:
     c.refined.update(dict(of="zoo", vague=0.0))
     c.train.update(dict(steps=800, batch_size=32, warmup_steps=50, validate_every=800, checkpoint_every=400))
     c.sample.update(dict(samplers=("posterior_mean", "heun"), batch_size=16))
-    c.eval.update(dict(test_time_samples=0, mixing_separations=(), vague_samples=0, adapt_tasks=0))
+    c.eval.update(dict(mixing_separations=(), vague_samples=0, adapt_tasks=0))
     return c.lock()

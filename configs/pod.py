@@ -44,5 +44,5 @@ def get_config(target: str = "resnet") -> ConfigDict:
         c.train.update(dict(steps=50000, batch_size=256, microbatches=1, learning_rate=3e-4, warmup_steps=1000))
         c.train.update(dict(ema_decay=0.9995, validate_every=5000, checkpoint_every=1000))
         c.sample.update(dict(batch_size=256))
-        c.eval.update(dict(chunk_size=256, rivals="", test_time_samples=0))
+        c.eval.update(dict(chunk_size=256, rivals=""))
     return c.lock()

@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
     c.refined.update(dict(of="zoo", vague=0.0))
     # Not one call: with one condition it draws one network.
     c.sample.update(dict(condition=("id",), samplers=("heun", "ddim", "dpmpp_2m", "euler_maruyama")))
-    c.eval.update(dict(samples_per_task=128, test_time_samples=0, mixing_separations=()))
+    c.eval.update(dict(samples_per_task=128, mixing_separations=()))
     return c.lock()

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(text_width=32))
     c.train.update(dict(steps=60, batch_size=16, warmup_steps=5, log_every=10, validate_every=30, checkpoint_every=30))
     c.sample.update(dict(num_steps=4, batch_size=16, samplers=("heun", "posterior_mean", "ddim")))
-    c.eval.update(dict(samples_per_task=2, chunk_size=64, test_time_samples=2, support_sizes=(1,)))
+    c.eval.update(dict(samples_per_task=2, chunk_size=64))
     c.eval.update(dict(mixing_separations=(60.0,), rivals="pca_flow", rival_steps=30))
     c.adapt.update(dict(num_samples=32, steps=5, learning_rates=(1e-3, 3e-3)))
     c.eval.update(dict(vague_samples=16, vague_prompts=("digits rotated by some angle",), calibration_samples=2))

@@ -2,7 +2,7 @@
 
     python -m pdiff.main --config=configs/unseen.py
 
-One generator that can be asked in words, by the angle, or with a few images of the task. For a look in a few minutes:
+One generator that can be asked in words or by the angle. For a look in a few minutes:
 
     python -m pdiff.main --config=configs/unseen.py --workdir=runs/unseen_fast --config.mean.steps=800 \\
         --config.train.steps=500 --config.train.validate_every=250
@@ -15,6 +15,6 @@ from configs import common
 
 def get_config() -> ConfigDict:
     c = common.get_config()
-    c.condition.update(dict(use=("text", "factors", "support"), drop_text=0.2, drop_factors=0.7, drop_support=0.7))
+    c.condition.update(dict(use=("text", "factors"), drop_text=0.2, drop_factors=0.5))
     c.mean.steps = 2500
     return c.lock()

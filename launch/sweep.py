@@ -39,7 +39,6 @@ FAST = {
     "condition.drop_text": 0.0,
     "sample.samplers": ("posterior_mean", "ddim"),
     "eval.samples_per_task": 1,
-    "eval.test_time_samples": 0,
     "eval.mixing_separations": (),
     "eval.vague_samples": 0,
     "eval.calibration_samples": 0,
@@ -81,7 +80,6 @@ EXAMPLES = {
     "train.checkpoint_every": 400,
     "sample.samplers": ("posterior_mean", "ddim"),
     "eval.samples_per_task": 1,
-    "eval.test_time_samples": 0,
     "eval.mixing_separations": (),
     "eval.vague_samples": 0,
     "eval.calibration_samples": 0,
@@ -154,8 +152,7 @@ def rows(results: dict, split: str) -> dict[str, float]:
     found = {"finetuned": entry["finetuned"], "base": entry["base"]} | entry["generated"] | entry["controls"]
     for chosen in entry.get("held_out_wording", {}).values():  # of one sampler, which seeds may choose differently
         found["held_out_wording"] = chosen
-    for part in ("by_condition", "test_time"):
-        found |= {f"{part}/{n}": s for n, s in entry.get(part, {}).items()}
+    found |= {f"by_condition/{n}": s for n, s in entry["by_condition"].items()}
     for row in results.get("adaptation", {}).get("splits", {}).get(split, []):
         found |= {f"{row['shots']} images/{n}": s for n, s in row["accuracy"].items()}
     return {name: s["mean"] for name, s in found.items()}

@@ -60,15 +60,13 @@ class LoadedGenerator:
         prompt: str | None = None,
         task_id: int | str | None = None,
         between: Between | None = None,
-        support: Float[np.ndarray, "images features"] | None = None,
-        labels: Int[np.ndarray, " images"] | None = None,
         num_samples: int = 1,
         sampler: str | None = None,
         seed: int = 0,
         force: bool = False,
         progress: bool = False,
     ) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """Networks for a description, a task of the family, a place between two of its tasks, or a few images.
+        """Networks for a description, a task of the family, or a place between two of its tasks.
 
         Args:
           prompt: a description, in the words of the training ones: of one task, or of a set of them, from which each
@@ -76,7 +74,6 @@ class LoadedGenerator:
             samples, or else as it was trained.
           task_id: id or name. The task is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
-          support: images of the task, flattened as the family's are, with `labels` or without.
           num_samples: how many networks.
           sampler: one of `pdiff.config.SAMPLERS`; `sampler_for(prompt)` if None.
           seed: another one gives other networks; the same gives the same.
@@ -87,10 +84,10 @@ class LoadedGenerator:
           A parameter tree of `target`, every leaf with a leading axis over the samples.
 
         Raises:
-          PdiffError: not exactly one of the four was given, it cannot be read, or the generator was not trained on it.
+          PdiffError: not exactly one of the three was given, it cannot be read, or the generator was not trained on it.
         """
         name = self.sampler_for(prompt, sampler)
-        condition = self._asked(prompt, task_id, between, support, labels, force, seed)
+        condition = self._asked(prompt, task_id, between, force, seed)
         return self._whole(self._drawn(name, condition, num_samples, rng.stream(seed, "sample"), progress))
 
     def adapt(
@@ -170,8 +167,6 @@ class LoadedGenerator:
         prompt: str | None = None,
         task_id: int | str | None = None,
         between: Between | None = None,
-        support: Float[np.ndarray, "images features"] | None = None,
-        labels: Int[np.ndarray, " images"] | None = None,
         sampler: str | None = None,
     ) -> Expectation | None:
         """The test accuracy to expect of what `sample` returns for the same arguments; None if nothing is known.
@@ -193,9 +188,7 @@ class LoadedGenerator:
             return factors and self._expectations.for_factors(factors, name, self._described())
         if task_id is not None:
             return self._expectations.for_task(self.task(task_id), name, given)
-        if between is not None:
-            return self._expectations.between(*self._ends(between), between[2], name, given)
-        return self._expectations.support(len(support) / self.family.source_classes, labels is not None, name)
+        return between and self._expectations.between(*self._ends(between), between[2], name, given)
 
     def expect_adapted(self, labels: Int[np.ndarray, " images"] | None, described: bool) -> Expectation | None:
         """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
@@ -225,20 +218,14 @@ class LoadedGenerator:
     def _grid(self) -> Grid:
         return Grid(self._static, self._mesh)
 
-    def _asked(self, prompt, task_id, between, support, labels, force: bool, seed: int) -> dict | Mixture:
+    def _asked(self, prompt, task_id, between, force: bool, seed: int) -> dict | Mixture:
         """The condition of one sample."""
-        given = [n for n, v in (("prompt", prompt), ("task_id", task_id), ("between", between), ("support", support))
-                 if v is not None]  # fmt: skip
+        choices = {"prompt": prompt, "task_id": task_id, "between": between}
+        given = [n for n, v in choices.items() if v is not None]
         if len(given) != 1:
-            raise PdiffError(
-                f"sample: got {', '.join(given) or 'nothing'}; give one of prompt, task_id, between, support"
-            )
+            raise PdiffError(f"sample: got {', '.join(given) or 'nothing'}; give one of {', '.join(choices)}")
         if prompt is not None:
             return self._prompted(prompt, force, seed)
-        if support is not None:
-            self._needs(("support",), "support")
-            sets = self._support(support, labels)
-            return self._static.condition([self.family.tasks[0]], None, ("support",), sets)
         if between is not None:
             a, b = self._ends(between)
             return Mixture(self._condition(a), self._condition(b), np.array([between[2]], np.float32))

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pdiff import rng
 from pdiff.generator import MEMBERS, Generator
 from pdiff.models.conditions import factor_units, number_period
-from pdiff.tasks import support
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
 
@@ -35,8 +34,6 @@ def make_constants(generator: Generator) -> dict:
         constants["sentence"] = vectors.reshape(len(family.tasks), -1, vectors.shape[-1])
     if "background" in generator.config.condition.use:
         constants["backgrounds"] = family.backgrounds
-    if "support" in generator.config.condition.use:
-        constants["class_rows"], constants["class_counts"] = support.class_rows(images.y, family.source_classes)
     return constants
 
 
@@ -70,7 +67,6 @@ def training_condition(
         "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
         "sentence": lambda: constants["sentence"][task, wording],
         "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),
-        "support": lambda: _training_support(generator, constants, task, streams[:, 1]),
     }
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
     keep_any = uniform[:, -1] >= (config.drop_all if drop_all is None else drop_all)
@@ -113,26 +109,6 @@ def _drawn_shot(
     return jax.vmap(one)(task, keys)
 
 
-def _training_support(
-    generator: Generator, constants: dict, task: Int[Array, " batch"], keys: PRNGKeyArray
-) -> dict[str, Array]:
-    """Support sets of 1, 2, 4, … `support_images` images of each class, half of them without labels."""
-    most, classes = generator.config.condition.support_images, generator.family.source_classes
-
-    def one(key):
-        size, label, place = jax.random.split(key, 3)
-        per_class = 2 ** jax.random.randint(size, (), 0, most.bit_length())
-        # With replacement, which is rarely a difference here, and needs no sorting.
-        places = jax.random.randint(place, (most, classes), 0, constants["class_counts"])
-        rows = constants["class_rows"][jnp.arange(classes), places].reshape(-1)
-        return rows, jnp.arange(most * classes) < per_class * classes, jax.random.bernoulli(label)
-
-    rows, real, labelled = jax.vmap(one)(keys)
-    variables = jax.tree.map(lambda v: v[task], constants["variables"])
-    x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
-    return {"x": x, "y": jnp.where(labelled[:, None], y, support.UNKNOWN), "real": real}
-
-
 def asked(
     generator: Generator,
     tasks: Sequence[Task],
@@ -140,18 +116,17 @@ def asked(
     *,
     given: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
-    support: support.Support | None = None,
     members: Float[np.ndarray, "samples members components"] | None = None,
 ) -> dict:
     """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
 
-    `given` is `sample.condition` by default; `support` holds one set for each task.
+    `given` is `sample.condition` by default.
     """
     if texts is None:
         texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
     repeated = [t for t in tasks for _ in range(count)]
     given = generator.config.sample.condition if given is None else given
-    return generator.condition(repeated, texts, given, support and support.repeat(count), members)
+    return generator.condition(repeated, texts, given, members)
 
 
 def of_set(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:

@@ -21,7 +21,7 @@ from pdiff import files
 from pdiff.errors import PdiffError, printable
 
 REMEDY = "delete it, and run the command that started the run again"
-CONDITIONS = ("id", "factors", "text", "sentence", "background", "support")
+CONDITIONS = ("id", "factors", "text", "sentence", "background")
 DESCRIBING = ("text", "sentence")  # those that a prompt gives
 CORRUPTIONS = ("contrast", "blur", "inversion", "noise", "occlusion", "shear", "scale")
 SAMPLERS = ("heun", "posterior_mean", "dpmpp_2m", "ddim", "euler_maruyama", "ancestral")
@@ -155,8 +155,6 @@ FIELDS: dict[str, Field] = {
     "condition.drop_sentence": _SHARE,
     "condition.drop_background": _SHARE,
     "condition.background_noise": _NOT_NEGATIVE,
-    "condition.drop_support": _SHARE,
-    "condition.support_images": _COUNT,
     "condition.drop_all": _SHARE,
     "condition.text_vocab_size": _COUNT_OR_NONE,
     "condition.text_max_length": _COUNT,
@@ -202,8 +200,6 @@ FIELDS: dict[str, Field] = {
     "eval.rivals": Field(str),
     "eval.rival_steps": _COUNT_OR_NONE,
     "eval.novelty_networks": Field(int, low=3),  # itself, the nearest other, and one more to tell it from
-    "eval.support_sizes": Field(int, low=1, each=True),
-    "eval.test_time_samples": _COUNT_OR_NONE,
     "eval.mixing_separations": Field(float, above=0, each=True),
     "eval.transfer_pairs": _COUNT_OR_NONE,
     "eval.vague_samples": _COUNT_OR_NONE,
@@ -253,12 +249,6 @@ def validate(config: ConfigDict) -> None:
         require(name, len(set(values[name])) == len(values[name]) > 0, "at least one, each once")
     given, use = c.sample.condition, c.condition.use
     require("sample.condition", set(given) <= set(use), f"some of condition.use = {use}")
-    nobodys = "all but support: nobody's images are at hand when only a description is given"
-    require("sample.condition", "support" not in given, nobodys)
-    if "support" in use:
-        most = c.condition.support_images
-        fit = max(c.eval.support_sizes, default=1) <= most
-        require("eval.support_sizes", fit, f"at most condition.support_images = {most}")
     installed = not c.train.wandb or importlib.util.find_spec("wandb") is not None
     require("train.wandb", installed, "'' unless wandb is installed; pip install -e '.[wandb]'")
     of_import = c.zoo.align != "balanced" or c.tasks.family == "imported"

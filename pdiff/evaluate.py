@@ -210,8 +210,6 @@ class Evaluation:
             scores = self._bench.scores(self._sampler, tasks, f"evaluate/{split}/{self._sampler}", texts=held_out)
             entry["held_out_wording"] = {self._sampler: scores.summary()}
         entry["by_condition"] = {n: s.summary() for n, s in by_condition.items()}
-        if self._config.eval.test_time_samples and self._diverse:
-            entry["test_time"] = studies.test_time_help(self._bench, split, tasks, self._diverse)
         return entry, made
 
     def _controls(self, split: str, tasks: Sequence[Task], networks: PyTree) -> dict[str, Scores]:

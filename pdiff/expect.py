@@ -133,24 +133,6 @@ class Expectations:
         basis = f"{found['n']} even mixtures of two tasks {row['separation']:g}{unit} apart, on the task between them"
         return Expectation(found["mean"], found["sem"] * math.sqrt(found["n"]), found["n"], basis)
 
-    def support(self, per_class: float, labelled: bool, sampler: str) -> Expectation | None:
-        """Support images of an unknown task, so many of each class; None if nothing is known.
-
-        Nobody knows how far it is from the seen ones, so it is the split that did worst.
-        """
-        kind = "labelled" if labelled else "unlabelled"
-        found = []
-        for split, entry in self._results.get("splits", {}).items():
-            names = [n.split("_") for n in entry.get("by_condition", {}) if n.startswith("support_")]
-            sizes = [int(size) for _, size, labels in names if labels == kind]
-            enough = [s for s in sizes if s <= per_class]
-            if enough and sampler == self._chosen():
-                name = f"support_{max(enough)}_{kind}"
-                rows = [(split, r) for r in entry["per_task"] if name in r["by_condition"]]
-                basis = f"{len(rows)} {split} tasks from {max(enough)} {kind} images of each class"
-                found.append(self._of(rows, sampler, (name,), basis))
-        return min(found, key=lambda e: e.mean, default=None)
-
     def region(self, factors: Sequence[float]) -> tuple[str | None, tuple[float, float] | None]:
         """The split whose region the first factor lies in, and that region: seen outside all, None without any."""
         arcs = self._family.arcs

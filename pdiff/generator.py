@@ -35,10 +35,8 @@ from pdiff.models.sentence import SentenceEncoder, find_minilm
 from pdiff.models.text import Tokenizer, train_tokenizer, usual_length
 from pdiff.targets import Target
 from pdiff.tasks import Family
-from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
-from pdiff.tasks.support import Support
 from pdiff.weights import codec, stats
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.weights.subspace import Subspace
@@ -181,16 +179,14 @@ class Generator:
         tasks: Sequence[Task],
         texts: Sequence[str] | None = None,
         given: Sequence[str] | None = None,
-        support: Support | None = None,
         members: Float[np.ndarray, "batch members components"] | None = None,
     ) -> dict[str, dict[str, Any]]:
         """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording.
 
-        Without `support` there are no support images, whatever `given` says. `members` are coefficients of networks
-        for tasks that each of the conditions may mean, if it may mean several.
+        `members` are coefficients of networks for tasks that each of the conditions may mean, if it may mean several.
         """
         use = self.config.condition.use
-        given = [n for n in (use if given is None else given) if n != "support" or support is not None]
+        given = use if given is None else given
         texts = [t.descriptions[0] for t in tasks] if texts is None else texts
         inputs = {}
         if "id" in use:
@@ -204,10 +200,6 @@ class Generator:
             inputs["sentence"] = self.sentences.encode_all(texts) if "sentence" in given else absent
         if "background" in use:
             inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks]), 0]
-        if "support" in use:
-            images = self.config.condition.support_images * self.family.source_classes
-            support = support or support_lib.nothing(len(tasks), 1, self.family.features)
-            inputs["support"] = support.padded(images).tree
         made = {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
         if self.subspace is None:  # the mean's own, which has no members yet
             return made

@@ -40,7 +40,7 @@ _PROMPT = flags.DEFINE_string("prompt", None, "sample, adapt: a description of t
 _TASK = flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
 _BETWEEN = flags.DEFINE_string("between", None, "sample: two tasks and how far from one to the other, as 'a,b,0.5'.")
 _SUPPORT = flags.DEFINE_string(
-    "support", None, "sample, adapt: a folder of png or jpg images of the task, or of a folder of them for each class."
+    "support", None, "adapt: a folder of png or jpg images of the task, or of a folder of them for each class."
 )
 _FORCE = flags.DEFINE_bool("force", False, "sample, adapt: take a prompt like no description, with a warning.")
 _NUM_SAMPLES = flags.DEFINE_integer(
@@ -111,7 +111,7 @@ def _dispatch(mode: str, workdir: Path | None) -> None:
                 steps=_STEPS.value, seed=_SAMPLE_SEED.value, force=_FORCE.value, out=_OUT.value, form=_FORMAT.value,
             )  # fmt: skip
         request.sample(
-            workdir, prompt=_PROMPT.value, task=_TASK.value, between=_BETWEEN.value, support=_SUPPORT.value,
+            workdir, prompt=_PROMPT.value, task=_TASK.value, between=_BETWEEN.value,
             num_samples=_NUM_SAMPLES.value or 8, sampler=_SAMPLER.value, seed=_SAMPLE_SEED.value, force=_FORCE.value,
             out=_OUT.value, form=_FORMAT.value,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from pdiff.logs import log
 from pdiff.report import results as results_lib
 from pdiff.tasks import folder
 
-ASKED = ("prompt", "task", "between", "support")
+ASKED = ("prompt", "task", "between")
 MOST_SAID = 16  # networks of which it is said what they are good for
 
 
@@ -22,7 +22,6 @@ def sample(
     prompt: str | None = None,
     task: str | None = None,
     between: str | None = None,
-    support: str | None = None,
     num_samples: int,
     sampler: str | None,
     seed: int,
@@ -36,7 +35,6 @@ def sample(
       form: one of `exports.FORMATS`, or as `out` ends.
       workdir: of a run or published; None is the generator of the package.
       between: 'a,b,w': two tasks by id or name, and how far from a to b.
-      support: a folder of images, see `tasks.folder.read_support`.
 
     Raises:
       PdiffError: as `LoadedGenerator.sample`; nothing is written then.
@@ -45,15 +43,14 @@ def sample(
     if out is None:
         raise PdiffError("--out: missing; allowed: the file or folder to write")
     exports.check_out(Path(out))
-    given = dict(zip(ASKED, (prompt, task, between, support), strict=True))
+    given = dict(zip(ASKED, (prompt, task, between), strict=True))
     if sum(v is not None for v in given.values()) != 1:
         raise PdiffError(f"{', '.join(f'--{n}' for n in ASKED)}: give one of them")
     mixed = None if between is None else parse_between(between)
     imported = scenario.load(api.place(workdir))
     made = exports.format_of(Path(out), form, imported)
     loaded = api.load(workdir)
-    images, labels = (None, None) if support is None else folder.read_support(Path(support), loaded.family)
-    request = {"prompt": prompt, "task_id": task, "between": mixed, "support": images, "labels": labels}
+    request = {"prompt": prompt, "task_id": task, "between": mixed}
     tasks = loaded.understood(prompt) if prompt is not None else None
     if tasks is not None:
         log.info("read as %s; each network is drawn from that set", tasks.said)

@@ -1,4 +1,4 @@
-"""What else an evaluation asks: other conditions, several samples, spread, mixed conditions, transfer between tasks."""
+"""What else an evaluation asks: other conditions, calibration, spread, mixed conditions, transfer between tasks."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,6 @@ from pdiff.bench import Bench, Scores
 from pdiff.evaluators import novelty, test_time
 from pdiff.models.conditions import Mixture, lerp, slerp
 from pdiff.report.results import summary
-from pdiff.tasks import support
 from pdiff.tasks.base import REPORTED_SPLITS, Family, Task
 from pdiff.zoo.store import Networks
 
@@ -21,47 +20,9 @@ MOST_SPREAD = 32  # tasks of each split whose networks are compared with one ano
 
 
 def by_condition(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Scores]:
-    """Accuracy by what is given: each condition alone, and support sets of each size with and without labels."""
-    use = bench.config.condition.use
-    rows = {
-        name: bench.scores(sampler, tasks, f"evaluate/{split}/{name}", given=(name,))
-        for name in use
-        if name != "support" and (name != "id" or split == "seen")  # no other task's id was ever trained
-    }
-    if "support" in use:
-        words = tuple(n for n in bench.config.sample.condition if n != "support")
-        for size in bench.config.eval.support_sizes:
-            for labelled in (True, False):
-                key = rng.stream(bench.config.seed, f"evaluate/{split}/support_{size}")
-                sets = support.draw(bench.generator.family, tasks, size, labelled, key)
-                name = f"support_{size}_{'labelled' if labelled else 'unlabelled'}"
-                stream = f"evaluate/{split}/{name}"
-                rows[name] = bench.scores(sampler, tasks, stream, given=("support",), support=sets)
-                if size == max(bench.config.eval.support_sizes) and labelled and words:
-                    given = (*words, "support")
-                    rows["+".join((*words, name))] = bench.scores(sampler, tasks, stream, given=given, support=sets)
-    return rows
-
-
-def test_time_help(bench: Bench, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict]:
-    """Averages of several samples, and choices among them by a support set, beside single samples."""
-    count, family, apply = bench.config.eval.test_time_samples, bench.generator.family, bench.generator.apply
-    flat = bench.generate(sampler, tasks, f"evaluate/{split}/test_time", count)
-    networks = jax.tree.map(lambda a: a.reshape(len(tasks), count, *a.shape[1:]), flat)
-    size = bench.config.condition.support_images
-    sets = support.draw(family, tasks, size, True, rng.stream(bench.config.seed, f"evaluate/{split}/test_time/support"))
-    variables = jax.tree.map(lambda v: v[np.array([t.id for t in tasks])], family.variables)
-    test = family.data["test"]
-    x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
-    ensemble, _ = test_time.ensemble(apply, networks, np.asarray(x), np.asarray(y))
-    made = {
-        "single": bench.accuracy(flat, tasks),
-        f"weight_mean_{count}": bench.accuracy(test_time.weight_mean(networks), tasks),
-        f"function_mean_{count}": Scores(ensemble[:, None]),
-        f"best_of_{count}_by_entropy": bench.accuracy(test_time.best(apply, networks, sets.x, None), tasks),
-        f"best_of_{count}_by_labels": bench.accuracy(test_time.best(apply, networks, sets.x, sets.y), tasks),
-    }
-    return {name: scores.summary() for name, scores in made.items()}
+    """Accuracy by what is given: each condition alone. No other task's id was ever trained than a seen one's."""
+    use = [n for n in bench.config.condition.use if n != "id" or split == "seen"]
+    return {n: bench.scores(sampler, tasks, f"evaluate/{split}/{n}", given=(n,)) for n in use}
 
 
 def calibration(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dict[str, dict]:

@@ -138,7 +138,7 @@ def _check_split(where: str, entry: dict, sampler: str | None, controls: Sequenc
     ):
         if key in entry:
             faults += check_summaries(f"{where}.{key}", entry[key], required)
-    for key in ("held_out_wording", "by_condition", "test_time"):
+    for key in ("held_out_wording", "by_condition"):
         if key in entry:
             faults += check_summaries(f"{where}.{key}", entry[key])
     tasks = entry.get("per_task")

@@ -139,12 +139,11 @@ def made_up_results():
                 {
                     "task": t.name, "id": t.id, "factors": list(t.factors), "finetuned": 0.95, "base": 0.1,
                     "generated": {n: level + 0.001 * i - 0.01 * k for k, n in enumerate(names)}, "controls": {},
-                    "by_condition": {"text": level + 0.001 * i, "support_1_labelled": level - 0.2},
+                    "by_condition": {"text": level + 0.001 * i},
                 }
                 for i, t in enumerate(family.split(split))
             ]  # fmt: skip
-            conditions = {"text": {}, "support_1_labelled": {}}
-            splits[split] = {"num_tasks": len(rows), "per_task": rows, "by_condition": conditions}
+            splits[split] = {"num_tasks": len(rows), "per_task": rows, "by_condition": {"text": {}}}
         several = {"mean": 0.85, "sem": 0.01, "min": 0.8, "max": 0.9}
         selection = {"sampler": names[0], "validation": {names[0]: several | {"n": 8}}}
         mixing = [{"separation": s, "accuracy": {"condition_lerp": several | {"n": 9}}} for s in (30.0, 60.0)]
@@ -158,11 +157,10 @@ def made_up_results():
 
 @pytest.fixture(scope="session")
 def published_folder(tiny_config, tiny_zoo, mesh, made_up_results, tmp_path_factory):
-    """A published generator that reads text and images, with parameters that nothing was trained for."""
+    """A published generator that reads text, with parameters that nothing was trained for."""
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
-        config.condition.use = ("id", "text", "support")
-        config.condition.support_images = 2
+        config.condition.use = ("id", "text")
         config.sample.samplers = ("posterior_mean", "ddim")
     made = refine(make_generator(config, tiny_zoo), tiny_zoo, mesh)
     params = noised(jax.jit(made.init)(jax.random.key(0)), 0.05)

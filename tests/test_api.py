@@ -45,13 +45,6 @@ def test_at_its_ends_a_mixture_is_the_task_itself(loaded):
     assert kernel(loaded.sample(between=(first, second, 0.5), num_samples=3)).shape == (3, 64, 32)
 
 
-def test_images_of_a_task_ask_for_it_with_and_without_labels(loaded):
-    x, y = loaded.family.data["train"].x[:5], loaded.family.data["train"].y[:5]
-    without, labelled = (kernel(loaded.sample(support=x, labels=labels)) for labels in (None, y))
-    assert np.isfinite(without).all() and np.abs(without - labelled).max() > 1e-6
-    assert loaded.expect(support=np.repeat(x, 2, 0), labels=np.repeat(y, 2)).mean < 0.7
-
-
 def test_expectations_come_with_what_is_asked(loaded):
     assert "unseen" in str(loaded.expect(prompt="digits turned by 75 degrees"))
     seen = loaded.family.split("seen")
@@ -85,8 +78,6 @@ def test_a_prompt_about_something_else_is_taken_by_force_alone(loaded, caplog):
         ({"between": (0, 1)}, "two tasks and a number"),
         ({"between": (0, "rotation_999", 0.5)}, "'rotation_999'; allowed: an id from 0 to"),
         ({"task_id": 10**6}, "allowed: an id"),
-        ({"support": np.zeros((3, 5))}, "images of 5 numbers; allowed: 64"),
-        ({"support": np.zeros((300, 64))}, "got 300 images; allowed: at most 20"),
         ({"prompt": PROMPT, "num_samples": 0}, "num_samples: got 0"),
         ({"prompt": PROMPT, "sampler": "huen"}, "allowed: heun"),
         ({"prompt": "digits rotated by between 75 and 75 degrees"}, "from 75 to 75 degrees, where no task is"),

@@ -49,7 +49,6 @@ SHRUNKEN = {
     "subspace.networks": 32,
     "condition.text_width": 16,
     "condition.text_depth": 0,
-    "condition.support_images": 2,
     "condition.text_vocab_size": 300,
     "train.steps": 4,
     "train.warmup_steps": 1,
@@ -62,8 +61,6 @@ SHRUNKEN = {
     "adapt.num_samples": 8,
     "adapt.steps": 2,
     "adapt.learning_rates": (1e-3,),
-    "eval.support_sizes": (1,),
-    "eval.test_time_samples": 0,
     "eval.vague_samples": 0,
     "eval.vague_prompts": (),
     "eval.calibration_samples": 0,
@@ -85,7 +82,6 @@ STUDIES = (
     {"eval.mixing_separations": (90.0,)},
     {"eval.transfer_pairs": 6},
     {"eval.closeup_tasks": 2},
-    {"eval.test_time_samples": 2},
 )
 
 
@@ -187,7 +183,7 @@ def test_json_round_trip_is_exact(name):
         ("sample.samplers", (), "at least one"),
         ("sample.samplers", ("heun", "heun"), "each once"),
         ("sample.condition", ("factors",), "condition.use"),
-        ("eval.support_sizes", (0,), "at least 1"),
+        ("eval.adapt_shots", (0,), "at least 1"),
         ("eval.rivals", "p_diff,gpt", "g_pt"),
         ("target.widths", (32, 0), "at least 1"),
         ("target.generate", "(", "not a regular expression"),

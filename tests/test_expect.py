@@ -63,12 +63,6 @@ def test_mixtures_are_those_that_are_at_least_as_far_apart(asked):
     assert expectations.between(seen[0], seen[1], 1.0, SAMPLER, TEXT) == expectations.for_task(seen[1], SAMPLER, TEXT)
 
 
-def test_support_images_are_the_worst_split_with_no_more_of_them(asked):
-    _, expectations = asked
-    assert expectations.support(1, True, SAMPLER).mean == pytest.approx(0.5015, abs=0.01)
-    assert expectations.support(1, False, SAMPLER) is None and expectations.support(0.5, True, SAMPLER) is None
-
-
 def test_what_was_not_measured_is_not_known(asked):
     family, expectations = asked
     assert expectations.for_task(family.tasks[0], "ddim2", TEXT) is None

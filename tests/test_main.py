@@ -272,7 +272,7 @@ def test_an_audit_needs_a_finished_run(workdir, tmp_path):
     "given, message",
     [
         ({"prompt": "digits turned 世"}, "世"),
-        ({}, "--prompt, --task, --between, --support: give one of them"),
+        ({}, "--prompt, --task, --between: give one of them"),
         ({"prompt": "digits", "task": "0"}, "one of them"),
         ({"task": "rotation_999"}, "rotation_999"),
         ({"prompt": "digits", "out": None}, "--out"),

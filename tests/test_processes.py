@@ -30,7 +30,7 @@ TINY = (
     "--config.mean.zoo_weight=1.", f"--config.mean.steps={MEAN_STEPS}", "--config.refined.networks=64",
     f"--config.train.steps={STEPS}", f"--config.train.checkpoint_every={EVERY}",
     f"--config.train.validate_every={STEPS}",
-    "--config.eval.rivals=", "--config.eval.test_time_samples=0", "--config.eval.mixing_separations=()",
+    "--config.eval.rivals=", "--config.eval.mixing_separations=()",
     "--config.eval.vague_samples=0", "--config.eval.calibration_samples=0", "--config.eval.adapt_tasks=0",
     "--config.mesh.model=2", "--config.mesh.fsdp=True",
 )  # fmt: skip

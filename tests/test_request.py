@@ -50,21 +50,6 @@ def test_two_tasks_and_a_weight(ask, loaded):
     assert facts["between"] == f"{a}, {b},0.25" and json.loads(facts["expected_accuracy"])["mean"] == 0.85
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_folder_of_images(ask, loaded, tmp_path, labelled):
-    data = loaded.family.data["train"]
-    pixels = (data.x[:4] * 16).round().astype(np.uint8) * 15
-    for i, (x, y) in enumerate(zip(pixels, data.y[:4], strict=True)):
-        folder = tmp_path / "mine" / (loaded.family.classes[y] if labelled else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x.reshape(8, 8)).save(folder / f"{i}.png")
-    arrays, _ = ask(support=str(tmp_path / "mine"))
-    order = np.argsort([loaded.family.classes[y] for y in data.y[:4]], kind="stable") if labelled else np.arange(4)
-    x, y = pixels[order].astype(np.float32) / 255, data.y[:4][order]
-    expected = loaded.sample(support=x, labels=y if labelled else None, num_samples=2)
-    np.testing.assert_array_equal(arrays["params/Dense_0/kernel"], expected["params"]["Dense_0"]["kernel"])
-
-
 def test_what_is_not_known_is_said(ask, said):
     assert ask(prompt="digits", force=True)[1]["expected_accuracy"] == ""
     assert "warning: prompt 'digits' looks like none" in said()
@@ -74,15 +59,14 @@ def test_what_is_not_known_is_said(ask, said):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({}, "--prompt, --task, --between, --support: give one of them"),
-        ({"prompt": PROMPT, "support": "x"}, "give one of them"),
+        ({}, "--prompt, --task, --between: give one of them"),
+        ({"prompt": PROMPT, "task": "x"}, "give one of them"),
         ({"prompt": "tourne les chiffres"}, "looks like none"),
         ({"prompt": ""}, "empty"),
         ({"between": "0,1"}, "got '0,1'; allowed: a,b,w"),
         ({"between": "0,1,half"}, "allowed: a,b,w"),
         ({"between": "0,1,2"}, "weight 2.0; allowed: a number from 0 to 1"),
         ({"between": "0,nobody,0.5"}, "'nobody'; allowed: an id"),
-        ({"support": "/nowhere"}, "no such folder; allowed: a folder of images"),
         ({"prompt": "digits rotated by between 75 and 75 degrees"}, "from 75 to 75 degrees, where no task is"),
         ({"prompt": "digits rotated by between 10.5 and 11.5 degrees"}, "where there is no task"),
         ({"task": "0", "out": None}, "--out: missing"),

@@ -36,10 +36,10 @@ def make(tiny_start, encoder):
     def make(use, sampled=None, **condition):
         config = tiny_start.config.copy_and_resolve_references()
         with config.unlocked():
-            config.condition.update(dict(use=use, support_images=2, **condition))
+            config.condition.update(dict(use=use, **condition))
             config.sample.condition = sampled or use
             config.sample.samplers = ("posterior_mean", "ddim")
-            config.eval.update(dict(rivals="", test_time_samples=0, mixing_separations=(), vague_samples=0))
+            config.eval.update(dict(rivals="", mixing_separations=(), vague_samples=0))
             config.eval.update(dict(calibration_samples=0, adapt_tasks=0, closeup_tasks=0))
         conditions = make_conditions(config.lock(), tiny_start.family, tiny_start.tokenizer.vocab_size)
         mean = tiny_start.mean.clone(conditions=conditions)
@@ -72,7 +72,7 @@ def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, enco
 
 
 def test_each_of_many_conditions_is_dropped_on_its_own(make):
-    drops = {"id": 0.9, "factors": 0.7, "text": 0.2, "sentence": 0.4, "support": 0.5}
+    drops = {"id": 0.9, "factors": 0.7, "text": 0.2, "sentence": 0.4}
     generator = make(tuple(drops), **{f"drop_{n}": p for n, p in drops.items()}, drop_all=0.1)
     constants, task = jax.tree.map(jnp.asarray, make_constants(generator)), np.zeros(4096, np.int32)
 

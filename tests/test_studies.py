@@ -24,10 +24,7 @@ from tests.noise import noised
 def made(tiny_config, tiny_zoo, mesh):
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
-        config.condition.use = ("text", "factors", "support")
-        config.condition.support_images = 2
-        config.eval.support_sizes = (1, 2)
-        config.eval.test_time_samples = 3
+        config.condition.use = ("id", "text", "factors")
         config.eval.mixing_separations = (60.0, 1.0)
         config.eval.transfer_pairs = 30
         config.eval.adapt_tasks = config.eval.vague_samples = 0  # see test_adaptation and test_vague
@@ -39,21 +36,13 @@ def bench(made, mesh):
     return Bench(made, noised(jax.jit(made.init)(jax.random.key(0)), 0.1), mesh)
 
 
-def test_a_row_for_each_condition_and_support_size(bench):
+def test_a_row_for_each_condition(bench):
     tasks = bench.tasks("unseen")
     rows = studies.by_condition(bench, "unseen", tasks, "posterior_mean")
-    sizes = {f"support_{k}_{kind}" for k in (1, 2) for kind in ("labelled", "unlabelled")}
-    assert set(rows) == {"text", "factors", "text+support_2_labelled"} | sizes
-    assert len({row.values.mean() for row in rows.values()}) > 3  # they are not one and the same
+    assert set(rows) == {"text", "factors"}  # whose ids were never trained
+    assert set(studies.by_condition(bench, "seen", bench.tasks("seen"), "posterior_mean")) == {"id", "text", "factors"}
+    assert len({row.values.mean() for row in rows.values()}) == 2  # they are not one and the same
     assert all(row.values.shape == (len(tasks), bench.config.eval.samples_per_task) for row in rows.values())
-
-
-def test_test_time_help_has_single_samples_beside_it(bench):
-    rows = studies.test_time_help(bench, "unseen", bench.tasks("unseen"), "ddim")
-    assert list(rows) == [
-        "single", "weight_mean_3", "function_mean_3", "best_of_3_by_entropy", "best_of_3_by_labels"
-    ]  # fmt: skip
-    assert rows["single"]["min"] <= rows["best_of_3_by_labels"]["mean"] <= rows["single"]["max"]
 
 
 class Signs:
@@ -182,16 +171,6 @@ def test_with_several_factors_the_mixed_pair_has_the_task_in_its_middle():
     assert studies._amid(family, tasks[0], 40.0) is None  # (0, 0) and (30, 30) are, but their middle is far off
 
 
-def test_training_draws_support_sets_of_every_size(made):
-    constants = jax.tree.map(jnp.asarray, make_constants(made))
-    task = np.zeros(64, np.int32)
-    condition = training_condition(made, constants, task, task, jax.random.split(jax.random.key(0), 64))
-    sizes = np.asarray(condition["support"]["inputs"]["real"].sum(1))
-    assert set(sizes) == {10, 20}
-    labelled = np.asarray((condition["support"]["inputs"]["y"] >= 0).all(1))
-    assert 10 < labelled.sum() < 54
-
-
 def test_number_noise_moves_a_whole_text_and_its_factor_alike(made):
     config = made.config.copy_and_resolve_references()
     constants, task = jax.tree.map(jnp.asarray, make_constants(made)), np.arange(8, dtype=np.int32)
@@ -233,7 +212,7 @@ def test_an_evaluation_scores_the_mean_alone_beside_the_generator(made, tiny_zoo
     assert "vague" not in results and "adaptation" not in results
     check_calibration(results["calibration"])
     for split in results["splits"].values():
-        assert "hypernetwork" in split["controls"] and "by_condition" in split and "test_time" in split
+        assert "hypernetwork" in split["controls"] and "by_condition" in split
     assert results["mixing"]
     for kind in ("zoo", "generated"):
         assert set(results["spread"][kind]) == {"validation", "seen", "interp", "unseen"}

@@ -1,8 +1,4 @@
-"""What can be done with several samples of one task, after they are drawn.
-
-Averages need nothing but the samples. Choosing needs a support set: by the likelihood of its labels, or, when it
-has none, by how sure a sample is of its answers.
-"""
+"""What a few labelled images say of a network, and what the mean of several networks' answers is worth."""
 
 from collections.abc import Callable
 
@@ -10,11 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
-
-
-def weight_mean(networks: PyTree[Float[np.ndarray, "tasks count ..."]]) -> PyTree[Float[np.ndarray, "tasks ..."]]:
-    """The mean of each task's samples in weight space (a soup, Wortsman et al. 2022)."""
-    return jax.tree.map(lambda w: np.mean(w, 1), networks)
 
 
 def ensemble(
@@ -55,19 +46,3 @@ def negative_entropy(
     logp = jax.nn.log_softmax(apply(network, x), -1)
     sure = (jnp.exp(logp) * logp).sum(-1)
     return jnp.where(real, sure, 0).sum() / jnp.maximum(jnp.broadcast_to(real, sure.shape).sum(), 1)
-
-
-def best(
-    apply: Callable,
-    networks: PyTree[Float[np.ndarray, "tasks count ..."]],
-    x: Float[np.ndarray, "tasks images features"],
-    y: Int[np.ndarray, "tasks images"] | None,
-) -> PyTree[Float[np.ndarray, "tasks ..."]]:
-    """The sample of each task that its support set prefers: by likelihood, or by entropy when `y` is None."""
-
-    def score(network, x, y):
-        return negative_entropy(apply, network, x) if y is None else log_likelihood(apply, network, x, y)
-
-    each = jax.vmap(jax.vmap(score, (0, None, None)), (0, 0, None if y is None else 0))
-    chosen = np.asarray(jax.jit(each)(networks, x, y)).argmax(1)
-    return jax.tree.map(lambda w: np.asarray(w)[np.arange(len(chosen)), chosen], networks)

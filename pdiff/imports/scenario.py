@@ -104,9 +104,8 @@ def check_without_images(config: ConfigDict) -> None:
             f"mean.functional_weight: got {config.mean.functional_weight:g}; allowed with "
             "tasks.family=imported: 0, as there are no images to run the networks on"
         )
-    for name in ("support", "background"):
-        if name in config.condition.use:
-            raise PdiffError(f"condition.use: got {config.condition.use}; an imported family has no images for {name}")
+    if "background" in config.condition.use:
+        raise PdiffError(f"condition.use: got {config.condition.use}; an imported family has no background images")
 
 
 def restricted(family: Family, names: Sequence[str]) -> Family:

@@ -99,22 +99,6 @@ class BackgroundCondition(nn.Module):
         return Mlp(self.width, self.width)(h)[:, None]
 
 
-class SupportCondition(nn.Module):
-    """A set of the task's own images, with or without labels, as one token (Deep Sets, Zaheer et al. 2017)."""
-
-    width: int
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, support: dict[str, Array]) -> Float[Array, "batch 1 width"]:
-        """`support` holds x (batch, images, features), y (batch, images) with -1 for an unknown label, and real."""
-        labels = jax.nn.one_hot(support["y"], self.num_classes)  # an unknown label is all zeros
-        h = nn.gelu(Mlp(self.width, self.width)(jnp.concatenate([support["x"], labels], -1)))
-        real = support["real"][..., None]
-        mean = jnp.where(real, h, 0).sum(1) / jnp.maximum(real.sum(1), 1)
-        return Mlp(self.width, self.width)(mean)[:, None]
-
-
 @flax.struct.dataclass
 class Context:
     """What the transformer is told: a token for each condition, and the mean of those that are given."""
@@ -190,7 +174,6 @@ def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Cond
         ),
         "sentence": lambda: SentenceCondition(width),
         "background": lambda: BackgroundCondition(width),
-        "support": lambda: SupportCondition(width, family.num_classes),
     }  # fmt: skip
     return Conditions({name: make[name]() for name in condition.use}, width)
 

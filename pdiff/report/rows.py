@@ -1,7 +1,5 @@
 """What a run compares on one split, as the rows of a table."""
 
-import re
-
 from pdiff.report import plots
 
 LEAST_GAIN = 0.005  # of fine-tuning over the base, below which a share of it says nothing
@@ -22,10 +20,7 @@ def of_split(name: str, entry: dict, results: dict) -> dict:
                 row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n])
             )
     for n, summary in entry.get("by_condition", {}).items():
-        rows.append(row("generated", f"{plots.label(chosen)}, given {given(n)}", summary))
-    for n, summary in entry.get("test_time", {}).items():
-        title = "single samples" if n == "single" else plots.label(n)
-        rows.append(row("generated", f"{plots.label(results['selection']['many_steps'])}, {title}", summary))
+        rows.append(row("generated", f"{plots.label(chosen)}, given {plots.label(n)}", summary))
     rows += [
         row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])
     ]
@@ -45,12 +40,6 @@ def share_of_gain(mean: float, entry: dict) -> float | None:
     """How much of what fine-tuning gains over the base `mean` gains; None where that is next to nothing."""
     base, finetuned = entry["base"]["mean"], entry["finetuned"]["mean"]
     return (mean - base) / (finetuned - base) if finetuned - base >= LEAST_GAIN else None
-
-
-def given(name: str) -> str:
-    """The name of a row by condition as prose: `support_4_labelled` is 4 labelled images of each class."""
-    support = re.sub(r"support_(\d+)_(\w+)", r"\1 \2 images a class", name)
-    return plots.label(support).replace("+", " and ")
 
 
 def pm(s: dict | None, sign: str = "") -> str:

@@ -123,11 +123,6 @@ class Family:
         """Whether so many images of so many tasks fit into RENDER_BYTES: then they are rendered once, ahead of use."""
         return tasks * images * self.features * 4 <= RENDER_BYTES
 
-    @property
-    def source_classes(self) -> int:
-        """Classes of the shared images, which a task may call by other labels."""
-        return int(self.data["train"].y.max()) + 1
-
     def labelled(
         self, own: Any, x: Float[Array, "n shared"], y: Int[Array, " n"]
     ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:

@@ -76,7 +76,7 @@ def make_family(config: ConfigDict) -> Family:
         factor_periods=(),
         num_classes=len(class_names),
         image_shape=shape,
-        data=_shared(lengths, len(class_names)),
+        data=_shared(lengths),
         tasks=tasks,
         variables=variables,
         render=render,
@@ -249,12 +249,12 @@ def _table(
     return {"x": np.stack(x), "y": np.array(y, np.int32)}
 
 
-def _shared(lengths: dict[str, int], num_classes: int) -> dict[str, Images]:
-    """Row numbers for images. Their labels only balance the support sets, which are drawn by them."""
+def _shared(lengths: dict[str, int]) -> dict[str, Images]:
+    """Row numbers for images, which are each task's to read; so are their labels, which stand for nothing here."""
     data, start = {}, 0
     for part, length in lengths.items():
         rows = np.arange(start, start + length)
-        data[part] = Images(rows[:, None].astype(np.float32), (rows - start).astype(np.int32) % num_classes, rows)
+        data[part] = Images(rows[:, None].astype(np.float32), np.zeros(length, np.int32), rows)
         start += length
     return data
 

@@ -1,4 +1,4 @@
-"""Averages and choices on networks whose answers are known: one weight for each class, y = the larger."""
+"""Ensembles and likelihoods of networks whose answers are known: one weight for each class, y = the larger."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,6 @@ NETWORKS = {"w": np.array([[[3.0, 0.0], [0.0, 0.5], [0.0, 0.7]]], np.float32)}  
 
 def apply(network, x):
     return x * network["w"]
-
-
-def test_weight_mean():
-    np.testing.assert_allclose(module.weight_mean(NETWORKS)["w"], [[1.0, 0.4]], rtol=1e-6)
 
 
 def test_function_mean_adds_probabilities_not_votes():
@@ -36,10 +32,3 @@ def test_images_that_are_not_real_are_left_out_of_a_likelihood_and_an_entropy():
     sure = module.negative_entropy(apply, w, other, real)
     assert sure == pytest.approx((np.exp(logp) * logp).sum()) == module.negative_entropy(apply, w, X[0])
     assert module.log_likelihood(apply, w, X[0], Y, np.zeros(4, bool)) == 0
-
-
-def test_the_best_by_labels_and_by_entropy():
-    assert module.best(apply, NETWORKS, X, Y[None])["w"].tolist() != module.best(apply, NETWORKS, X, 1 - Y[None])
-    ones = np.ones((1, 4), int)
-    np.testing.assert_allclose(module.best(apply, NETWORKS, X, ones)["w"], [[0.0, 0.7]])  # likeliest for all ones
-    np.testing.assert_allclose(module.best(apply, NETWORKS, X, None)["w"], [[3.0, 0.0]])  # surest of its answers

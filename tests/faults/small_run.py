@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.condition.update(dict(text_width=16, text_depth=0, text_vocab_size=300))
     c.train.update(dict(steps=6, batch_size=4, warmup_steps=1, log_every=1, validate_every=6, checkpoint_every=2))
     c.sample.update(dict(num_steps=4, batch_size=8, samplers=("posterior_mean",)))
-    c.eval.update(dict(samples_per_task=1, chunk_size=8, test_time_samples=0, support_sizes=(), closeup_tasks=0))
+    c.eval.update(dict(samples_per_task=1, chunk_size=8, closeup_tasks=0))
     c.eval.update(dict(mixing_separations=(), rivals="pca_flow", rival_steps=2))
     c.eval.update(dict(vague_samples=0, calibration_samples=0, adapt_tasks=0))
     return c.lock()

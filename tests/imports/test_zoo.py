@@ -141,7 +141,7 @@ def test_images_are_not_asked_for_where_there_are_none(tmp_path):
     zoos.networks(tmp_path / "source", ".npz")
     for field, value in (
         ("mean.functional_weight", 1.0),
-        ("condition.use", ("id", "support")),
+        ("condition.use", ("id", "background")),
         ("target.name", "mlp"),
     ):
         config = exact_config()

@@ -1,4 +1,4 @@
-"""Contexts: null where nothing is given, blind to order and padding of a support set, and mixed exactly."""
+"""Contexts: null where nothing is given, and mixed exactly."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,6 @@ from pdiff.models.conditions import (
     FactorsCondition,
     IdCondition,
     SentenceCondition,
-    SupportCondition,
     TextCondition,
     factor_units,
     fourier,
@@ -29,18 +28,15 @@ from pdiff.tasks.base import Task
 
 @pytest.fixture(scope="module")
 def module():
-    encoders = {"factors": FactorsCondition(8, 2, (360.0,)), "support": SupportCondition(8, 3)}
+    encoders = {"factors": FactorsCondition(8, 2, (360.0,)), "background": BackgroundCondition(8)}
     return Conditions(encoders, 8)
 
 
-def condition(factors=True, support=True, real=4):
-    x = jax.random.normal(jax.random.key(1), (2, 4, 5))
-    y = jnp.array([[0, 1, 2, -1]] * 2)
+def condition(factors=True, background=True):
     return {
         "factors": {"inputs": jnp.array([[10.0], [200.0]]), "keep": jnp.full(2, factors)},
-        "support": {"inputs": {"x": x, "y": y, "real": jnp.arange(4) < jnp.full((2, 1), real)},
-                    "keep": jnp.full(2, support)},
-    }  # fmt: skip
+        "background": {"inputs": jax.random.normal(jax.random.key(3), (2, 5)), "keep": jnp.full(2, background)},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +46,10 @@ def encode(module):
 
 
 def test_pooled_is_the_mean_of_what_is_given(encode):
-    both, factors, support = encode(condition()), encode(condition(support=False)), encode(condition(factors=False))
+    both, factors = encode(condition()), encode(condition(background=False))
+    background = encode(condition(factors=False))
     np.testing.assert_allclose(factors.pooled, both.tokens[:, 0], atol=1e-6)
-    np.testing.assert_allclose(support.pooled, both.tokens[:, 1], atol=1e-6)
+    np.testing.assert_allclose(background.pooled, both.tokens[:, 1], atol=1e-6)
     np.testing.assert_allclose(both.pooled, both.tokens.mean(1), atol=1e-6)
     nothing = encode(condition(False, False))
     np.testing.assert_array_equal(nothing.pooled[0], nothing.pooled[1])
@@ -66,14 +63,12 @@ def test_each_of_all_conditions_has_its_own_token_and_its_own_null():
         "text": TextCondition(8, 8, 1, 20, 16, 2, 360.0),
         "sentence": SentenceCondition(8),
         "background": BackgroundCondition(8),
-        "support": SupportCondition(8, 3),
     }
     ids = jnp.array([[3, 4, 0], [5, 2, 0]])
     inputs = {name: given["inputs"] for name, given in condition().items()} | {
         "id": jnp.array([0, 3]),
         "text": {"ids": ids, "values": jnp.where(ids == 2, 75.0, 0), "is_number": ids == 2},
         "sentence": jax.random.normal(jax.random.key(2), (2, 6)),
-        "background": jax.random.normal(jax.random.key(3), (2, 5)),
     }
     module = Conditions(encoders, 8)
 
@@ -106,19 +101,6 @@ def test_the_padding_of_a_text_is_not_seen():
     same = module.init(jax.random.key(0), padded)
     jax.tree.map(np.testing.assert_array_equal, params, same)
     np.testing.assert_allclose(module.apply(params, padded), module.apply(params, text), atol=1e-6)
-
-
-def test_a_support_set_has_no_order_and_padding_is_not_seen(encode):
-    given = condition(real=3)
-    inputs = given["support"]["inputs"]
-    turned = {k: v[:, jnp.array([2, 0, 1, 3])] for k, v in inputs.items()}
-    dirty = inputs | {"x": inputs["x"].at[:, 3].set(99.0), "y": inputs["y"].at[:, 3].set(1)}
-    expected = encode(given)
-    for other in (turned, dirty):
-        got = encode(given | {"support": given["support"] | {"inputs": other}})
-        np.testing.assert_allclose(got.tokens, expected.tokens, atol=1e-5)
-    unlabelled = encode(given | {"support": given["support"] | {"inputs": inputs | {"y": jnp.full((2, 4), -1)}}})
-    assert jnp.abs(unlabelled.tokens - expected.tokens).max() > 1e-3
 
 
 def test_fourier_features_wrap():

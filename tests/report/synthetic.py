@@ -79,10 +79,8 @@ def results(num_tasks: int = 24, samples: int = 3, seed: int = 0, task_name: str
             for i, a in enumerate(angles[split])
         ]
         splits[split] = {"num_tasks": len(per_task), **_nested(whole), "per_task": per_task}
-        conditions = ("text", "factors", "support_4_labelled", "text+support_16_labelled")
+        conditions = ("text", "factors")
         splits[split]["by_condition"] = {n: summary(noisy(0.9 - 0.01 * i)) for i, n in enumerate(conditions)}
-        helped = ("single", "weight_mean_8", "best_of_8_by_entropy")
-        splits[split]["test_time"] = {n: summary(noisy(0.8 + 0.013 * i)) for i, n in enumerate(helped)}
     points = [
         {
             "kind": kind,

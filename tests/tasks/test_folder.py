@@ -11,7 +11,7 @@ from configs import common, smoke
 from pdiff import generator, run
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
-from pdiff.tasks import folder, get_family, support
+from pdiff.tasks import folder, get_family
 from tests import complete
 
 CLASSES = ("apples", "pears", "plums")
@@ -180,15 +180,6 @@ def test_mixed_is_each_row_as_its_task_has_it(family):
         assert y[i] == labels[rows[i]]
 
 
-def test_support_sets_hold_each_class_of_a_task_that_has_them_all(family):
-    task = next(t for t in family.tasks if t.name == "orchard_c")
-    drawn = support.draw(family, [task], 2, True, jax.random.key(0))
-    np.testing.assert_array_equal(np.bincount(drawn.y[0]), [2, 2, 2])
-    images, labels = table(family, task, "train")
-    for x, y in zip(drawn.x[0], drawn.y[0], strict=True):
-        assert y in labels[np.abs(images - x).max(1) < 1e-6]
-
-
 def test_names_are_the_descriptions_unless_a_file_has_others(tmp_path):
     make_folder(tmp_path, 4)
     (tmp_path / "orchard_b" / "description.txt").write_text("One wording\n\n two \nthe last\n")
@@ -268,10 +259,10 @@ def smoke_config(root):
         config.mean.update(dict(width=16, steps=4, batch_size=8, functional_images=8))
         config.refined.networks = 32
         config.model.update(dict(width=32, depth=1))
-        config.condition.update(dict(use=("text", "support"), text_vocab_size=290, text_width=16, support_images=2))
+        config.condition.update(dict(use=("text",), text_vocab_size=290, text_width=16))
         config.train.update(dict(steps=4, batch_size=8, warmup_steps=1, validate_every=4, checkpoint_every=4))
         config.sample.samplers = ("posterior_mean",)
-        config.eval.update(dict(rivals="", test_time_samples=0, calibration_samples=0, adapt_tasks=0))
+        config.eval.update(dict(rivals="", calibration_samples=0, adapt_tasks=0))
     return config.lock()
 
 
