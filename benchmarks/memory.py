@@ -21,9 +21,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import smoke
-from pdiff import aot, dist, files, train
+from pdiff.compile import aot
 from pdiff.models.dit import count_parameters
 from pdiff.report import style
+from pdiff.system import dist, files
+from pdiff.training import train
 
 # Generated parameters, about: hidden widths of the MLP, and the width of a token.
 SIZES: dict[int, tuple[tuple[int, ...], int]] = {

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks import growth, plots, timing
 from benchmarks.timing import Row, Spread
-from pdiff import files, machine
+from pdiff.system import files, machine
 
 PATHS = (
     "codec", "first_step", "growth", "main_job", "many", "sampling", "scoring", "train_step", "zoo",

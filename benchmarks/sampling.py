@@ -14,10 +14,10 @@ from jaxtyping import PyTree
 
 from benchmarks import timing, train_step
 from benchmarks.timing import Row, Spread, Turns
-from pdiff import dist
 from pdiff.diffusion import samplers
-from pdiff.generator import Generator
-from pdiff.sample import Samplers
+from pdiff.generator.generator import Generator
+from pdiff.generator.sample import Samplers
+from pdiff.system import dist
 
 NETWORKS = 100
 COMPARED = ("posterior_mean", "ddim", "dpmpp_2m", "heun")

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import context, timing
 from benchmarks.timing import Row, Spread
-from pdiff.evaluators.accuracy import Scorer
+from pdiff.measures.accuracy import Scorer
 
 NETWORKS, LOOP_NETWORKS, GOAL = 1000, 100, 20
 NOISE = 0.05  # standard deviation of the noise that tells the networks apart

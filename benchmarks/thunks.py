@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from pdiff import hlo
+from pdiff.compile import hlo
 
 IDLE = ""  # the name of no operation
 MATMULS = ("dot", "convolution")

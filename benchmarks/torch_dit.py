@@ -1,7 +1,7 @@
 """The main job's two training steps in PyTorch, as one would write them there: rivals to hold pdiff's own against.
 
-The same models, losses, optimizer and averaging as `pdiff.train.train_step` of both stages, with parameters converted
-from Flax, so that for the same draws losses and gradients are the same numbers (`tests/benchmarks/test_torch_dit.py`).
+The same models, losses, optimizer and averaging as `pdiff.training.train.train_step` of both stages, with parameters
+converted from Flax, so that for the same draws losses and gradients are the same numbers (tests/benchmarks).
 Names of modules are Flax's, which makes the conversion one rule. What a shape tells is taken from the shape.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from benchmarks.torch_device import DEVICE
 from pdiff.errors import PdiffError
-from pdiff.generator import MEMBERS, Generator
+from pdiff.generator.generator import MEMBERS, Generator
 from pdiff.models.dit import LEAST_VARIANCE
-from pdiff.stages import MEAN, PRIOR
-from pdiff.state import learning_rate_schedule
-from pdiff.train import Stage
+from pdiff.training.stages import MEAN, PRIOR
+from pdiff.training.state import learning_rate_schedule
+from pdiff.training.train import Stage
 
 SUPPORTED = ("id", "text")
 TEXT_HEADS = 4  # as in `pdiff.models.conditions.TextCondition`
@@ -198,7 +198,7 @@ class DiT(nn.Module):
 
 
 class PriorLoss(nn.Module):
-    """The loss of `pdiff.stages.prior_loss` as a function of everything that is random in it."""
+    """The loss of `pdiff.training.stages.prior_loss` as a function of everything that is random in it."""
 
     def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree):
         super().__init__()
@@ -218,7 +218,7 @@ class PriorLoss(nn.Module):
         return loss, {"loss": loss, "denoising_loss": loss}
 
     def draw(self, batch: dict, random: torch.Generator) -> PriorDraws:
-        """What `pdiff.stages.prior_loss` draws, from PyTorch's generator."""
+        """What `pdiff.training.stages.prior_loss` draws, from PyTorch's generator."""
         size, total, count = len(batch["index"]), len(self.means), 2 * MEMBERS
         config, random = self.config, {"generator": random}
         share = torch.rand(size, 1, **random)
@@ -239,7 +239,7 @@ class PriorLoss(nn.Module):
 
 
 class MeanLoss(nn.Module):
-    """The loss of `pdiff.stages.mean_loss` as a function of a batch and of everything that is random in it."""
+    """The loss of `pdiff.training.stages.mean_loss` as a function of a batch and of everything that is random in it."""
 
     def __init__(self, generator: Generator, constants: Mapping[str, Any], params: PyTree):
         super().__init__()
@@ -271,7 +271,7 @@ class MeanLoss(nn.Module):
         return loss, {"loss": loss, "functional_loss": functional, "base_distance": distance}
 
     def draw(self, batch: dict, random: torch.Generator) -> MeanDraws:
-        """What `pdiff.stages.mean_loss` and `pdiff.conditioning.training_condition` draw, from PyTorch's generator."""
+        """What `stages.mean_loss` and `conditioning.training_condition` draw, from PyTorch's generator."""
         task, wording, use = batch["task"], batch["wording"], self.config.condition
         size, random = len(task), {"generator": random}
         moved = use.number_noise * torch.randn(size, **random)
@@ -415,7 +415,7 @@ def to_torch(array: Any) -> Tensor:
 
 
 def _adamw(weight_decay: float, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimizer of `pdiff.state.make_optimizer`: decay on matrices alone. Its learning rate is set by the step."""
+    """As `training.state.make_optimizer`: decay on matrices alone. Its learning rate is set by the step."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -21,11 +21,14 @@ from jaxtyping import PyTree
 from benchmarks import thunks, timing
 from benchmarks.timing import Row, Spread
 from configs import interp
-from pdiff import dist, generator, hlo, refined, stages, train
-from pdiff.generator import Generator
-from pdiff.state import init_state
+from pdiff.compile import hlo
+from pdiff.generator import generator, refined
+from pdiff.generator.generator import Generator
+from pdiff.system import dist
 from pdiff.targets import Target, get_target
 from pdiff.tasks import get_family
+from pdiff.training import stages, train
+from pdiff.training.state import init_state
 from pdiff.zoo.networks import Networks
 
 COMPILE_LIMIT_S = 100  # for torch.compile

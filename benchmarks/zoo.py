@@ -15,7 +15,9 @@ import numpy as np
 
 from benchmarks import context, timing
 from benchmarks.timing import Row, Spread
-from pdiff import dist, hlo, rng
+from pdiff import rng
+from pdiff.compile import hlo
+from pdiff.system import dist
 from pdiff.zoo import build, finetune
 
 LOOP_STEPS, FUNC_STEPS, FUNC_NETWORKS = 200, 20, (32, 128, 512)

@@ -1,1 +1,1 @@
-"""Scenarios: each file is a few differences from `common.py`."""
+"""Scenarios: each file is a few differences from the defaults in `pdiff/config/fields.py`."""

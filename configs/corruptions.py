@@ -2,10 +2,9 @@
 
     python -m pdiff.main --config=configs/corruptions.py
 
-Not yet run at its full length. After 600 of its 2,000 steps, without the hypernetwork, seed 0, one call from the
-description alone (fine-tuned, nearest seen, ridge): seen .949 (.927, .920, .859), interp .966 (.939, .931, .885),
-unseen .933 (.934, .913, .728); of unseen the severities from 85 percent on .891 (.897, .858, .544). That run's
-blur had a standard deviation linear in the severity; now its variance is.
+7 minutes on 2 cores. Seed 0, from the description alone (fine-tuned, nearest seen, ridge): seen .951 (.925, .918,
+.924), interp .965 (.937, .928, .922), unseen .935 (.932, .912, .735). From 1 / 4 / 16 labelled images a class and no
+description, unseen: .914, .938, .950.
 
 Inversion at 50 percent is grey, and from there to 65 percent fine-tuning from the base does badly: the generator is
 above it, which is most of its lead on seen and interp tasks.
@@ -13,11 +12,11 @@ above it, which is most of its lead on seen and interp tasks.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.tasks.update(dict(family="corruptions", unseen="30:45,85:100", num_seen=252, gap_width=6.0, num_gaps=2))
     c.tasks.update(dict(num_interp=28, num_unseen=56, num_validation=42, validation_gaps=(6.0, 12.0)))
     # Gentler than the default, at which images that are nearly inverted leave no unit of the network alive.

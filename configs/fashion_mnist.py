@@ -1,6 +1,6 @@
 """A real 28x28 data set and a CNN: 24,754 generated parameters for subsets of Fashion-MNIST's classes.
 
-    python -m pdiff.tasks.fashion_mnist --source=/usr/share/datasets/fashion-mnist --data_dir=data
+    python -m pdiff.tasks.data.fashion_mnist --source=/usr/share/datasets/fashion-mnist --data_dir=data
     python -m pdiff.main --config=configs/fashion_mnist.py
 
 The first command reads the files of Debian's package `dataset-fashion-mnist`, once (half a minute). The second takes

@@ -2,18 +2,18 @@
 
     python -m pdiff.main --config=configs/interp.py
 
-4 to 8 minutes on 2 cores without an accelerator. Test accuracy from the description alone, seed 0 (fine-tuned):
-seen .984 (.974), interp .981 (.978), unseen .928 (.968); the base has .28, .21 and .13. From 1 / 4 / 16 labelled images
-a class and no description, unseen: .926, .944, .962. These are the defaults of `common.py`.
+4 minutes on 2 cores without an accelerator. Test accuracy from the description alone, three seeds (fine-tuned):
+seen .985 (.975), interp .982 (.981), unseen .933 (.971); the base has .28, .21 and .13. From 1 / 4 / 16 labelled images
+a class and no description, unseen: .935, .948, .963. These are the defaults.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.eval.vague_prompts = (
         "digits rotated by some angle",
         "digits rotated by between 100 and 140 degrees",

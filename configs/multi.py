@@ -9,11 +9,11 @@ fine-tuning loses .006 by id and .012 by text.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.tasks.update(dict(unseen="", num_seen=128, num_interp=0, num_unseen=0, num_gaps=0, validation_gaps=(5.0, 5.0)))
     c.tasks.num_validation = 8
     c.zoo.seeds_per_task = 8

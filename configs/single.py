@@ -14,11 +14,11 @@ With networks kept along each run, the source paper's saving intervals (every 1,
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.tasks.update(dict(unseen="", num_seen=1, num_interp=0, num_unseen=0, num_validation=0, num_gaps=0))
     c.tasks.validation_gaps = ()
     c.zoo.seeds_per_task = 512

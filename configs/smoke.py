@@ -7,11 +7,11 @@ A minute and a half on 2 cores. Its accuracies mean nothing.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.tasks.update(dict(num_seen=12, num_interp=3, num_unseen=4, num_validation=4))
     c.zoo.update(dict(seeds_per_task=2, reference_seeds=2, pretrain_steps=300, steps=100, chunk_size=16))
     c.mean.update(dict(width=64, steps=60, batch_size=16, functional_images=32))

@@ -10,11 +10,11 @@ One generator that can be asked in words or by the angle. For a look in a few mi
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.condition.update(dict(use=("text", "factors"), drop_text=0.2, drop_factors=0.5))
     c.mean.steps = 2500
     return c.lock()

@@ -23,9 +23,10 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import camera_trap, interp, unseen
-from pdiff import files, run
-from pdiff.report.results import summary
+from pdiff import run
 from pdiff.report.style import figure, styled, svg
+from pdiff.results import summary
+from pdiff.system import files
 
 Variants = dict[str, dict[str, Any]]
 

@@ -8,10 +8,10 @@ import zlib
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Int, Integer, Key, PRNGKeyArray
 
 
-def stream(seed: int, name: str, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
+def stream(seed: int, name: str, step: Integer[ArrayLike, ""] = 0) -> PRNGKeyArray:
     """The key of the stream `name` at `step`.
 
     `name` enters through CRC-32, not `hash()`, which changes from one process to the next.
@@ -20,7 +20,7 @@ def stream(seed: int, name: str, step: int | Int[Array, ""] = 0) -> PRNGKeyArray
     return jax.random.fold_in(key, step)
 
 
-def per_example(key: PRNGKeyArray, indices: Int[Array, " n"]) -> PRNGKeyArray:
+def per_example(key: PRNGKeyArray, indices: Int[ArrayLike, " n"]) -> Key[Array, " n"]:
     """One key for each global example index, so that draws do not depend on how a batch is sharded."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 

@@ -1,61 +1,37 @@
-"""The modes of the command line, as functions: the whole run, and what can be asked of a finished one.
-
-A workdir holds config.json, zoo/, mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
-metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, where it was asked
-for, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the
-last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who
-is writing.
-"""
+"""A whole run, zoo, training, evaluation and report, and what can be asked of a finished one."""
 
 import datetime
 import json
 import resource
-import subprocess
-import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdiff import (
-    claim,
-    closeup,
-    copies,
-    dist,
-    files,
-    generator,
-    health,
-    logs,
-    processes,
-    published,
-    refined,
-    rivals,
-    sharding,
-    stages,
-)
 from pdiff import config as config_lib
-from pdiff import train as train_lib
-from pdiff.bench import Bench
+from pdiff import results as results_lib
+from pdiff import scenario
+from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
-from pdiff.evaluate import Evaluation
-from pdiff.evaluate_weights import WeightEvaluation
-from pdiff.imports import scenario, zoo
-from pdiff.logs import log
+from pdiff.evaluation import closeup, copies
+from pdiff.evaluation import evaluate as evaluate_lib
+from pdiff.evaluation.bench import Bench
+from pdiff.generator import generator, published, refined
+from pdiff.imports import zoo
 from pdiff.models.dit import count_parameters
 from pdiff.report import audit_page, html, weights_page
-from pdiff.report import compare as compare_lib
-from pdiff.report import results as results_lib
-from pdiff.stopping import StopSignal
+from pdiff.report.validation import accuracy_by_task
+from pdiff.rivals import trained
+from pdiff.system import dist, files, logs, processes, sharding
+from pdiff.system.logs import log
+from pdiff.system.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
+from pdiff.training import stages
+from pdiff.training import train as train_lib
 from pdiff.zoo import build, finetune
 
-TIMING = "timing.json"
-# Folders of a workdir that have manifests of their own, or are no part of the run's outcome.
-PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
 PAGES = ("report.html", "table.md", "plots")  # what the report is made of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
@@ -77,23 +53,85 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
     sharding.check(config, mesh)
-    with _writing(workdir):
-        processes.on_first(partial(_keep_config, config, workdir), "in one workdir")
-        if processes.all_hold(not processes.is_first() or _is_finished(workdir)):
+    with workdir_lib.writing(workdir):
+        processes.on_first(partial(workdir_lib.keep_config, config, workdir), "in one workdir")
+        if processes.all_hold(not processes.is_first() or workdir_lib.is_finished(workdir)):
             log.info("%s is finished; see %s", workdir, workdir / "report.html")
             return results_lib.read(workdir / "results.json")
         with StopSignal() as stop:
-            with _timed(workdir, "zoo_s"):
+            with workdir_lib.timed(workdir, "zoo_s"):
                 networks = _zoo(family, target, config, workdir, mesh, stop)
             log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
             made = generator.make_generator(config, family, target, networks)
-            with _timed(workdir, "train_s"):
+            with workdir_lib.timed(workdir, "train_s"):
                 made, params = _train(made, networks["seen"], workdir, mesh, stop)
             results = _evaluate(made, params, networks, workdir, command, stop)
         _report(workdir)
     onwards = "sample, serve or audit" if made.family.data else "sample"
     log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
+
+
+def evaluate(workdir: Path) -> dict:
+    """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
+    logs.set_up()
+    made = generator.load(workdir)
+    with workdir_lib.writing(workdir), StopSignal() as stop:
+        workdir_lib.check_rest(workdir, ("results.json", closeup.FILE, *PAGES))
+        networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
+        params = published.restore_params(made, workdir, final=True)
+        results = _evaluate(made, params, networks, workdir, workdir_lib.command(workdir), stop)
+        _report(workdir)
+    return results
+
+
+def report(workdir: Path) -> None:
+    """Writes report.html and plots/ from results.json and metrics.jsonl."""
+    logs.set_up()
+    with workdir_lib.writing(workdir):
+        workdir_lib.check_rest(workdir, PAGES)
+        _report(workdir)
+
+
+def audit(workdir: Path) -> dict:
+    """Asks whether the networks of a finished run are copies, noised copies or averages of its zoo's, or new.
+
+    Writes audit.json, plots/audit_*.svg and audit.html, and returns the contents of the first.
+
+    Raises:
+      PdiffError: the run is not finished, its zoo is damaged, or it has too few networks to compare with.
+    """
+    logs.set_up()
+    if not (workdir / files.MANIFEST).exists():
+        raise PdiffError(f"{workdir}: not finished, it has no manifest.json; --mode=audit works on a finished run")
+    sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
+    made = generator.load(workdir)
+    if not made.family.data:
+        raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
+    with workdir_lib.writing(workdir):
+        workdir_lib.check_rest(workdir, ("audit.json", "audit.html"))
+        networks = build.store.in_memory(_read_zoo(made.config, workdir))
+        mesh = dist.make_mesh()
+        bench = Bench(made, published.restore_params(made, workdir, final=True), mesh)
+        seen = networks["seen"]
+        log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
+        learned = copies.seen_zoo(bench, seen)
+        found = copies.audit_run(bench, learned, sampler) | {
+            "sampler": sampler,
+            "seed": made.config.seed,
+            "commit": workdir_lib.commit(),
+            "target": {"name": made.target.name, "num_params": made.spec.num_params},
+        }
+        others = {n: copies.audit_baseline(bench, learned, r) for n, r in trained.kept(made, workdir, mesh).items()}
+        if others:
+            found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
+        workdir_lib.unseal(workdir)
+        results_lib.write(workdir / "audit.json", found)
+        audit_page.write_page(workdir, found)
+        workdir_lib.seal(workdir)
+    log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])
+    log.info("audit: %s", workdir / "audit.html")
+    return found
 
 
 def import_networks(config: ConfigDict, source: Path, manifest: Path | None, workdir: Path) -> None:
@@ -122,142 +160,6 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     log.info("run the same command without --mode and --source to train on them")
 
 
-def evaluate(workdir: Path) -> dict:
-    """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
-    logs.set_up()
-    made = generator.load(workdir)
-    with _writing(workdir), StopSignal() as stop:
-        _check_rest(workdir, ("results.json", closeup.FILE, *PAGES))
-        networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
-        params = published.restore_params(made, workdir, final=True)
-        results = _evaluate(made, params, networks, workdir, _command(workdir), stop)
-        _report(workdir)
-    return results
-
-
-def report(workdir: Path) -> None:
-    """Writes report.html and plots/ from results.json and metrics.jsonl."""
-    logs.set_up()
-    with _writing(workdir):
-        _check_rest(workdir, PAGES)
-        _report(workdir)
-
-
-def compare(workdirs: Sequence[str], out: str) -> str:
-    """Writes the page `out` with finished runs side by side, and returns their numbers as a Markdown table."""
-    logs.set_up()
-    table = compare_lib.compare(workdirs, out)
-    log.info("compare: %s", out)
-    return table
-
-
-def check(workdir: Path | None) -> None:
-    """Says what this installation has and, of a run, how far it has come; each finished part is checked.
-
-    Raises:
-      PdiffError: names what is missing or wrong, in the installation or in the run.
-    """
-    logs.set_up()
-    for line in health.environment():
-        log.info("%s", line)
-    if workdir is not None:
-        for line in health.workdir(workdir):
-            log.info("%s", line)
-        log.info("%s: complete", workdir)
-
-
-def audit(workdir: Path) -> dict:
-    """Asks whether the networks of a finished run are copies, noised copies or averages of its zoo's, or new.
-
-    Writes audit.json, plots/audit_*.svg and audit.html, and returns the contents of the first.
-
-    Raises:
-      PdiffError: the run is not finished, its zoo is damaged, or it has too few networks to compare with.
-    """
-    logs.set_up()
-    if not (workdir / files.MANIFEST).exists():
-        raise PdiffError(f"{workdir}: not finished, it has no manifest.json; --mode=audit works on a finished run")
-    sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
-    made = generator.load(workdir)
-    if not made.family.data:
-        raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
-    with _writing(workdir):
-        _check_rest(workdir, ("audit.json", "audit.html"))
-        networks = build.store.in_memory(_read_zoo(made.config, workdir))
-        mesh = dist.make_mesh()
-        bench = Bench(made, published.restore_params(made, workdir, final=True), mesh)
-        seen = networks["seen"]
-        log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
-        learned = copies.seen_zoo(bench, seen)
-        found = copies.audit_run(bench, learned, sampler) | {
-            "sampler": sampler,
-            "seed": made.config.seed,
-            "commit": _commit(),
-            "target": {"name": made.target.name, "num_params": made.spec.num_params},
-        }
-        others = {n: copies.audit_baseline(bench, learned, r) for n, r in rivals.kept(made, workdir, mesh).items()}
-        if others:
-            found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
-        _unseal(workdir)
-        results_lib.write(workdir / "audit.json", found)
-        audit_page.write_page(workdir, found)
-        _seal(workdir)
-    log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])
-    log.info("audit: %s", workdir / "audit.html")
-    return found
-
-
-@contextmanager
-def _writing(workdir: Path):
-    """Holds the workdir against other runs, and removes what killed ones left of files that they were writing."""
-    with claim.claimed(workdir, f"--workdir: {workdir}"):
-        processes.on_first(partial(files.remove_partial, workdir), "rid of partial files")
-        yield
-
-
-def _is_finished(workdir: Path) -> bool:
-    """Whether all is there and as it was written; of a finished run that is damaged, a warning names the file."""
-    return _is_whole(workdir, lambda: list(health.workdir(workdir)))
-
-
-def _check_rest(workdir: Path, written: Sequence[str]) -> None:
-    """Raises PdiffError, naming the file, if a finished run is damaged elsewhere than in what is `written` anew.
-
-    The new manifest would have that damage as it is.
-    """
-    if not (workdir / files.MANIFEST).exists():
-        return
-    digests = files.read_manifest(workdir, health.KIND, health.AGAIN)
-    kept = {n: d for n, d in digests.items() if n not in written and n.split("/")[0] not in written}
-    for fault in files.faults(workdir, kept).values():
-        raise PdiffError(f"{fault}; {health.AGAIN}")
-
-
-def _unseal(workdir: Path) -> None:
-    """What lies in the workdir is about to change: it is not finished any more."""
-    processes.on_first(lambda: (workdir / files.MANIFEST).unlink(missing_ok=True), "about to write")
-
-
-def _seal(workdir: Path) -> None:
-    """Says that a run is finished: its own files, beside those folders that have manifests, as they are now."""
-    processes.on_first(partial(files.write_manifest, workdir, health.KIND, PARTS), "done with the manifest")
-
-
-def _report(workdir: Path) -> None:
-    _unseal(workdir)
-    by_weights = "weight_space" in results_lib.read(workdir / "results.json")
-    write = weights_page.write_report if by_weights else html.write_report
-    processes.on_first(partial(write, workdir), "done with the report")
-    _seal(workdir)
-    log.info("report: %s", workdir / "report.html")
-
-
-def _keep_config(config: ConfigDict, workdir: Path) -> None:
-    """Makes the workdir this config's, or raises."""
-    config_lib.check_same(config, workdir)
-    config_lib.write(workdir / "config.json", config)
-
-
 def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh: Mesh, stop: StopSignal) -> dict:
     """The zoo of a run, built or gone on with; imported networks are read, as nothing here can make them again."""
     if scenario.load(workdir) is not None:
@@ -268,30 +170,16 @@ def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh
 def _train(made: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
     """The generator with its mean and its refined zoo, and the prior's parameters; what is there already is read."""
     name = build.fingerprint(made.config)
-    mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop)
+    mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop, accuracy_by_task)
     where = workdir / generator.ARTIFACTS
     verify = partial(files.verify_manifest, where, generator.KIND, generator.REMEDY)
-    if processes.all_hold(not processes.is_first() or _is_whole(where, verify)):
+    if processes.all_hold(not processes.is_first() or workdir_lib.is_whole(where, verify)):
         made = generator.load(workdir)
     else:
         made = refined.refine(made, mean, seen, mesh)
         processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
     log.info("refined zoo: %d networks in %d components", *made.refined.coefficients.shape)
-    return made, train_lib.train(stages.prior(made, name, mesh), workdir, mesh, stop)
-
-
-def _is_whole(where: Path, verify: Callable[[], object]) -> bool:
-    """Whether there is a manifest and `verify` has nothing to say; a warning repeats what it has."""
-    if not (where / files.MANIFEST).exists():
-        return False
-    try:
-        verify()
-    except files.OtherFormat:
-        raise
-    except PdiffError as e:
-        log.warning("warning: %s", e)
-        return False
-    return True
+    return made, train_lib.train(stages.prior(made, name, mesh), workdir, mesh, stop, accuracy_by_task)
 
 
 def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMEDY) -> dict:
@@ -301,25 +189,24 @@ def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMED
 
 
 def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
-    _unseal(workdir)
+    workdir_lib.unseal(workdir)
     mesh, held = dist.make_mesh(), build.store.in_memory(networks)
-    with _timed(workdir, "rivals_s"):
-        seconds = _timing(workdir).get("train_s", 0.0)
-        fitted, facts = rivals.fit_all(made, held["seen"], workdir, mesh, stop, seconds)
+    with workdir_lib.timed(workdir, "rivals_s"):
+        seconds = workdir_lib.timing(workdir).get("train_s", 0.0)
+        fitted, facts = trained.fit_all(made, held["seen"], workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    if made.family.data:
-        raw = published.restore_params(made, workdir, "params", final=True) if made.config.eval.closeup_tasks else None
-        measured = Evaluation(made, params, held, mesh, fitted, raw=raw).run(stop)
-    else:
-        measured = WeightEvaluation(made, params, held, mesh, scenario.load(workdir), fitted).run(stop)
+    shown = made.family.data and made.config.eval.closeup_tasks
+    raw = published.restore_params(made, workdir, "params", final=True) if shown else None
+    bench = Bench(made, params, mesh)
+    measured = evaluate_lib.evaluate(bench, held, stop, facts=scenario.load(workdir), rivals=fitted, raw=raw)
     looked = measured.pop("closeup", None)
-    timing = _timing(workdir) | measured.pop("timing")
+    timing = workdir_lib.timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
     results = {
         "config": json.loads(config_lib.to_json(made.config)),
         "seed": made.config.seed,
-        "commit": _commit(),
+        "commit": workdir_lib.commit(),
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "target": {
@@ -361,34 +248,10 @@ def _evaluate(made: generator.Generator, params, networks, workdir: Path, comman
     return results
 
 
-@contextmanager
-def _timed(workdir: Path, name: str):
-    """Adds the seconds spent inside to `name` in timing.json, so that a resumed run reports all of them."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        timing = _timing(workdir)
-        timing[name] = timing.get(name, 0.0) + time.perf_counter() - start
-        if processes.is_first():
-            files.write_json(workdir / TIMING, timing)
-
-
-def _timing(workdir: Path) -> dict[str, float]:
-    path = workdir / TIMING
-    return files.read_json(path, "delete it: only the times that the run has taken are lost") if path.exists() else {}
-
-
-def _command(workdir: Path) -> str:
-    """The command that made the run, from its results."""
-    path = workdir / "results.json"
-    return results_lib.read(path)["command"] if path.exists() else ""
-
-
-def _commit() -> str:
-    """The commit of the code, if it runs from a git checkout."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def _report(workdir: Path) -> None:
+    workdir_lib.unseal(workdir)
+    by_weights = "weight_space" in results_lib.read(workdir / "results.json")
+    write = weights_page.write_report if by_weights else html.write_report
+    processes.on_first(partial(write, workdir), "done with the report")
+    workdir_lib.seal(workdir)
+    log.info("report: %s", workdir / "report.html")

@@ -5,9 +5,10 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from pdiff.config import DESCRIBING, RIVALS, rivals
+from pdiff.config import rivals
+from pdiff.config.fields import DESCRIBING, RIVALS
 from pdiff.errors import PdiffError
-from pdiff.report.results import CONTROLS, SPLITS, leaves
+from pdiff.results import CONTROLS, SPLITS, leaves
 
 SUMMARY_KEYS = ("mean", "sem", "min", "max", "n")
 CALIBRATED = ("generated_ensemble", "generated_single", "finetuned_ensemble", "finetuned_single")
@@ -284,9 +285,7 @@ def check_summaries(
     if not isinstance(summaries, dict) or (not summaries and not required):
         return [f"{where}: no summary in it"]
     faults = lacking(where, summaries, required)
-    return faults + [
-        f for name, s in summaries.items() for f in check_summary(f"{where}.{name}", s, fractions)
-    ]
+    return faults + [f for name, s in summaries.items() for f in check_summary(f"{where}.{name}", s, fractions)]
 
 
 def check_summary(where: str, s: Any, fractions: bool | None = True) -> list[str]:

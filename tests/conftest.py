@@ -1,4 +1,4 @@
-"""Four simulated devices for every test, and one tiny zoo and generator that tests share."""
+"""Four simulated devices and checked annotations for every test, and one tiny zoo and generator that tests share."""
 
 import dataclasses
 import os
@@ -14,12 +14,21 @@ import jax  # noqa: E402  after the variables above
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from tests import annotations  # noqa: E402
+
+# Every call checks pdiff's annotations, kinds and shapes of arrays among them, and no dtype is promoted unasked.
+# Processes that tests start do neither.
+annotations.install()
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
 import pdiff  # noqa: E402
 from configs import smoke  # noqa: E402
-from pdiff import dist, generator, logs, published, refined, stages  # noqa: E402
-from pdiff.stopping import StopSignal  # noqa: E402
+from pdiff.generator import generator, published, refined  # noqa: E402
+from pdiff.system import dist, logs  # noqa: E402
+from pdiff.system.stopping import StopSignal  # noqa: E402
 from pdiff.targets import get_target  # noqa: E402
 from pdiff.tasks import get_family  # noqa: E402
+from pdiff.training import stages  # noqa: E402
 from pdiff.zoo import build  # noqa: E402
 from tests.noise import noised  # noqa: E402
 

@@ -26,9 +26,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import imported
-from pdiff import run
+from pdiff import run, scenario
 from pdiff.errors import PdiffError
-from pdiff.imports import scenario
 from pdiff.zoo import build, store
 from tests.imports import zoos
 

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from configs import common
 from pdiff import config as config_lib
-from pdiff import exits, run
+from pdiff import run
+from pdiff.config import fields
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
+from pdiff.system import exits
 from tests import complete
 
 SCENARIOS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
@@ -104,18 +106,14 @@ def with_field(config, name, value):
 def shrunken(name):
     """A scenario in small, with its share of samplers, studies and rivals."""
     config, i = scenario(name), RUN.index(name)
-    fields = SHRUNKEN | {"sample.samplers": (config_lib.SAMPLERS[i % len(config_lib.SAMPLERS)],)}
-    fields |= (STUDIES[::-1] + ({},) * len(RUN))[len(RUN) - 1 - i]
-    fields |= {"eval.rivals": (config_lib.RIVALS + ("",) * len(RUN))[i]}
-    fields |= {"tasks.data": "digits", "tasks.data_dir": "", "target.blocks": 1}
-    fields |= {"target.widths": tuple(min(w, 8) for w in config.target.widths[:2])}
-    for field, value in fields.items():
+    changes = SHRUNKEN | {"sample.samplers": (fields.SAMPLERS[i % len(fields.SAMPLERS)],)}
+    changes |= (STUDIES[::-1] + ({},) * len(RUN))[len(RUN) - 1 - i]
+    changes |= {"eval.rivals": (fields.RIVALS + ("",) * len(RUN))[i]}
+    changes |= {"tasks.data": "digits", "tasks.data_dir": "", "target.blocks": 1}
+    changes |= {"target.widths": tuple(min(w, 8) for w in config.target.widths[:2])}
+    for field, value in changes.items():
         config = with_field(config, field, value)
     return config
-
-
-def test_the_table_has_every_field_and_no_other():
-    assert set(config_lib.FIELDS) == set(config_lib.flatten(common.get_config()))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -135,8 +133,8 @@ def test_every_scenario_runs_shrunken(name, tmp_path):
 
 def test_the_shrunken_scenarios_have_every_sampler_study_and_rival_between_them():
     configs = [config_lib.flatten(shrunken(n)) for n in RUN]
-    assert {s for c in configs for s in c["sample.samplers"]} == set(config_lib.SAMPLERS)
-    assert {r for c in configs for r in config_lib.rivals(c["eval.rivals"])} == set(config_lib.RIVALS)
+    assert {s for c in configs for s in c["sample.samplers"]} == set(fields.SAMPLERS)
+    assert {r for c in configs for r in config_lib.rivals(c["eval.rivals"])} == set(fields.RIVALS)
     for study in STUDIES:
         assert any(c[field] == value for c in configs for field, value in study.items())
 
@@ -144,8 +142,8 @@ def test_the_shrunken_scenarios_have_every_sampler_study_and_rival_between_them(
 def test_a_vit_which_no_scenario_has_runs_shrunken(tmp_path):
     """Takes up to a minute of processor time."""
     config, target = scenario("smoke"), {"name": "vit", "widths": (8,)}
-    fields = SHRUNKEN | {"sample.samplers": ("posterior_mean",)} | {f"target.{k}": v for k, v in target.items()}
-    for field, value in fields.items():
+    changes = SHRUNKEN | {"sample.samplers": ("posterior_mean",)} | {f"target.{k}": v for k, v in target.items()}
+    for field, value in changes.items():
         config = with_field(config, field, value)
     results = run.run(config.lock(), tmp_path / "w")
     assert complete.check(results) == [] and results["target"]["name"] == target["name"]
@@ -204,47 +202,47 @@ def test_json_round_trip_is_exact(name):
     ],
 )
 def test_impossible_values_are_refused_by_name(field, value, allowed):
-    config = with_field(common.get_config(), field, value)
+    config = with_field(defaults(), field, value)
     with pytest.raises(PdiffError) as error:
         config_lib.validate(config)
     assert f"config.{field}" in str(error.value) and allowed in str(error.value)
 
 
 def test_a_mean_that_would_learn_from_nothing_is_refused():
-    config = with_field(common.get_config(), "mean.functional_weight", 0.0)
+    config = with_field(defaults(), "mean.functional_weight", 0.0)
     with pytest.raises(PdiffError, match="config.mean.zoo_weight: got 0.0; allowed: above 0 where"):
         config_lib.validate(config)
     config_lib.validate(with_field(config, "mean.zoo_weight", 0.5))
 
 
 def test_unknown_and_missing_fields_are_refused():
-    config = common.get_config()
+    config = defaults()
     config.train.stpes = 3
     with pytest.raises(PdiffError, match="train.stpes: unknown field; did you mean train.steps"):
         config_lib.validate(config)
-    config = common.get_config()
+    config = defaults()
     del config.train.steps
     with pytest.raises(PdiffError, match="train.steps: missing"):
         config_lib.validate(config)
 
 
 def test_a_config_that_somebody_else_sealed_is_within_the_table(tmp_path):
-    config_lib.write(tmp_path / "config.json", common.get_config())
-    assert config_lib.difference(config_lib.read(tmp_path / "config.json"), common.get_config()) == []
+    config_lib.write(tmp_path / "config.json", defaults())
+    assert config_lib.difference(config_lib.read(tmp_path / "config.json"), defaults()) == []
     for field, value in (("model.depth", 10**12), ("zoo.dir", 3), ("sample.samplers", ("heun", "../x"))):
-        config_lib.write(tmp_path / "config.json", with_field(common.get_config(), field, value))
+        config_lib.write(tmp_path / "config.json", with_field(defaults(), field, value))
         with pytest.raises(PdiffError, match=f"config.json: {field}: got .*allowed: "):
             config_lib.read(tmp_path / "config.json")
 
 
 def test_differences_name_the_field_and_both_values():
-    a, b = common.get_config(), common.get_config()
+    a, b = defaults(), defaults()
     b.train.steps = 7
     assert config_lib.difference(a, b) == [f"train.steps is {a.train.steps} here and 7 there"]
 
 
 def test_fingerprints_follow_contents():
-    a, b = common.get_config(), common.get_config()
+    a, b = defaults(), defaults()
     assert config_lib.fingerprint(a.zoo.to_dict()) == config_lib.fingerprint(b.zoo.to_dict())
     b.zoo.steps += 1
     assert config_lib.fingerprint(a.zoo.to_dict()) != config_lib.fingerprint(b.zoo.to_dict())
@@ -263,7 +261,7 @@ NASTY = (
 
 def _texts(name):
     """Texts for a field: such as it may hold, such as another may, and nonsense."""
-    field = config_lib.FIELDS.get(name, config_lib.Field(str))
+    field = fields.FIELDS.get(name, fields.Field(""))
     one = {
         bool: st.booleans().map(str),
         int: st.integers(-3, 300).map(str) | st.integers().map(str),
@@ -277,7 +275,7 @@ def _texts(name):
 
 
 names = st.one_of(
-    *[st.sampled_from(sorted(config_lib.FIELDS))] * 6,
+    *[st.sampled_from(sorted(fields.FIELDS))] * 6,
     st.sampled_from(["train", "", "train.", ".steps", "trian.steps", "train.steps.x", "é", "a b", "x\ny"]),
     st.text(st.characters(exclude_characters="="), max_size=12),
 )  # fmt: skip
@@ -320,21 +318,21 @@ def test_property_overrides_are_within_the_table_or_refused_by_name(pairs):
     if config is None:
         assert said.startswith("pdiff: error: ") and said.endswith("\n") and said[:-1].isprintable(), said
         assert len(said) < 12_000
-        known = [n for n, _ in pairs if n in config_lib.FIELDS]
+        known = [n for n, _ in pairs if n in fields.FIELDS]
         if len(known) == len(pairs):
             assert re.search(r"config\.[a-z_]+(\.[a-z_]+)?: ", said) and any(
                 w in said for w in ("allowed: ", "not a regular expression")
             ), said
         return
     flat = config_lib.flatten(config)
-    assert set(flat) == set(config_lib.FIELDS) >= {n for n, _ in pairs}
-    assert all(field.allows(flat[name]) for name, field in config_lib.FIELDS.items())
+    assert set(flat) == set(fields.FIELDS) >= {n for n, _ in pairs}
+    assert all(field.allows(flat[name]) for name, field in fields.FIELDS.items())
     again = config_lib.flatten(kept(config))
     assert {n: repr(v) for n, v in again.items()} == {n: repr(v) for n, v in flat.items()}
     unchanged = config_lib.flatten(scenario("smoke"))
     assert {n for n in flat if flat[n] != unchanged[n]} <= {n for n, _ in pairs}
     for name, text in dict(pairs).items():
-        field = config_lib.FIELDS[name]
+        field = fields.FIELDS[name]
         if field.type is str and not field.each:
             assert flat[name] == text
         elif field.type in (int, float) and not field.each:

@@ -19,15 +19,20 @@ import safetensors.numpy
 from PIL import Image
 
 import pdiff
-from pdiff import audit as audit_lib
-from pdiff import closeup, files, health, request, run, stages
 from pdiff import config as config_lib
-from pdiff.checkpoint import Checkpoints
+from pdiff import results as results_lib
+from pdiff import run
+from pdiff import workdir as workdir_lib
+from pdiff.ask import request
 from pdiff.errors import PdiffError
-from pdiff.evaluators.verdict import KINDS
-from pdiff.report import results as results_lib
-from pdiff.state import init_state, make_optimizer
-from pdiff.tasks.folder import read_support
+from pdiff.evaluation import audit as audit_lib
+from pdiff.evaluation import closeup
+from pdiff.measures.verdict import KINDS
+from pdiff.system import files
+from pdiff.system.checkpoint import Checkpoints
+from pdiff.tasks.families.folder import read_support
+from pdiff.training import stages
+from pdiff.training.state import init_state, make_optimizer
 from pdiff.zoo import build
 from tests import complete
 
@@ -85,18 +90,17 @@ def test_a_run_leaves_complete_results_and_a_report(workdir):
 
 
 def test_check_says_how_far_both_trainings_have_come_and_what_is_damaged(workdir, tmp_path):
-    run.check(workdir)
-    lines = list(health.workdir(workdir))
+    lines = list(workdir_lib.check(workdir))
     assert lines[2:4] == [f"training of the {name}: step 12 of 12" for name in ("mean", "prior")]
     copy = tmp_path / "w"
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("zoo"))
     os.symlink(workdir / "zoo", copy / "zoo")
     shutil.rmtree(copy / stages.MEAN / "12")
     with pytest.raises(PdiffError, match="mean: training is at step 8 of 12; the command that started the run goes on"):
-        run.check(copy)
+        list(workdir_lib.check(copy))
     shutil.rmtree(copy / stages.MEAN)
     with pytest.raises(PdiffError, match="mean: missing; the command that started the run trains"):
-        run.check(copy)
+        list(workdir_lib.check(copy))
 
 
 def test_a_run_leaves_closeups_and_shows_them(workdir):
@@ -353,10 +357,10 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatc
 def test_a_disk_too_full_for_a_checkpoint_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
     state = init_state(tiny.init(jax.random.key(0)), make_optimizer(tiny.config.train))
     checkpoints = Checkpoints(tmp_path, 2)
-    checkpoints.save(state, {})
+    checkpoints.save(int(state.step), state.parts, {})
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(PdiffError, match="No space left on device for the checkpoint of step 1.*make room"):
-        checkpoints.save(state.replace(step=state.step + 1), {})
+        checkpoints.save(int(state.step) + 1, state.parts, {})
     assert checkpoints.steps() == [0]
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff import generator as generator_lib
-from pdiff import refined
-from pdiff.api import LoadedGenerator
-from pdiff.conditioning import make_constants, training_condition
+from pdiff.ask.api import LoadedGenerator
 from pdiff.errors import PdiffError
-from pdiff.evaluate import Evaluation
+from pdiff.evaluation.bench import Bench
+from pdiff.evaluation.evaluate import evaluate
+from pdiff.generator import generator as generator_lib
+from pdiff.generator import refined
+from pdiff.generator.conditioning import make_constants, training_condition
 from pdiff.models import sentence
 from pdiff.models.conditions import make_conditions
 from pdiff.models.sentence import SentenceEncoder
-from pdiff.stopping import StopSignal
+from pdiff.system.stopping import StopSignal
 from tests.models import tiny_bert
 from tests.models.test_sentence import needs_minilm
 from tests.noise import noised
@@ -134,7 +135,7 @@ def test_what_is_not_given_needs_no_encoding(make, tmp_path):
 
 def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, trained, mesh, tiny_zoo):
     generator, params = trained(make(("sentence", "factors"), ("sentence",)))
-    results = Evaluation(generator, params, tiny_zoo, mesh).run(StopSignal())
+    results = evaluate(Bench(generator, params, mesh), tiny_zoo, StopSignal())
     for split in results["splits"].values():
         assert "shuffled_text" in split["controls"] and "held_out_wording" in split
         rows = split["by_condition"]

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff import files
-from pdiff.checkpoint import KIND, Checkpoints
-from pdiff.state import TrainState
+from pdiff.system import files
+from pdiff.system.checkpoint import KIND, Checkpoints
+from pdiff.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("pdiff", "launch", "configs") for p in (ROOT / folder).rglob("*.py"))
@@ -33,11 +33,11 @@ IMPORTED = {
     ("launch/local.py", "subprocess"): "starts the processes of a run, without a shell",
     ("launch/local.py", "socket"): "finds a free port of this machine for the processes to meet at",
     ("launch/local.py", "ctypes"): "has children end with their parent",
-    ("pdiff/processes.py", "ctypes"): "a signal handler that C code cannot skip",
+    ("pdiff/system/processes.py", "ctypes"): "a signal handler that C code cannot skip",
     ("pdiff/run.py", "subprocess"): "git rev-parse in pdiff's own folder, without a shell",
-    ("pdiff/metrics.py", "wandb"): "only with --config.train.wandb",
-    ("pdiff/serve/app.py", "bottle"): "the page on 127.0.0.1 of --mode=serve",
-    ("pdiff/serve/app.py", "waitress"): "the page on 127.0.0.1 of --mode=serve",
+    ("pdiff/training/metrics.py", "wandb"): "only with --config.train.wandb",
+    ("pdiff/ask/serve/app.py", "bottle"): "the page on 127.0.0.1 of --mode=serve",
+    ("pdiff/ask/serve/app.py", "waitress"): "the page on 127.0.0.1 of --mode=serve",
 }
 CALLS = {  # by the last part of the name that is called
     "eval", "exec", "__import__", "import_module", "execfile", "system", "popen", "builder_from_directory", "execvp",
@@ -47,8 +47,8 @@ CALLS = {  # by the last part of the name that is called
 CALLED = {
     ("pdiff/tasks/__init__.py", "import_module"): "pdiff's own modules, from a list of those that are there",
     ("pdiff/targets/__init__.py", "import_module"): "pdiff's own modules, from a list of those that are there",
-    ("pdiff/datasets.py", "builder_from_directory"): "after the folder was looked through",
-    ("pdiff/tasks/fashion_mnist.py", "download_and_prepare"): "reads files that are there",
+    ("pdiff/system/tfds_folder.py", "builder_from_directory"): "after the folder was looked through",
+    ("pdiff/tasks/data/fashion_mnist.py", "download_and_prepare"): "reads files that are there",
     ("pdiff/report/html.py", "Markup"): "a script beside the code, and its hash",
     ("launch/common.py", "execvp"): "the command that was asked for, without a shell",
 }
@@ -105,7 +105,7 @@ def test_no_call_is_let_do_more_than_it_has_to():
 
 
 def test_templates_escape_everything_and_every_page_has_a_policy():
-    pages = [p for folder in ("pdiff/report", "pdiff/serve") for p in (ROOT / folder).glob("*.html")]
+    pages = [p for folder in ("pdiff/report", "pdiff/ask/serve") for p in (ROOT / folder).glob("*.html")]
     assert len(pages) >= 6
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def test_orbax_imports_no_type_that_a_checkpoint_names(tmp_path, monkeypatch):
     state = TrainState(jax.numpy.int32(1), made, made, made)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
     checkpoints.prepare()
-    checkpoints.save(state, {})
+    checkpoints.save(1, state.parts, {})
     checkpoints.close()
     where = tmp_path / "checkpoints" / "1"
     named = {"_CHECKPOINT_METADATA": 0, "_METADATA": 0}

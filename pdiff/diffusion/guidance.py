@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022)."""
+"""Guidance: by a condition (classifier-free, Ho & Salimans 2022), and by the likelihood of observations."""
 
 from collections.abc import Callable
 
@@ -29,3 +29,31 @@ def guided(
         return without + scale * (with_condition - without)
 
     return mixed
+
+
+def by_likelihood(
+    denoise: Denoiser,
+    log_likelihood: Callable[[Float[Array, "batch tokens dim"]], Float[Array, " batch"]],
+    most: float = 0.5,
+) -> Denoiser:
+    """D moved towards what makes observations likely, so that samples follow the posterior given these.
+
+    The denoiser of the posterior is D + sigma^2 grad_z log p(y | z), and p(y | z) is taken for p(y | D(z, sigma))
+    (diffusion posterior sampling, Chung et al. 2023, equations 7 and 11, without a free step size). That is too sure at
+    high noise, so D is moved by at most `most` of its own norm.
+
+    Args:
+      log_likelihood: of all observations together, in nats, for each estimate of the clean values.
+    """
+
+    def moved(z: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]) -> Float[Array, "batch tokens dim"]:
+        def total(z):
+            x0 = denoise(z, sigma)
+            return log_likelihood(x0).sum(), x0
+
+        gradient, x0 = jax.grad(total, has_aux=True)(z)
+        step = jnp.square(sigma)[:, None, None] * gradient
+        length, own = (jnp.sqrt(jnp.square(a).sum((1, 2), keepdims=True)) for a in (step, x0))
+        return x0 + step * jnp.minimum(1, most * own / jnp.maximum(length, 1e-9))
+
+    return moved

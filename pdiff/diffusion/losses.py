@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from pdiff.diffusion.denoiser import loss_weight
 from pdiff.diffusion.sde import Path
 
 
 def training_noise_ratios(
-    path: Path, keys: PRNGKeyArray, sigma_max: float, at_sigma_max: float
+    path: Path, keys: Key[Array, " batch"], sigma_max: float, at_sigma_max: float
 ) -> Float[Array, " batch"]:
     """Noise-to-signal ratios from the path's own distribution, a share of them at the top.
 

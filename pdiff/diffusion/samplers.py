@@ -16,15 +16,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from pdiff.diffusion.denoiser import Denoiser, score
 from pdiff.diffusion.sde import Path, reverse_drift
 from pdiff.errors import PdiffError
 
-Tokens = Float[Array, "batch tokens dim"]
+Tokens = Float[Array, "batch *shape"]
 Levels = Float[Array, " levels"]
-Sampler = Callable[[Denoiser, Path, Tokens, Levels, PRNGKeyArray], Tokens]
+Keys = Key[Array, " batch"]
+Sampler = Callable[[Denoiser, Path | None, Tokens, Levels, Keys], Tokens]
 
 
 def noise_levels(path: Path, num_steps: int, rho: float) -> Levels:
@@ -35,12 +36,12 @@ def noise_levels(path: Path, num_steps: int, rho: float) -> Levels:
     return jnp.asarray(np.append((high + ramp * (low - high)) ** rho, 0.0))
 
 
-def posterior_mean(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def posterior_mean(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """One call at sigma_max: nearly the mean of the weights under the condition, and nearly the same for any noise."""
     return denoise(levels[0] * noise, _batch(levels[0], noise))
 
 
-def ddim(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def ddim(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """Euler steps in z (Song et al. 2021, DDIM with eta = 0). First order."""
 
     def step(z, level):
@@ -51,7 +52,7 @@ def ddim(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRN
     return jax.lax.scan(step, levels[0] * noise, (levels[:-1], levels[1:]))[0]
 
 
-def heun(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def heun(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """Heun's method (Karras et al. 2022, Algorithm 1). Second order; two calls a step, one for the last."""
 
     def step(z, level):
@@ -65,7 +66,7 @@ def heun(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRN
     return denoise(z, _batch(levels[-2], z))  # the Euler step to zero is D itself
 
 
-def dpmpp_2m(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def dpmpp_2m(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), data prediction. Second order with one call a step."""
     lam = -jnp.log(levels[:-1])  # log signal-to-noise
 
@@ -84,7 +85,7 @@ def dpmpp_2m(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys:
     return denoise(z, _batch(levels[-2], z))
 
 
-def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """The reverse-time SDE dx = [f x - g^2 score] dt + g dW (Anderson 1982; Song et al. 2021), in the path's x, t."""
     times = path.time_of(levels[:-1])
     x = path.alpha(times[0]) * levels[0] * noise
@@ -101,7 +102,7 @@ def euler_maruyama(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels,
     return denoise(x / path.alpha(times[-1]), _batch(levels[-2], x))
 
 
-def ancestral(denoise: Denoiser, path: Path, noise: Tokens, levels: Levels, keys: PRNGKeyArray) -> Tokens:
+def ancestral(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Levels, keys: Keys) -> Tokens:
     """Draws from q(z_next | z, x0 = D) (Ho et al. 2020, equation 7, in z): needs many steps, as DDPM's thousand.
 
     With r = (s_next / s)^2 the mean is r z + (1 - r) D and the variance s_next^2 (1 - r).

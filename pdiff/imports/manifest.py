@@ -14,10 +14,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pdiff import files
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import arrays, peft
 from pdiff.imports.arrays import shown
+from pdiff.system import files
 from pdiff.tasks.base import SPLITS
 
 NAMES = ("manifest.csv", "manifest.json")

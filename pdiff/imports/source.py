@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pdiff import files
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import arrays, manifest, mapping, peft
 from pdiff.imports.arrays import Arrays, shown
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
+from pdiff.system import files
 
 BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
 

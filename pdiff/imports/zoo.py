@@ -11,13 +11,14 @@ from flax import traverse_util
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from pdiff import claim, files, processes
 from pdiff import config as config_lib
+from pdiff import scenario
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports import gauge, scenario, source, tasks
+from pdiff.imports import gauge, source, tasks
 from pdiff.imports.arrays import shown
-from pdiff.imports.scenario import Facts
-from pdiff.logs import log
+from pdiff.scenario import Facts
+from pdiff.system import claim, files, processes
+from pdiff.system.logs import log
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import SPLITS

@@ -5,12 +5,14 @@ example; where that is false a learned null token stands in. That is what traini
 classifier-free guidance, and what a sample that gives only some of the conditions sees.
 """
 
+from collections.abc import Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
@@ -23,7 +25,7 @@ INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each 
 
 def fourier(x: Float[Array, "*shape"], num_harmonics: int, period: float) -> Float[Array, "*shape features"]:
     """sin and cos of the first harmonics of x / period; smooth in x, and equal at x and x + period."""
-    angle = 2 * jnp.pi * (x / period)[..., None] * jnp.arange(1, num_harmonics + 1)
+    angle = 2 * jnp.pi * (x / period)[..., None] * jnp.arange(1, num_harmonics + 1, dtype=x.dtype)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
@@ -110,7 +112,7 @@ class Context:
 class Conditions(nn.Module):
     """The context of a batch of conditions; where `keep` is false a null token stands in."""
 
-    encoders: dict[str, nn.Module]
+    encoders: Mapping[str, nn.Module]
     width: int
 
     @nn.compact
@@ -124,7 +126,7 @@ class Conditions(nn.Module):
             keeps.append(jnp.broadcast_to(keep[:, None], encoded.shape[:2]))
         tokens, keep = jnp.concatenate(tokens, 1), jnp.concatenate(keeps, 1)[..., None]
         nothing = self.param("null", nn.initializers.normal(0.02), (self.width,))
-        mean = jnp.where(keep, tokens, 0).sum(1) / jnp.maximum(keep.sum(1), 1)
+        mean = jnp.where(keep, tokens, 0).sum(1) / jnp.maximum(keep.sum(1, dtype=tokens.dtype), 1)
         return Context(tokens, jnp.where(keep.any(1), mean, nothing))
 
 
@@ -184,7 +186,7 @@ class Mixture:
 
     a: dict[str, dict]
     b: dict[str, dict]
-    weight: Float[Array, " batch"]
+    weight: Float[ArrayLike, " batch"]
     spherical: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -193,13 +195,13 @@ def mix(a: Context, b: Context, weight: Float[Array, " batch"], spherical: bool 
     return jax.tree.map(lambda u, v: (slerp if spherical else lerp)(u, v, weight), a, b)
 
 
-def lerp(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."], weight: Float[Array, " batch"]):
+def lerp(a: Float[ArrayLike, "batch ..."], b: Float[ArrayLike, "batch ..."], weight: Float[ArrayLike, " batch"]):
     """(1 - weight) a + weight b for each example."""
     w = weight.reshape(-1, *([1] * (a.ndim - 1)))
     return (1 - w) * a + w * b
 
 
-def slerp(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."], weight: Float[Array, " batch"]):
+def slerp(a: Float[ArrayLike, "batch ..."], b: Float[ArrayLike, "batch ..."], weight: Float[ArrayLike, " batch"]):
     """The same along the arc between the directions of a and b, all axes but the first being one vector.
 
     The norm goes linearly from a's to b's. Parallel vectors are interpolated on the line.

@@ -8,11 +8,12 @@ no description has some of all. So any condition that the mean reads is one that
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pdiff.models.layers import Attention, Dense, Mlp, noise_features
-from pdiff.sharding import by_example
+from pdiff.system.sharding import by_example
 
 LEAST_VARIANCE = 1e-8  # under the root of a deviation, which has no gradient at 0
 
@@ -22,7 +23,7 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -51,7 +52,7 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from pdiff.models.conditions import Conditions, Context
 from pdiff.models.layers import Dense
-from pdiff.sharding import by_example
+from pdiff.system.sharding import by_example
 
 
 class MeanNetwork(nn.Module):

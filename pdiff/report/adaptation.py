@@ -1,4 +1,4 @@
-"""Networks from a few labelled images of a task, see pdiff/adaptation.py: tables, and a figure."""
+"""Networks from a few labelled images of a task, see pdiff/evaluation/adaptation.py: tables, and a figure."""
 
 from matplotlib.figure import Figure
 
@@ -8,6 +8,7 @@ from pdiff.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VER
 NAMES = {  # of rows, in order
     "prior": "prior without a description, the likeliest drawn",
     "prior_chosen": "prior without a description, the likeliest drawn, not fine-tuned",
+    "prior_guided": "prior without a description, drawn for the images' likelihood",
     "prior_described": "prior with the description, the likeliest drawn",
     "described": "prior with the description, one drawn",
     "refined_zoo": "the mean's networks for seen tasks, the likeliest",
@@ -18,7 +19,8 @@ NAMES = {  # of rows, in order
     "unlabelled": "prior without a description, the surest drawn, no labels, not fine-tuned",
 }
 LINES = {
-    "prior": (BLUE, "-"), "prior_described": (SKY, "-"), "described": (PURPLE, "-"), "refined_zoo": (GREEN, "-"),
+    "prior": (BLUE, "-"), "prior_guided": (BLUE, ":"), "prior_described": (SKY, "-"), "described": (PURPLE, "-"),
+    "refined_zoo": (GREEN, "-"),
     "refined_all": (GREEN, ":"), "zoo": (ORANGE, "-"), "reptile": (VERMILLION, "-"), "base": (MUTED, "--"),
 }  # fmt: skip
 

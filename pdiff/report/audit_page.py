@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pdiff import files
 from pdiff.report import audit_plots, html
 from pdiff.report.figures import Figure
 from pdiff.report.style import svg
+from pdiff.system import files
 
 MEASURES = {  # of audit.json: what each is
     "accuracy": "test accuracy",
@@ -45,12 +45,16 @@ def write_page(workdir: Path, audit: dict) -> None:
 
 def render(audit: dict, made: list[Figure]) -> str:
     """The page."""
-    return html.environment().get_template("audit.html").render(
-        audit=audit,
-        verdict=audit["verdict"],
-        figures=html.embedded(made),
-        rules=_rules(audit["verdict"]),
-        measures=[(title, audit[n]) for n, title in MEASURES.items() if audit.get(n)],
+    return (
+        html.environment()
+        .get_template("audit.html")
+        .render(
+            audit=audit,
+            verdict=audit["verdict"],
+            figures=html.embedded(made),
+            rules=_rules(audit["verdict"]),
+            measures=[(title, audit[n]) for n, title in MEASURES.items() if audit.get(n)],
+        )
     )
 
 

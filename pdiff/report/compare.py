@@ -1,18 +1,18 @@
 """Finished runs side by side: compare.html, and a Markdown table of the same numbers.
 
-    python -m pdiff.main --mode=compare --workdirs=runs/a,runs/b,runs/c --out=compare.html
+python -m pdiff.main --mode=compare --workdirs=runs/a,runs/b,runs/c --out=compare.html
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdiff import files
+from pdiff import results as results_lib
 from pdiff.errors import PdiffError
 from pdiff.report import compare_plots, html, plots, rows, tables
-from pdiff.report import results as results_lib
 from pdiff.report.figures import Figure
 from pdiff.report.style import svg
+from pdiff.system import files
 
 BEST_CONTROLS = 2  # of each split that are shown
 SECTIONS = {
@@ -79,16 +79,20 @@ def read(workdirs: Sequence[str]) -> list[Run]:
 
 def render(runs: list[Run]) -> str:
     """The page."""
-    return html.environment().get_template("compare.html").render(
-        runs=runs,
-        sections=SECTIONS,
-        notes=notes(runs),
-        figures=html.embedded(figures(runs)),
-        accuracy=accuracy(runs),
-        config=config_differences(runs),
-        phases=_phases(runs),
-        timings=_timings(runs),
-        facts=_facts(runs),
+    return (
+        html.environment()
+        .get_template("compare.html")
+        .render(
+            runs=runs,
+            sections=SECTIONS,
+            notes=notes(runs),
+            figures=html.embedded(figures(runs)),
+            accuracy=accuracy(runs),
+            config=config_differences(runs),
+            phases=_phases(runs),
+            timings=_timings(runs),
+            facts=_facts(runs),
+        )
     )
 
 
@@ -154,9 +158,7 @@ def config_differences(runs: list[Run]) -> list[dict]:
     """The fields that are not the same in all runs, with each run's value or None where it has no such field."""
     flat = [tables.flat_config(run.results["config"]) for run in runs]
     names = sorted({name for f in flat for name in f})
-    return [
-        {"field": n, "values": [f.get(n) for f in flat]} for n in names if len({f.get(n) for f in flat}) > 1
-    ]
+    return [{"field": n, "values": [f.get(n) for f in flat]} for n in names if len({f.get(n) for f in flat}) > 1]
 
 
 def _phases(runs: list[Run]) -> list[dict]:
@@ -165,8 +167,7 @@ def _phases(runs: list[Run]) -> list[dict]:
     total = [sum(p["seconds"] for p in own) for own in parts]
     longest = max(total) or 1.0
     return [
-        {"name": run.name, "phases": own, "length": t / longest}
-        for run, own, t in zip(runs, parts, total, strict=True)
+        {"name": run.name, "phases": own, "length": t / longest} for run, own, t in zip(runs, parts, total, strict=True)
     ]
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pdiff import files, metrics
+from pdiff import results as results_lib
 from pdiff.report import adaptation, figures, plots, rows, table, tables, vague
-from pdiff.report import results as results_lib
+from pdiff.system import files
+from pdiff.training import metrics
 
-CLOSEUP = "closeup.json"  # see pdiff/closeup.py
+CLOSEUP = "closeup.json"  # see pdiff/evaluation/closeup.py
 SECTIONS = {  # of the page, in order
     "accuracy": "How good are they?",
     "vague": "Vague descriptions",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pdiff.report.results import CONTROLS
 from pdiff.report.style import (
     BLUE,
     FAINT,
@@ -22,6 +21,7 @@ from pdiff.report.style import (
     png,
     styled,
 )
+from pdiff.results import CONTROLS
 
 MAX_VECTOR_POINTS = 2000  # scatters of more are drawn as pixels, so that the page stays small
 MARKERS = {"seen": ("o", 2.5), "interp": ("D", 4.5), "unseen": ("s", 4.5)}
@@ -162,9 +162,7 @@ def split_bars(results: dict) -> Figure:
             s = get(entry)
             if s is None:
                 continue
-            bars = axes.barh(
-                y, s["mean"], 0.72, color=color, xerr=s["sem"], ecolor=MUTED, error_kw={"lw": 1.2}
-            )
+            bars = axes.barh(y, s["mean"], 0.72, color=color, xerr=s["sem"], ecolor=MUTED, error_kw={"lw": 1.2})
             bars[0].set_gid(f"bar-{split}-{y}")
             text = f"{s['mean']:.3f}"
             axes.text(1.24, y, text, va="center", ha="right", fontsize=8.5, color=MUTED)
@@ -307,9 +305,7 @@ def hero(results: dict) -> bytes:
     for name, color, width, get in series:
         line(axes, rows, get, color=color, lw=width, label=name, solid_capstyle="round")
     for start, end in results.get("arcs", {}).get("unseen", ()):
-        axes.text(
-            (start + end) / 2 % 360, 1.035, "held out", ha="center", va="bottom", fontsize=15, color=MUTED
-        )
+        axes.text((start + end) / 2 % 360, 1.035, "held out", ha="center", va="bottom", fontsize=15, color=MUTED)
     angle_axes(axes, results)
     axes.xaxis.label.set_fontsize(16)
     axes.yaxis.label.set_fontsize(16)
@@ -328,15 +324,13 @@ def ordered_splits(results: dict) -> list[tuple[str, dict]]:
     return in_order(results["splits"])
 
 
-def in_order(by_split: dict[str, dict]) -> list[tuple[str, dict]]:
+def in_order(by_split: dict[str, dict | list]) -> list[tuple[str, dict | list]]:
     """The items of what has splits as keys, in these' natural order."""
     order = list(MARKERS)
     return sorted(by_split.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
 
-def line(
-    axes: Axes, rows: list[tuple[float, str, dict]], get: Callable[[dict], float | None], **style
-) -> None:
+def line(axes: Axes, rows: list[tuple[float, str, dict]], get: Callable[[dict], float | None], **style) -> None:
     """One line through the tasks that `get` has a value for."""
     found = [(x, get(task)) for x, _, task in rows]
     found = [(x, y) for x, y in found if y is not None]
@@ -359,15 +353,9 @@ def shade(axes: Axes, arcs: dict[str, list], legend: bool = True) -> None:
         "validation": dict(facecolor="none", edgecolor=MUTED, hatch="////", alpha=0.6, lw=0),
     }
     for split, style in styles.items():
-        parts = [
-            p
-            for a, b in arcs.get(split, ())
-            for p in ([(a, min(b, 360)), (0, b - 360)] if b > 360 else [(a, b)])
-        ]
+        parts = [p for a, b in arcs.get(split, ()) for p in ([(a, min(b, 360)), (0, b - 360)] if b > 360 else [(a, b)])]
         for i, (start, end) in enumerate(parts):
-            span = axes.axvspan(
-                start, end, zorder=0, label=f"{split} arc" if legend and not i else None, **style
-            )
+            span = axes.axvspan(start, end, zorder=0, label=f"{split} arc" if legend and not i else None, **style)
             span.set_gid(f"arc-{split}-{i}")
 
 

@@ -16,14 +16,10 @@ def of_split(name: str, entry: dict, results: dict) -> dict:
     for n in plots.sampler_order(results, entry["generated"]):
         rows.append(row("chosen" if n == chosen else "generated", plots.label(n), entry["generated"][n]))
         if n in entry.get("held_out_wording", {}):
-            rows.append(
-                row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n])
-            )
+            rows.append(row("generated", f"{plots.label(n)}, wordings never trained on", entry["held_out_wording"][n]))
     for n, summary in entry.get("by_condition", {}).items():
         rows.append(row("generated", f"{plots.label(chosen)}, given {plots.label(n)}", summary))
-    rows += [
-        row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])
-    ]
+    rows += [row("control", plots.label(n), entry["controls"][n]) for n in plots.control_order(entry["controls"])]
     rows.append(row("base", "base, not fine-tuned", entry["base"]))
     best = entry["generated"][chosen]
     return {

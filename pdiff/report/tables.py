@@ -4,8 +4,8 @@ import json
 import shlex
 from typing import Any
 
-from configs import common
 from pdiff import config as config_lib
+from pdiff.config.fields import defaults
 from pdiff.report import plots, rows, scatter
 
 NEEDED = ("num_tasks", "finetuned", "base", "generated", "controls", "per_task")  # of a split, to be compared
@@ -116,9 +116,7 @@ def confusions(found: dict) -> list[dict]:
         ours, theirs = (scatter.shares_of(counts[k]) for k in ("generated", "finetuned"))
         pairs = [(i, j) for i in range(len(ours)) for j in range(len(ours)) if i != j and ours[i, j] > theirs[i, j]]
         for i, j in sorted(pairs, key=lambda p: theirs[p] - ours[p])[:MOST_CONFUSIONS]:
-            made.append(
-                {"split": split, "label": i, "answer": j, "generated": ours[i, j], "finetuned": theirs[i, j]}
-            )
+            made.append({"split": split, "label": i, "answer": j, "generated": ours[i, j], "finetuned": theirs[i, j]})
     return made
 
 
@@ -149,8 +147,8 @@ def flat_config(config: Any, where: str = "") -> dict[str, str]:
 
 
 def changed(config: dict) -> list[dict]:
-    """The fields that are not as in configs/common.py, with both values; None where one side lacks the field."""
-    here, default = flat_config(config), flat_config(json.loads(config_lib.to_json(common.get_config())))
+    """The fields that are not at their defaults, with both values; None where one side lacks the field."""
+    here, default = flat_config(config), flat_config(json.loads(config_lib.to_json(defaults())))
     names = sorted(here.keys() | default.keys())
     return [
         {"field": n, "here": here.get(n), "default": default.get(n)} for n in names if here.get(n) != default.get(n)

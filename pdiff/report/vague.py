@@ -1,4 +1,4 @@
-"""What is drawn for vague descriptions, see pdiff/vague.py: its table, and its figure."""
+"""What is drawn for vague descriptions, see pdiff/evaluation/vague.py: its table, and its figure."""
 
 import math
 import textwrap

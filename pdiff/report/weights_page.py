@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pdiff import files
+from pdiff import results as results_lib
 from pdiff.report import html, plots, style, tables
-from pdiff.report import results as results_lib
 from pdiff.report.figures import Figure
+from pdiff.system import files
 
 TITLES = {"distance": "distance, in the zoo's units", "relative_error": "relative error", "cosine": "cosine"}
 SPACES = {"updates": "updates B·A", "weights": "weights"}

@@ -1,6 +1,6 @@
 """What a network must do: tasks, and the families that they come from.
 
-`get_family` finds a family by the name of its module, so a new family is one new file.
+`get_family` finds a family by the name of its module in `families/`, so a new family is one new file.
 """
 
 import importlib
@@ -9,10 +9,9 @@ import pkgutil
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
+from pdiff.tasks import families
 from pdiff.tasks.base import Family
-from pdiff.tasks.images import DataSet
-
-_NOT_FAMILIES = {"base", "fashion_mnist", "grammar", "images", "prepared", "regions", "support"}
+from pdiff.tasks.data.dataset import DataSet
 
 
 def get_family(config: ConfigDict, data: DataSet | None = None) -> Family:
@@ -23,10 +22,10 @@ def get_family(config: ConfigDict, data: DataSet | None = None) -> Family:
     Raises:
       PdiffError: there is no such family, or its tasks or data are not sound.
     """
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_FAMILIES)
+    names = sorted(m.name for m in pkgutil.iter_modules(families.__path__))
     if config.family not in names:
         raise PdiffError(f"tasks.family: got {config.family!r}; allowed: {', '.join(names)}")
-    make = importlib.import_module(f"{__name__}.{config.family}").make_family
+    make = importlib.import_module(f"{families.__name__}.{config.family}").make_family
     family = make(config) if data is None else make(config, data)
     family.check()
     return family

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.grammar import Grammar
@@ -92,10 +92,10 @@ class Family:
     data: Mapping[str, Images]
     tasks: tuple[Task, ...]
     variables: Any
-    render: Callable[[Any, Float[Array, "n shared"]], Float[Array, "n features"]]
+    render: Callable[[Any, Float[ArrayLike, "n shared"]], Float[Array, "n features"]]
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]] | None
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
-    relabel: Callable[[Any, Float[Array, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
+    relabel: Callable[[Any, Float[ArrayLike, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
     factor_units: tuple[float, ...] = ()
     pretraining: Any = None
     pretraining_on_all: bool = False
@@ -124,10 +124,10 @@ class Family:
         return tasks * images * self.features * 4 <= RENDER_BYTES
 
     def labelled(
-        self, own: Any, x: Float[Array, "n shared"], y: Int[Array, " n"]
+        self, own: Any, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]
     ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """Shared images and labels as the task with these variables has them."""
-        return self.render(own, x), self.relabel(own, x, y)
+        return self.render(own, x), self.relabel(own, x, jnp.asarray(y))
 
     def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """What the base is trained and scored on: a shared image as one of the pretraining tasks has it, or as all."""
@@ -165,7 +165,8 @@ class Family:
         return tuple(t for t in self.tasks if t.split == name)
 
     def factors(self, tasks: Sequence[Task] | None = None) -> Float[np.ndarray, "tasks factors"]:
-        return np.array([t.factors for t in (self.tasks if tasks is None else tasks)], np.float32)
+        tasks = self.tasks if tasks is None else tasks
+        return np.array([t.factors for t in tasks], np.float32).reshape(len(tasks), len(self.factor_names))
 
     def distance(self, a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np.ndarray, "n m"]:
         """Euclidean distance between factors, the short way round for those that wrap."""

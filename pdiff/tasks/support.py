@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from pdiff.errors import PdiffError
 
 UNKNOWN = -1  # the label of an image without one
+TOLERANCE = 1e-3  # of pixels, which rounding may put a little outside of [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +26,24 @@ class Support:
 
 
 def of_images(
-    images: Float[np.ndarray, "images features"],
-    labels: Int[np.ndarray, " images"] | None,
+    images: ArrayLike,
+    labels: ArrayLike | None,
     num_classes: int,
     features: int,
 ) -> Support:
-    """One support set from a user's own images; labels from 0 to num_classes - 1, or none.
+    """One support set from a user's own images, flat or not; labels from 0 to num_classes - 1, or none.
 
     Raises:
-      PdiffError: the shapes do not fit, images have other than `features` numbers, one of which is not finite, or a
-        label is out of range.
+      PdiffError: the shapes do not fit, images have other than `features` numbers, one of which is not finite or not
+        in [0, 1], or a label is out of range.
     """
     x = np.asarray(images, np.float32)
+    if x.ndim > 2 and x[0].size == features:
+        x = x.reshape(len(x), -1)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
-        raise PdiffError(f"support: got images of shape {x.shape}; allowed: (images, features), all finite")
+        raise PdiffError(f"support: got images of shape {x.shape}; allowed: (images, {features}), all finite")
+    if x.min() < -TOLERANCE or x.max() > 1 + TOLERANCE:
+        raise PdiffError(f"support: got pixels from {x.min():g} to {x.max():g}; allowed: from 0 to 1")
     if x.shape[1] != features:
         raise PdiffError(f"support: got images of {x.shape[1]} numbers; allowed: {features}")
     y = np.full(len(x), UNKNOWN) if labels is None else np.asarray(labels)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import LeafSpec, Spec, flatten
@@ -52,13 +52,13 @@ def encode_part(spec: Spec, part: PyTree) -> Float[Array, "tokens token_dim"]:
 
 
 def encode_stacked(
-    spec: Spec, parts: PyTree[Float[np.ndarray, "nets ..."]]
+    spec: Spec, parts: PyTree[Shaped[np.ndarray, "nets ..."]]
 ) -> Float[np.ndarray, "nets tokens token_dim"]:
     """`encode_part` of stacked networks in NumPy; raises as it does, and where not all have the same number."""
     return _encode(spec, parts, np, next(map(np.shape, jax.tree.leaves(parts)), ())[:1])
 
 
-def decode_part(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> PyTree:
+def decode_part(spec: Spec, tokens: Float[ArrayLike, "tokens token_dim"]) -> PyTree:
     """The generated part of `tokens`, each leaf in its own dtype: decode_part(encode_part(x)) is x bit for bit.
 
     Tokens that were never encoded, such as a sample, are brought into range: integers are rounded and clipped,
@@ -70,7 +70,7 @@ def decode_part(spec: Spec, tokens: Float[Array, "tokens token_dim"]) -> PyTree:
 
 def decode_stacked(
     spec: Spec, tokens: Float[np.ndarray, "nets tokens token_dim"]
-) -> PyTree[Float[np.ndarray, "nets ..."]]:
+) -> PyTree[Shaped[np.ndarray, "nets ..."]]:
     """`decode_part` of stacked tokens in NumPy. Float32 leaves are views of `tokens`, if that is contiguous."""
     tokens = np.asarray(tokens)
     _check_tokens(spec, tokens.shape[1:])

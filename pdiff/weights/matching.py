@@ -24,7 +24,7 @@ class Matching:
     objective: the inner product with the reference before the first change and after each, rising.
     """
 
-    permutations: dict[str, Int[np.ndarray, " units"]]
+    permutations: dict[str, Int[np.ndarray, " _"]]
     objective: tuple[float, ...]
 
 
@@ -95,9 +95,7 @@ def _mean(networks: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.mean(0, dtype=np.float64), networks)
 
 
-def _gain(
-    spec: PermutationSpec, name: str, a: Mapping, b: Mapping, found: Mapping
-) -> Float[np.ndarray, "units units"]:
+def _gain(spec: PermutationSpec, name: str, a: Mapping, b: Mapping, found: Mapping) -> Float[np.ndarray, "units units"]:
     """What unit j of `b` adds to the inner product in the place of unit i of `a`, the others being where they are."""
     total = 0.0
     for path, names in spec.axes.items():

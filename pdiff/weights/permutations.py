@@ -13,8 +13,9 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree, Shaped
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import flatten
@@ -113,8 +114,8 @@ def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...],
 
 
 def apply_permutation(
-    spec: PermutationSpec, permutations: Mapping[str, Int[Array, " units"]], params: PyTree[Float[Array, "..."]]
-) -> PyTree[Float[Array, "..."]]:
+    spec: PermutationSpec, permutations: Mapping[str, Int[ArrayLike, " _"]], params: PyTree[Shaped[ArrayLike, "..."]]
+) -> PyTree[Shaped[Array, "..."]]:
     """`params`, of exactly the leaves of `spec`, with its units reordered. Pure; at home under jit and vmap.
 
     Raises:
@@ -130,8 +131,11 @@ def apply_permutation(
 
 
 def permuted(
-    leaf: Array, names: tuple[str | None, ...], permutations: Mapping[str, Int[Array, " units"]], but: str | None = None
-) -> Array:
+    leaf: Shaped[Array | np.ndarray, "*shape"],
+    names: tuple[str | None, ...],
+    permutations: Mapping[str, Int[ArrayLike, " _"]],
+    but: str | None = None,
+) -> Shaped[Array | np.ndarray, "*shape"]:
     """One leaf with every axis reordered by its permutation, except by `but`. NumPy stays NumPy."""
     for axis, name in enumerate(names):
         if name is not None and name != but:

@@ -92,9 +92,7 @@ def make_spec(tree: PyTree, *, generate: str = ".*", token_dim: int = 256) -> Sp
     try:
         pattern = re.compile(generate)
     except re.error as error:
-        raise PdiffError(
-            f"target.generate is {generate!r}, not a valid regular expression: {error}"
-        ) from error
+        raise PdiffError(f"target.generate is {generate!r}, not a valid regular expression: {error}") from error
     all_leaves = tuple(_describe(path, leaf) for path, leaf in flatten(tree))
     paths = [leaf.path for leaf in all_leaves]
     twice = [path for path, count in Counter(paths).items() if count > 1]

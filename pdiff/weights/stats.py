@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import Spec
@@ -32,8 +32,8 @@ ABSOLUTE_SPAN = 1e-30
 class Stats:
     """x = center + scale * z. The scale is 0 in padding and where a parameter is constant over the zoo."""
 
-    center: Float[Array, "tokens token_dim"]
-    scale: Float[Array, "tokens token_dim"]
+    center: Float[ArrayLike, "tokens token_dim"]
+    scale: Float[ArrayLike, "tokens token_dim"]
 
 
 def fit(
@@ -79,7 +79,7 @@ def fit(
 
 def normalize(
     stats: Stats,
-    tokens: Float[Array, "*n tokens token_dim"],
+    tokens: Float[ArrayLike, "*n tokens token_dim"],
 ) -> Float[Array, "*n tokens token_dim"]:
     """z = (x - center) / scale, and 0 where the scale is 0."""
     on = varying(stats)
@@ -88,7 +88,7 @@ def normalize(
 
 def denormalize(
     stats: Stats,
-    tokens: Float[Array, "*n tokens token_dim"],
+    tokens: Float[ArrayLike, "*n tokens token_dim"],
 ) -> Float[Array, "*n tokens token_dim"]:
     """x = center + scale * z, and exactly the center where the scale is 0, whatever z holds there."""
     return jnp.where(varying(stats), stats.center + stats.scale * tokens, stats.center)

@@ -30,16 +30,20 @@ class Subspace:
         then have sigma_data = 1, as EDM's preconditioning takes them to have (Karras et al. 2022, table 1).
     """
 
-    center: Float[Array, "tokens dim"]
-    basis: Float[Array, "components tokens dim"]
-    scale: Float[Array, ""]
+    center: Float[Array | np.ndarray, "tokens dim"]
+    basis: Float[Array | np.ndarray, "components tokens dim"]
+    scale: Float[Array | np.ndarray, ""]
 
-    def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch components"]:
+    def project(
+        self, x: Float[Array | np.ndarray, "batch tokens dim"]
+    ) -> Float[Array | np.ndarray, "batch components"]:
         """Coefficients of the nearest networks in the subspace; exact for those inside it."""
         flat = (x - self.center).reshape(len(x), -1)
         return flat @ self.basis.reshape(len(self.basis), -1).T / self.scale
 
-    def reconstruct(self, coefficients: Float[Array, "batch components"]) -> Float[Array, "batch tokens dim"]:
+    def reconstruct(
+        self, coefficients: Float[Array | np.ndarray, "batch components"]
+    ) -> Float[Array | np.ndarray, "batch tokens dim"]:
         """The networks of these coefficients, as normalised weights."""
         flat = self.scale * coefficients @ self.basis.reshape(len(self.basis), -1)
         return self.center + flat.reshape(len(coefficients), *self.center.shape)
@@ -85,9 +89,7 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     padded[: len(kept)] = kept
     scale = np.sqrt(values[:count].sum() / len(gram) / len(kept))
     shape = next(fitted()).shape[1:]
-    return Subspace(
-        center.reshape(shape).astype(np.float32), padded.reshape(-1, *shape), np.asarray(scale, np.float32)
-    )
+    return Subspace(center.reshape(shape).astype(np.float32), padded.reshape(-1, *shape), np.asarray(scale, np.float32))
 
 
 def unexplained(subspace: Subspace, blocks: Blocks) -> float:

@@ -19,9 +19,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pdiff import claim, dist, processes
 from pdiff import config as config_lib
-from pdiff.stopping import StopSignal
+from pdiff.system import claim, dist, processes
+from pdiff.system.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import SPLITS

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Shaped
 from ml_collections import ConfigDict
 
 from pdiff import rng
@@ -55,7 +55,7 @@ class Minibatches:
     take: Callable[[PyTree[Int[Array, "..."]]], tuple[Float[Array, "batch features"], Int[Array, " batch"]]]
 
 
-def minibatches(x: Float[Array, "n features"], y: Int[Array, " n"], batch_size: int) -> Minibatches:
+def minibatches(x: Float[ArrayLike, "n features"], y: Int[ArrayLike, " n"], batch_size: int) -> Minibatches:
     """Minibatches of labelled images, drawn with replacement."""
     images = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
     return Minibatches(
@@ -92,7 +92,8 @@ def train(
     def update(carry, rows):
         params, state = carry
         grads, params = jax.grad(loss, has_aux=True)(params, *batches.take(rows))
-        updates, state = optimizer.update(grads, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+            updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
     def run(carry, start, count):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import ArrayLike, Bool, Float, Int, PyTree, Shaped
 
 READ_TOGETHER = 256  # records that are decoded before they are put where they belong
 
@@ -22,11 +22,11 @@ class Columns:
       validation_accuracy, test_accuracy: on the task's own images.
     """
 
-    task: Int[np.ndarray, " nets"]
-    seed: Int[np.ndarray, " nets"]
-    step: Int[np.ndarray, " nets"]
-    validation_accuracy: Float[np.ndarray, " nets"]
-    test_accuracy: Float[np.ndarray, " nets"]
+    task: Int[ArrayLike, " nets"]
+    seed: Int[ArrayLike, " nets"]
+    step: Int[ArrayLike, " nets"]
+    validation_accuracy: Float[ArrayLike, " nets"]
+    test_accuracy: Float[ArrayLike, " nets"]
 
     def __len__(self) -> int:
         return len(self.task)
@@ -47,7 +47,7 @@ class Networks(Columns):
       params: the generated part of the tree, or (the base's) the whole of it, with a leading axis.
     """
 
-    params: PyTree[Float[np.ndarray, "nets ..."]]
+    params: PyTree[Shaped[ArrayLike, "nets ..."]]
 
     def __getitem__(self, rows) -> "Networks":
         return jax.tree.map(lambda a: a[rows], self)
@@ -79,7 +79,7 @@ class StoredNetworks(Columns):
     shapes: PyTree[jax.ShapeDtypeStruct]
     memory: float
 
-    def __getitem__(self, rows: slice | Int[np.ndarray, " some"]) -> Networks:
+    def __getitem__(self, rows: slice | Int[np.ndarray, " some"] | Bool[np.ndarray, " nets"]) -> Networks:
         index = np.arange(len(self))[rows]
         flat = traverse_util.flatten_dict(self.shapes, sep="/")
         params = {path: np.empty((len(index), *s.shape), s.dtype) for path, s in flat.items()}

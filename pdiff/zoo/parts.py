@@ -16,8 +16,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from pdiff import files
 from pdiff.errors import PdiffError
+from pdiff.system import files
 from pdiff.zoo.networks import Networks
 
 SUFFIX = "safetensors"

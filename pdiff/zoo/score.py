@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 BLOCK = 512  # images at a time
 
@@ -15,8 +15,8 @@ def right(
     labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
     network: PyTree,
     own: Any,
-    x: Float[Array, "images shared"],
-    y: Int[Array, " images"],
+    x: Float[ArrayLike, "images shared"],
+    y: Int[ArrayLike, " images"],
 ) -> Bool[Array, " images"]:
     """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it.
 
@@ -31,8 +31,8 @@ def answers(
     labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
     network: PyTree,
     own: Any,
-    x: Float[Array, "images shared"],
-    y: Int[Array, " images"],
+    x: Float[ArrayLike, "images shared"],
+    y: Int[ArrayLike, " images"],
 ) -> tuple[Int[Array, " images"], Int[Array, " images"]]:
     """The classes that a network predicts for the shared images as the task has them (`labelled`), and their labels."""
 

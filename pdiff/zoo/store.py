@@ -13,7 +13,7 @@ import dataclasses
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,9 +23,10 @@ from jaxtyping import Int, PyTree
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from pdiff import datasets, files, processes
 from pdiff.errors import PdiffError
-from pdiff.logs import log
+from pdiff.system import files, processes, tfds_folder
+from pdiff.system.evenly import evenly
+from pdiff.system.logs import log
 from pdiff.zoo import parts
 from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 
@@ -37,6 +38,7 @@ REMEDY = "run the run's command again: it makes that file alone again"
 SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # most of a shard
 
 
+@runtime_checkable
 class Slices(Protocol):
     """Networks of which slices can be brought into memory, such as `Networks` or `parts.Rows`."""
 
@@ -196,7 +198,7 @@ def read(
 def read_verified(directory: Path, fingerprint: str, memory_mb: float) -> dict[str, Networks | StoredNetworks]:
     """As `read`, of a zoo whose files were checked a moment ago."""
     where = location(directory, fingerprint)
-    builder = datasets.open_folder(where)
+    builder = tfds_folder.open_folder(where)
     networks = {"base": base(directory, fingerprint)}
     for split in (s for s in NETWORK_SPLITS if s in builder.info.splits):
         stored = _stored(builder, split, memory_mb * 1e6)
@@ -230,7 +232,7 @@ def check_memory(memory_mb: float, tasks: int, network_bytes: int) -> None:
 
 def _sampled(split: str, networks: StoredNetworks) -> Networks:
     per_task = _per_task(networks)
-    rows = [r[np.linspace(0, len(r) - 1, min(per_task, len(r))).round().astype(int)] for r in _by_task(networks.task)]
+    rows = [r[evenly(len(r), per_task)] for r in _by_task(networks.task)]
     chosen = np.sort(np.concatenate(rows))
     log.info(
         "zoo: %d of the %d %s networks, %d of each task, are in memory for what needs all at once (zoo.memory_mb = %g)",
@@ -256,7 +258,7 @@ def _stored(builder: tfds.core.DatasetBuilder, split: str, memory: float) -> Sto
     return StoredNetworks(source=builder.as_data_source(split=split), shapes=shapes, memory=memory, **columns)
 
 
-def _plain(features) -> dict:
+def _plain(features: tfds.features.FeatureConnector) -> dict | tfds.features.FeatureConnector:
     """Nested dicts of the features of single arrays."""
     inner = isinstance(features, tfds.features.FeaturesDict)
     return {k: _plain(v) for k, v in features.items()} if inner else features

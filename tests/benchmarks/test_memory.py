@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from benchmarks import memory
-from pdiff import aot
+from pdiff.compile import aot
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo.networks import tree_bytes

@@ -48,9 +48,7 @@ def test_turns_rotate_and_scale():
     assert order == ["a", "b", "b", "a", "a", "b"]  # the first turn warms up
     assert len(turns.seconds["a"]) == 2
     assert turns.time("b").median > 0.003  # half of the work in 2 ms
-    assert turns.ratio("b", "a").median == pytest.approx(
-        np.median(np.divide(turns.seconds["b"], turns.seconds["a"]))
-    )
+    assert turns.ratio("b", "a").median == pytest.approx(np.median(np.divide(turns.seconds["b"], turns.seconds["a"])))
 
 
 def test_a_stopwatch_counts_the_outermost_call_alone():

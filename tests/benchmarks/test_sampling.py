@@ -30,7 +30,7 @@ def test_guidance_is_one_call_of_a_doubled_batch():
 
 def test_networks_are_drawn_and_guidance_changes_them(tiny, mesh):
     from benchmarks.train_step import random_parameters
-    from pdiff.sample import Samplers
+    from pdiff.generator.sample import Samplers
 
     params = random_parameters(tiny.init)
     count = min(sampling.NETWORKS, len(tiny.family.tasks))

@@ -11,11 +11,13 @@ torch = pytest.importorskip("torch")
 
 from benchmarks import torch_dit  # noqa: E402  needs torch
 from benchmarks.train_step import random_parameters  # noqa: E402
-from pdiff import conditioning, rng, stages, train  # noqa: E402
+from pdiff import rng  # noqa: E402
 from pdiff.diffusion import losses  # noqa: E402
 from pdiff.errors import PdiffError  # noqa: E402
-from pdiff.generator import MEMBERS  # noqa: E402
-from pdiff.state import init_state  # noqa: E402
+from pdiff.generator import conditioning  # noqa: E402
+from pdiff.generator.generator import MEMBERS  # noqa: E402
+from pdiff.training import stages, train  # noqa: E402
+from pdiff.training.state import init_state  # noqa: E402
 
 STEPS = 3
 BOTH = pytest.mark.parametrize("name", [stages.MEAN, stages.PRIOR])
@@ -57,7 +59,7 @@ def ran(parts):
 
 
 def draws_of(generator, stage, batch, step):
-    """What `pdiff.train.train_step` draws in a step, for PyTorch."""
+    """What `pdiff.training.train.train_step` draws in a step, for PyTorch."""
     config, constants = generator.config, jax.tree.map(jnp.asarray, stage.constants)
     keys = rng.per_example(rng.stream(config.seed, f"{stage.name}/step", step), batch["index"])
     if stage.name == stages.MEAN:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import thunks, train_step
 from benchmarks.thunks import Event, Operation
-from pdiff import hlo
+from pdiff.compile import hlo
 from pdiff.targets import get_target
 from pdiff.zoo.networks import tree_bytes
 

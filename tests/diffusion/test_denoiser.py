@@ -26,7 +26,7 @@ def test_the_network_sees_and_is_asked_for_unit_variance():
         np.testing.assert_allclose(c_noise, jnp.log(sigma) / 4, rtol=1e-6)
         # The weight makes the loss on D the plain loss on F.
         c_out = float((one - zero)[0, 0])
-        assert float(loss_weight(sigma)) * c_out**2 == pytest.approx(1, rel=1e-3)
+        assert float(loss_weight(s)[0]) * c_out**2 == pytest.approx(1, rel=1e-3)
 
 
 def test_the_coefficients_are_edms():

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdiff import dist, rng
+from pdiff import rng
 from pdiff.diffusion import samplers
 from pdiff.diffusion.sde import VE, VP, RectifiedFlow
 from pdiff.errors import PdiffError
+from pdiff.system import dist
 
 MU, C = 0.8, 0.5
 HIGH, LOW = 10.0, 1e-3
@@ -173,7 +174,7 @@ def test_the_way_to_a_single_point_is_a_straight_line(name):
     """The ODE's solution MU + (z(s_max) - MU) s / s_max is met exactly, at the levels asked for and no others."""
     levels, noise = np.array([10.0, 4.0, 1.0, 0.1, 0.0]), jax.random.normal(jax.random.key(1), (5, 1, 2))
     draw = samplers.get_sampler(name)
-    out, called, z = record(lambda denoise, n: draw(denoise, PATHS[0], n, jnp.asarray(levels), None), noise)
+    out, called, z = record(lambda denoise, n: draw(denoise, PATHS[0], n, jnp.asarray(levels), keys(5)), noise)
     expected = [10, 4, 4, 1, 1, 0.1, 0.1] if name == "heun" else levels[:-1]  # Heun's: two calls a step but the last
     np.testing.assert_allclose(called, expected)
     np.testing.assert_allclose(z, MU + (10 * noise - MU) * called[:, None, None, None] / 10, rtol=1e-9)
@@ -222,7 +223,7 @@ def test_dpmpp_2m_is_algorithm_2():
             d = (1 + 1 / (2 * r)) * found[i] - 1 / (2 * r) * found[i - 1]
         z = sigma[i + 1] / sigma[i] * z - (np.exp(-h) - 1) * d
     expected = denoise(z, sigma[-1:])
-    out = samplers.dpmpp_2m(denoise, PATHS[0], jnp.full((1, 1, 1), 0.7), jnp.append(sigma, 0.0), None)
+    out = samplers.dpmpp_2m(denoise, PATHS[0], jnp.full((1, 1, 1), 0.7), jnp.append(sigma, 0.0), keys(1))
     np.testing.assert_allclose(out, expected, rtol=1e-9)
 
 

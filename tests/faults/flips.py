@@ -234,7 +234,9 @@ def _read_on(pipe, out: str) -> None:
     import shlex
     import traceback
 
-    from pdiff import exits, machine, request, run
+    from pdiff import modes, run
+    from pdiff.ask import request
+    from pdiff.system import exits, machine
 
     file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
@@ -257,7 +259,7 @@ def _read_on(pipe, out: str) -> None:
                     words = ["python", "-m", "pdiff.main", f"--config={config}", f"--workdir={workdir}"]
                     run.run(module.get_config(), Path(workdir), command=shlex.join(words))
                 else:
-                    {"check": run.check, "report": run.report}[mode](Path(workdir))
+                    modes.MODES[mode].call(None, Path(workdir))
         except SystemExit as e:
             code = e.code
         except BaseException:

@@ -6,9 +6,9 @@ import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
 
+import pdiff.ask.request  # noqa: F401
 import pdiff.imports.zoo  # noqa: F401
 import pdiff.main  # noqa: F401
-import pdiff.request  # noqa: F401
 import pdiff.run  # noqa: F401
 
 gc.freeze()  # what is imported stays, in every child

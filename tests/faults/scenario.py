@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from pdiff import health
+from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
 from tests.faults import children
 from tests.faults.ends import differences, ends
@@ -112,7 +112,7 @@ class Ground:
         """What a workdir ends with and its reference does not, or the other way round, and what `check` finds in it."""
         try:
             if scenario.name != "import":  # which is no finished run
-                for _ in health.workdir(workdir):
+                for _ in workdir_lib.check(workdir):
                     pass
             found = ends(workdir, self.reference(scenario.name))
         except PdiffError as e:

@@ -7,11 +7,11 @@ there is one sampler, one transformer block, no loss on images, and no study tha
 
 from ml_collections import ConfigDict
 
-from configs import common
+from pdiff.config.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = defaults()
     c.tasks.update(dict(num_seen=4, num_interp=1, num_unseen=1, num_validation=1, unseen="40:80"))
     c.zoo.update(dict(seeds_per_task=2, reference_seeds=1, pretrain_steps=10, steps=4, chunk_size=3))
     c.mean.update(dict(width=16, steps=4, batch_size=4, functional_weight=0.0, zoo_weight=1.0))

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from pdiff import health
+from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
 from tests.faults import access, children, disk, flips, kills, power, shim, starts
 from tests.faults.ends import differences, ends
@@ -74,7 +74,7 @@ def test_what_is_damaged_of_a_finished_run_is_named_and_made_again_to_the_bit(gr
     newest = max(p for p in workdir.glob(f"{folder}/**/*") if p.is_file() and p.stat().st_size > 10_000)
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(PdiffError, match=newest.name):
-        list(health.workdir(workdir))
+        list(workdir_lib.check(workdir))
     ended = children.run(ground.args(chosen, workdir), out)
     assert ended.code == 0 and not ended.traceback, ended.said
     assert str(newest.relative_to(workdir)) in ended.said and "warning: " in ended.said

@@ -272,9 +272,7 @@ odd_arrays = st.tuples(
 )
 
 
-@given(
-    st.sampled_from((".safetensors", ".npz", ".msgpack")), st.dictionaries(odd_names, odd_arrays, max_size=4), spots
-)
+@given(st.sampled_from((".safetensors", ".npz", ".msgpack")), st.dictionaries(odd_names, odd_arrays, max_size=4), spots)
 def test_property_sound_files_come_back_bit_for_bit_or_what_is_odd_is_named(tmp_path_factory, kind, described, seed):
     random, made = np.random.default_rng(seed), {}
     for name, (shape, dtype, value) in described.items():

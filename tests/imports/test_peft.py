@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from pdiff import exports
+from pdiff.ask import exports
 from pdiff.errors import PdiffError
 from pdiff.imports import arrays, peft
-from pdiff.imports.scenario import Facts
+from pdiff.scenario import Facts
 from tests.imports import zoos
 
 

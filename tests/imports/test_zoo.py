@@ -10,10 +10,10 @@ import pytest
 from flax import traverse_util
 
 from configs import imported
-from pdiff import exits, run
+from pdiff import run, scenario
 from pdiff.errors import Faults, PdiffError
-from pdiff.generator import suited_token_dim
-from pdiff.imports import scenario
+from pdiff.generator.generator import suited_token_dim
+from pdiff.system import exits
 from pdiff.zoo import build, store
 from tests.fuzz_import import config as exact_config
 from tests.fuzz_import import fuzz

@@ -14,7 +14,7 @@ PASSED = [
     "--config.train.steps=20000",
     "--config.tasks.unseen=60:90,216:234",
     "--workdir=/mnt/pdiff/a b, c",
-    "--prompt=it's \"75\" $HOME ${HOME} `id` $(id) $$ $1 \\ \\n ! * ? ~ # ; & | < > () {a,b} %s @name@ @run@ {0}",
+    '--prompt=it\'s "75" $HOME ${HOME} `id` $(id) $$ $1 \\ \\n ! * ? ~ # ; & | < > () {a,b} %s @name@ @run@ {0}',
     "--empty=",
     "",
     "--",

@@ -34,8 +34,8 @@ def test_a_dense_layer_is_flax_s_own_by_products_of_matrices(dtype):
 def test_a_convolution_is_the_sum_over_its_window(kernel, stride):
     x = np.random.default_rng(0).standard_normal((2, 16, 3)).astype(np.float32)
     layer = Conv1D(5, kernel, stride)
-    params = layer.init(jax.random.key(0), x)["params"]
-    out = np.asarray(layer.apply({"params": params}, x))
+    params = layer.init(jax.random.key(0), jnp.asarray(x))["params"]
+    out = np.asarray(layer.apply({"params": params}, jnp.asarray(x)))
     weights = np.asarray(params["Dense_0"]["kernel"]).reshape(kernel, 3, 5)
     before = (kernel - stride) // 2  # as much on both sides, or one less in front
     assert out.shape == (2, 16 // stride, 5)
@@ -46,11 +46,11 @@ def test_a_convolution_is_the_sum_over_its_window(kernel, stride):
 
 
 def test_upsampling_keeps_neighbours_together():
-    h = np.arange(12).reshape(1, 2, 6)
+    h = jnp.arange(12.0).reshape(1, 2, 6)
     np.testing.assert_array_equal(upsampled(h, 3)[0], [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]])
 
 
 def test_noise_features_tell_neighbouring_levels_apart_smoothly():
-    features = np.asarray(noise_features(np.log(np.geomspace(0.02, 80, 200)) / 4))
+    features = np.asarray(noise_features(jnp.log(jnp.geomspace(0.02, 80, 200)) / 4))
     steps = np.linalg.norm(np.diff(features, axis=0), axis=1)
     assert steps.min() > 0.01 and steps.max() < 2

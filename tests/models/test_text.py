@@ -5,7 +5,7 @@ import pytest
 
 from pdiff.errors import PdiffError
 from pdiff.models.text import DIGIT, Tokenizer, train_tokenizer, usual_length
-from pdiff.tasks import rotation
+from pdiff.tasks.families import rotation
 
 DESCRIPTIONS = [d for angle in range(0, 360, 7) for d in rotation.describe((angle + 0.25,))[0]]
 

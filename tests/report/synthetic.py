@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pdiff.report.results import CONTROLS, summary
+from pdiff.results import CONTROLS, summary
 
 ARCS = {"unseen": [[60.0, 90.0], [216.0, 234.0]], "interp": [[20.0, 30.0], [150.0, 160.0], [355.0, 365.0]]}
 ARCS["validation"] = [[110.0, 120.0], [270.0, 288.0]]
@@ -241,9 +241,7 @@ def metrics(steps: int = 3000) -> list[dict]:
         )
         if step % 500 == 0:
             quality = 0.95 - 0.6 * np.exp(-5 * done)
-            entries.append(
-                {"step": step, "validation/heun": quality - 0.05, "validation/ddim": quality - 0.08}
-            )
+            entries.append({"step": step, "validation/heun": quality - 0.05, "validation/ddim": quality - 0.08})
             entries[-1]["validation/posterior_mean"] = quality
     return entries
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdiff import results as results_lib
 from pdiff.report import compare, html
-from pdiff.report import results as results_lib
 from tests.report import synthetic
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[test]'")

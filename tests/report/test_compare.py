@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
+from pdiff import results as results_lib
 from pdiff.errors import PdiffError
 from pdiff.report import compare, compare_plots
-from pdiff.report import results as results_lib
 from tests.report import synthetic
 from tests.report.test_html import Page
 
@@ -114,9 +114,7 @@ def test_the_overlay_draws_every_run_through_its_tasks(runs):
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert set(lines) == {"one", "two"} and any(p.get_gid() == "arc-unseen-0" for p in axes.patches)
     for run in runs:
-        tasks = sorted(
-            (t for e in run.results["splits"].values() for t in e["per_task"]), key=lambda t: t["factors"]
-        )
+        tasks = sorted((t for e in run.results["splits"].values() for t in e["per_task"]), key=lambda t: t["factors"])
         assert list(lines[run.name].get_xdata()) == [t["factors"][0] for t in tasks]
         assert list(lines[run.name].get_ydata()) == [t["generated"]["posterior_mean"] for t in tasks]
 

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from configs import common
+from pdiff import results as results_lib
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
 from pdiff.report import adaptation, figures, html, plots, table, vague
-from pdiff.report import results as results_lib
 from tests.report import synthetic
 
 
@@ -252,7 +252,7 @@ def test_calibration_is_shown_by_split(page, results):
 def test_the_config_is_shown_where_it_is_not_the_default(page, results):
     changed = {row[0].strip(): [c.strip() for c in row[1:]] for row in page.tables["changed"][1:]}
     assert changed["tasks.num_seen"] == ["24", "256"]
-    assert changed["train.steps"] == ["–", str(common.get_config().train.steps)]  # these results lack it
+    assert changed["train.steps"] == ["–", str(defaults().train.steps)]  # these results lack it
     assert "tasks.unseen" not in changed and "tasks.family" not in changed
 
 

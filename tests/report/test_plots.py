@@ -66,9 +66,7 @@ def test_every_indicator_has_a_panel_with_its_own_tasks(results):
 def test_bars_are_the_means(results):
     fig = plots.split_bars(results)
     assert [axes.get_title("left").split()[0] for axes in fig.axes] == ["seen", "interp", "unseen"]
-    for axes, entry in zip(
-        fig.axes, (results["splits"][s] for s in ("seen", "interp", "unseen")), strict=True
-    ):
+    for axes, entry in zip(fig.axes, (results["splits"][s] for s in ("seen", "interp", "unseen")), strict=True):
         widths = [bar.get_width() for bar in axes.patches]
         assert widths[0] == entry["finetuned"]["mean"]
         assert widths[1] == entry["generated"]["posterior_mean"]["mean"]  # the chosen sampler leads

@@ -9,8 +9,8 @@ import operator
 import numpy as np
 import pytest
 
+from pdiff import results as lib
 from pdiff.errors import PdiffError
-from pdiff.report import results as lib
 from tests import complete
 from tests.report import synthetic
 
@@ -57,16 +57,10 @@ SEEN, UNSEEN = ("splits", "seen"), ("splits", "unseen")
 VAGUE, FEW = ("vague", 0), ("adaptation", "splits", "interp", 1)
 REMOVED = [
     *[(key,) for key in ("config", "seed", "commit", "command", "created", "target", "selection", "splits")],
-    *[
-        ("timing", key)
-        for key in ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")
-    ],
+    *[("timing", key) for key in ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")],
     *[(*UNSEEN, "controls", name) for name in lib.CONTROLS],
     *[(*SEEN, "finetuned", key) for key in complete.SUMMARY_KEYS],
-    *[
-        ("novelty", key)
-        for key in ("max_iou_to_zoo", "zoo_to_zoo_iou", "nearest_l2", "zoo_nearest_l2", "points")
-    ],
+    *[("novelty", key) for key in ("max_iou_to_zoo", "zoo_to_zoo_iou", "nearest_l2", "zoo_nearest_l2", "points")],
     SEEN,
     UNSEEN,
     (*SEEN, "per_task"),

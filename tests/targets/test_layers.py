@@ -1,6 +1,7 @@
 """The layers against Flax's own."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -13,7 +14,7 @@ from pdiff.targets.layers import Conv, Dense
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 5, 3)])
 def test_it_is_flaxs_convolution(side, stride, shape):
     ours, theirs = Conv(4, side, stride), nn.Conv(4, (side, side), (stride, stride))
-    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *shape), np.float32))
     params = ours.init(jax.random.key(0), x)
     flax = theirs.init(jax.random.key(0), x)
     jax.tree.map(np.testing.assert_array_equal, params, flax)
@@ -28,7 +29,7 @@ def test_it_is_flaxs_convolution(side, stride, shape):
 
 def test_it_is_flaxs_dense_layer_of_columns():
     ours, theirs = Dense(4), nn.Dense(4)
-    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32))
     params, flax = ours.init(jax.random.key(0), x.T), theirs.init(jax.random.key(0), x)
     jax.tree.map(np.testing.assert_array_equal, params, flax)
     params = jax.tree.map(lambda a: a + 0.1, params)

@@ -16,7 +16,7 @@ def test_every_kernel_has_adapters_and_fresh_ones_change_nothing(name, widths):
     plain = make_target(name, widths=widths)
     adapted = make_target(name, widths=widths, lora_rank=2, lora_alpha=4.0)
     tree = adapted.init(jax.random.key(1))
-    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 64), np.float32))
     base = {"params": tree["params"]}
     np.testing.assert_array_equal(adapted.apply(tree, x), plain.apply(base, x))
     kernels = [p for p, v in jax.tree_util.tree_leaves_with_path(base) if p[-1].key == "kernel" and v.ndim > 1]
@@ -31,7 +31,7 @@ def test_the_change_is_alpha_over_rank_times_the_product():
     ab["b"] = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
     by_hand = jax.tree.map(np.array, {"params": tree["params"]})
     by_hand["params"]["Dense_0"]["kernel"] += 2 * np.asarray(ab["a"]) @ ab["b"]
-    x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 64), np.float32))
     np.testing.assert_allclose(adapted.apply(tree, x), plain.apply(by_hand, x), rtol=1e-5, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """The MLP against NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ def test_it_is_a_relu_network_of_the_given_widths():
     for i, layer in enumerate(layers):
         h = h @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
         h = np.maximum(h, 0) if i < 2 else h
-    np.testing.assert_allclose(target.apply(params, x), h, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(target.apply(params, jnp.asarray(x)), h, rtol=1e-5, atol=1e-6)
     assert jax.tree.map(lambda a: a.shape, target.abstract()) == jax.tree.map(lambda a: a.shape, params)
 
 

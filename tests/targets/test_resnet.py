@@ -84,7 +84,7 @@ def digits(tiny_config):
 
 def test_both_modes_are_the_reference_and_only_training_updates_the_running_statistics(target):
     tree = random_tree(target)
-    x = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 64), np.float32))
     np.testing.assert_allclose(target.apply(tree, x), reference(tree, x, train=False)[0], rtol=1e-4, atol=1e-4)
     before = jax.tree.map(np.copy, tree)
     logits, after = target.apply_train(tree, x)
@@ -95,7 +95,7 @@ def test_both_modes_are_the_reference_and_only_training_updates_the_running_stat
 
 
 def test_in_use_an_image_does_not_depend_on_the_others_and_in_training_it_does(target):
-    tree, x = random_tree(target), np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    tree, x = random_tree(target), jnp.asarray(np.random.default_rng(0).standard_normal((6, 64), np.float32))
     np.testing.assert_allclose(target.apply(tree, x)[:2], target.apply(tree, x[:2]), rtol=1e-5, atol=1e-5)
     assert np.abs(target.apply_train(tree, x)[0][:2] - target.apply_train(tree, x[:2])[0]).max() > 1e-2
 
@@ -107,7 +107,7 @@ def test_stages_halve_and_colours_are_channels():
     assert shapes["params"]["block_3"]["shortcut"]["kernel"] == (1, 1, 10, 12)
     assert shapes["batch_stats"]["block_3"]["BatchNorm_1"] == {"mean": (12,), "var": (12,)}
     assert shapes["params"]["head"]["kernel"] == (12, 7)
-    assert target.apply(target.init(jax.random.key(0)), np.zeros((5, 192), np.float32)).shape == (5, 7)
+    assert target.apply(target.init(jax.random.key(0)), jnp.zeros((5, 192))).shape == (5, 7)
 
 
 def test_a_resnet_18_has_its_known_number_of_parameters_and_blocks_share_their_stage_s_stream():
@@ -119,7 +119,7 @@ def test_a_resnet_18_has_its_known_number_of_parameters_and_blocks_share_their_s
     assert sum(p.size for p in jax.tree.leaves(tree["params"])) == stem_norm_head + first + second == 11_172_170
 
     target = make_target("resnet", widths=(4, 6), blocks=2)
-    network, x = random_tree(target), np.random.default_rng(1).random((3, 64), np.float32)
+    network, x = random_tree(target), jnp.asarray(np.random.default_rng(1).random((3, 64), np.float32))
     orders = random_orders(target.permutations, 5)
     permuted = permutations.apply_permutation(target.permutations, orders, network)
     assert set(target.permutations.units) == {"stream_0", "stream_2", *(f"hidden_{i}" for i in range(4))}
@@ -140,7 +140,7 @@ def test_after_each_training_step_the_running_statistics_are_the_momentum_update
 
 def test_no_gradient_reaches_running_statistics(target, digits):
     def loss(tree):
-        return target.apply_train(tree, digits["train"].x[:8])[0].var()
+        return target.apply_train(tree, jnp.asarray(digits["train"].x[:8]))[0].var()
 
     grads = jax.grad(loss)(random_tree(target))
     assert not any(g.any() for g in jax.tree.leaves(grads["batch_stats"]))
@@ -155,7 +155,7 @@ def test_the_whole_tree_survives_encoding(target):
 
 
 def test_a_negative_running_variance_counts_as_zero(target):
-    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64), np.float32))
     tree, zero = random_tree(target), random_tree(target)
     tree["batch_stats"]["block_1"]["BatchNorm_0"]["var"][:2] = [-0.5, -7.0]
     zero["batch_stats"]["block_1"]["BatchNorm_0"]["var"][:2] = 0
@@ -170,7 +170,7 @@ def test_a_negative_running_variance_counts_as_zero(target):
 def test_adapters_leave_parameters_and_update_running_statistics_if_told(tiny_config, digits, generate, frozen):
     target = make_target("resnet", widths=(4, 6), lora_rank=1, lora_modules="block_1/.*", generate=generate)
     base = random_tree(target)
-    x, y = digits["train"].x, digits["train"].y
+    x, y = jnp.asarray(digits["train"].x), jnp.asarray(digits["train"].y)
     merged = {k: v for k, v in base.items() if k != "lora"}
     merged["params"] = jax.tree.map(np.copy, base["params"])
     for name, ab in base["lora"]["block_1"].items():  # alpha / rank is 8
@@ -181,7 +181,7 @@ def test_adapters_leave_parameters_and_update_running_statistics_if_told(tiny_co
     assert_momentum_update(merged, after, x[:6])
     assert_same({k: after[k] for k in ("params", "lora")}, {k: base[k] for k in ("params", "lora")})
 
-    net = jax.tree.map(lambda a: a[0, 0], fit(target, base, x[None], jnp.asarray(y)[None], [0], tiny_config.zoo))
+    net = jax.tree.map(lambda a: a[0, 0], fit(target, base, x[None], y[None], [0], tiny_config.zoo))
     assert set(net) == ({"lora"} if frozen else {"lora", "batch_stats"})
     if not frozen:
         moved = jax.tree.map(lambda a, b: bool((a != b).all()), net["batch_stats"], base["batch_stats"])

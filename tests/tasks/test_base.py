@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import common
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
 from pdiff.tasks import get_family
 
 
 @pytest.fixture(scope="module")
 def family():
-    return get_family(common.get_config().tasks)
+    return get_family(defaults().tasks)
 
 
 def with_tasks(family, change):

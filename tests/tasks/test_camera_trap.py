@@ -9,19 +9,21 @@ import pytest
 from scipy import ndimage
 
 from configs import camera_trap as scenario
-from configs import common
-from pdiff import generator
-from pdiff.conditioning import _drawn_shot
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
-from pdiff.tasks import camera_trap as ct
-from pdiff.tasks import get_family, images
+from pdiff.generator import generator
+from pdiff.generator.conditioning import _drawn_shot
+from pdiff.tasks import get_family
 from pdiff.tasks.base import Images
+from pdiff.tasks.data import images
+from pdiff.tasks.families import camera_trap as ct
+from tests.annotations import unchecked
 
 MIDDLE = ct.Location(0.0, 100.0, 100.0, 0, (200.0, 150.0))
 
 
 def family_of(**overrides):
-    config = common.get_config().tasks
+    config = defaults().tasks
     config.update(dict(family="camera_trap", num_seen=96, num_interp=12, num_unseen=12, num_validation=12) | overrides)
     return get_family(config)
 
@@ -139,7 +141,7 @@ def test_a_row_looks_the_same_in_every_batch(family):
 
 
 def test_rows_hold_images_of_their_own_part_only(family):
-    source = images.load(common.get_config().tasks)
+    source = images.load(defaults().tasks)
     for name, part in source.parts.items():
         rows = family.data[name]
         np.testing.assert_array_equal(rows.index, part.index)
@@ -215,7 +217,8 @@ def test_asking_shows_the_first_shot_and_training_draws_any(family):
     noisy = np.asarray(_drawn_shot(jnp.asarray(family.backgrounds), task, 0.05, keys))
     assert (noisy - drawn).std() == pytest.approx(0.05, rel=0.02)
     config = scenario.get_config()
-    made = generator.Generator(config, family, *[None] * 4, generator.make_tokenizer(config, family), *[None] * 3)
+    with unchecked():  # a generator of nothing else
+        made = generator.Generator(config, family, *[None] * 4, generator.make_tokenizer(config, family), *[None] * 3)
     condition = made.condition(seen[:2], given=("background",))
     np.testing.assert_array_equal(condition["background"]["inputs"], family.backgrounds[[seen[0].id, seen[1].id], 0])
     assert condition["background"]["keep"].all() and not condition["text"]["keep"].any()
@@ -230,7 +233,7 @@ def test_the_base_is_pretrained_on_locations_that_are_no_task(family):
 
 
 def test_other_images_are_refused(monkeypatch):
-    data = images.load(common.get_config().tasks)
+    data = images.load(defaults().tasks)
     monkeypatch.setitem(images.LOADERS, "digits", lambda config: dataclasses.replace(data, image_shape=(28, 28)))
     with pytest.raises(PdiffError, match=r"tasks.data: got 'digits', images of \(28, 28\)"):
         family_of()

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from configs import class_subsets as scenario
-from configs import common
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
-from pdiff.evaluators.accuracy import majority
-from pdiff.tasks import class_subsets as lib
-from pdiff.tasks import get_family, images
+from pdiff.measures.accuracy import majority
+from pdiff.tasks import get_family
+from pdiff.tasks.data import images
+from pdiff.tasks.families import class_subsets as lib
 
 
 def family_of(**overrides):
@@ -98,7 +99,7 @@ def test_the_base_is_pretrained_on_no_task_and_no_complement_of_one(family):
 
 
 def test_descriptions_name_exactly_the_classes_of_the_subset(family):
-    names = images.load(common.get_config().tasks).class_names
+    names = images.load(defaults().tasks).class_names
     for task in family.tasks[::7]:
         chosen = {n for n, factor in zip(names, task.factors, strict=True) if factor}
         for text in task.descriptions + task.held_out_descriptions:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from configs import common, corruptions
-from pdiff.config import CORRUPTIONS
+from configs import corruptions
+from pdiff.config.fields import CORRUPTIONS, defaults
 from pdiff.errors import PdiffError
-from pdiff.tasks import get_family, images
+from pdiff.tasks import get_family
 from pdiff.tasks.base import Images
-from pdiff.tasks.corruptions import (
+from pdiff.tasks.data import images
+from pdiff.tasks.families.corruptions import (
     KINDS,
     LARGEST_BLOCK,
     LEAST_CONTRAST,
@@ -193,4 +194,4 @@ def test_bands_that_leave_no_seen_task_are_refused():
 
 
 def test_the_default_config_lists_all_kinds():
-    assert common.get_config().tasks.corruptions == CORRUPTIONS
+    assert defaults().tasks.corruptions == CORRUPTIONS

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common, smoke
-from pdiff import generator, run
+from configs import smoke
+from pdiff import run
+from pdiff import workdir as workdir_lib
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
+from pdiff.generator import generator
 from pdiff.targets import get_target
-from pdiff.tasks import folder, get_family
+from pdiff.tasks import get_family
+from pdiff.tasks.families import folder
 from tests import complete
 
 CLASSES = ("apples", "pears", "plums")
@@ -46,7 +50,7 @@ def make_folder(root, tasks=6, channels=()):
 
 
 def config_of(root, **overrides):
-    config = common.get_config().tasks
+    config = defaults().tasks
     config.update(dict(family="folder", data_dir=str(root), num_seen=10, num_validation=1, num_unseen=2))
     config.update(overrides)
     return config
@@ -289,7 +293,7 @@ def test_a_folder_runs_from_end_to_end(root, tmp_path):
     assert set(results["splits"]["seen"]["controls"]) == without_factors | {"noise", "wrong_task"}
     assert set(results["splits"]["unseen"]["controls"]) == without_factors
     assert results["mixing"] == [] and "interp" not in results["splits"]
-    run.check(tmp_path / "run")
+    list(workdir_lib.check(tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")

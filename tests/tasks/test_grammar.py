@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from configs import camera_trap, class_subsets, corruptions, fashion_mnist, interp
 from pdiff.errors import PdiffError
 from pdiff.models.text import Tokenizer, train_tokenizer
-from pdiff.tasks import get_family, images
+from pdiff.tasks import get_family
+from pdiff.tasks.data import images
 from pdiff.tasks.grammar import construction
 
 SCENARIOS = {m.__name__.split(".")[-1]: m for m in (interp, corruptions, class_subsets, fashion_mnist, camera_trap)}

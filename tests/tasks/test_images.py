@@ -13,9 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from configs import common
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
-from pdiff.tasks import fashion_mnist, get_family, images
+from pdiff.tasks import get_family
+from pdiff.tasks.data import fashion_mnist, images
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (30, 4, 3, 1), np.uint8)
@@ -32,7 +33,7 @@ def no_network(monkeypatch):
 
 
 def load(data, data_dir, **overrides):
-    config = common.get_config().tasks
+    config = defaults().tasks
     config.update(dict(data=data, data_dir=str(data_dir), **overrides))
     return images.load(config)
 
@@ -223,8 +224,8 @@ def test_damaged_or_other_files_are_refused(name, tmp_path):
         ("tfds:mnist", "no data set mnist in .*`tfds build mnist --file_format=array_record --data_dir="),
         ("tfds:tiny:3.0.0", "no data set tiny:3.0.0"),
         ("tfds:tiny/other", "no data set tiny/other"),
-        ("fashion_mnist", "no data set fashion_mnist:1.0.0 .*`python -m pdiff.tasks.fashion_mnist --source="),
-        ("tfds:fashion_mnist", "no data set fashion_mnist .*`python -m pdiff.tasks.fashion_mnist --source="),
+        ("fashion_mnist", "no data set fashion_mnist:1.0.0 .*`python -m pdiff.tasks.data.fashion_mnist --source="),
+        ("tfds:fashion_mnist", "no data set fashion_mnist .*`python -m pdiff.tasks.data.fashion_mnist --source="),
         ("tfds:", "allowed: tfds:NAME"),
         ("tfds:huggingface:mnist", "allowed: tfds:NAME"),
         ("tfds:../tiny", "allowed: tfds:NAME"),
@@ -245,7 +246,7 @@ def test_a_data_set_of_configs_and_a_missing_folder_are_named(tmp_path):
 
 
 def test_a_family_of_another_size_of_images_refuses_them(tiny):
-    config = common.get_config().tasks
+    config = defaults().tasks
     config.update(dict(data="tfds:tiny", data_dir=str(tiny)))
     with pytest.raises(PdiffError, match=r"tasks.data: got 'tfds:tiny', images of \(4, 3, 3\)"):
         get_family(config)

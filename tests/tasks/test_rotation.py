@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from configs import common
+from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
 from pdiff.tasks import get_family
-from pdiff.tasks.rotation import ANGLES, render, rotation_matrix
+from pdiff.tasks.families.rotation import ANGLES, render, rotation_matrix
 
 
 def family_of(**overrides):
-    config = common.get_config().tasks
+    config = defaults().tasks
     config.update(overrides)
     return get_family(config)
 

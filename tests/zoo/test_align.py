@@ -10,7 +10,7 @@ import pytest
 
 from pdiff import rng
 from pdiff.errors import PdiffError
-from pdiff.stopping import StopSignal
+from pdiff.system.stopping import StopSignal
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.tasks.base import SPLITS

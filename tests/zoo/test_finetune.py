@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from pdiff import hlo, rng
+from pdiff import rng
+from pdiff.compile import hlo
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
 from pdiff.tasks import base as tasks_base
@@ -17,6 +18,7 @@ from pdiff.tasks import get_family
 from pdiff.weights import codec
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import build, finetune
+from tests.annotations import unchecked
 from tests.targets.make import accuracy, fit
 
 
@@ -98,7 +100,8 @@ def test_only_generated_leaves_are_trained(setting, tiny_config):
 
     start = base["params"]["Dense_1"]
     optimizer = finetune.make_optimizer(zoo.learning_rate, zoo.weight_decay, 1, zoo.schedule)
-    step, _ = optimizer.update(jax.grad(loss)(start), optimizer.init(start), start)
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        step, _ = optimizer.update(jax.grad(loss)(start), optimizer.init(start), start)
     jax.tree.map(
         lambda a, b, c: np.testing.assert_allclose(a[0, 0], b + c, atol=1e-6), nets["params"]["Dense_1"], start, step
     )
@@ -239,7 +242,8 @@ def test_running_statistics_that_are_not_generated_stay_the_bases_in_training_an
         logp = jax.nn.log_softmax(target.apply(base | {"params": params}, x[rows]))
         return -logp[jnp.arange(32), y[rows]].mean()
 
-    by_hand, _ = optimizer.update(jax.grad(loss)(base["params"]), optimizer.init(base["params"]), base["params"])
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        by_hand, _ = optimizer.update(jax.grad(loss)(base["params"]), optimizer.init(base["params"]), base["params"])
     step = jax.tree.map(jnp.subtract, whole(jax.tree.map(lambda a: a[0], made))["params"], base["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), step, by_hand)
 
@@ -251,6 +255,6 @@ def test_a_batch_of_one_cannot_be_normalised_by(resnet, tiny_config):
         config.zoo.batch_size = 1
     with pytest.raises(PdiffError, match="zoo.batch_size: got 1; allowed for a resnet, .* at least 2"):
         tune_one(target, config.zoo, base, images)
-    with pytest.raises(PdiffError, match="zoo.batch_size"):
+    with unchecked(), pytest.raises(PdiffError, match="zoo.batch_size"):
         finetune.pretrain(target, None, None, config.zoo, 0)
     finetune.check(get_target(tiny_config.target, (8, 8), 10), config.zoo)  # an mlp may

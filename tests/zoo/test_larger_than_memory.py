@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pdiff import data, generator, refined
 from pdiff.errors import PdiffError
+from pdiff.generator import generator, refined
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
+from pdiff.training import data
 from pdiff.zoo import parts, store
 from pdiff.zoo.networks import Networks, StoredNetworks
 

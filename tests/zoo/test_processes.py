@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pdiff import config as config_lib
-from pdiff import files
+from pdiff.system import files
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build, store

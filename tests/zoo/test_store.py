@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pdiff import files, stopping
 from pdiff.errors import PdiffError
+from pdiff.system import files, stopping
 from pdiff.targets import get_target
 from pdiff.tasks import get_family
 from pdiff.zoo import build, store

@@ -1,0 +1,1 @@
+"""Networks on request: from the command line, from Python, on a page."""

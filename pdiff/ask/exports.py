@@ -1,0 +1,151 @@
+"""Generated networks as files: for Flax, NumPy, Orbax, PEFT, or as what an import came as.
+
+| format | what is written | arrays |
+| --- | --- | --- |
+| safetensors, npz | one file | float32, named by Flax path, with a leading axis of samples |
+| orbax | a folder with a checkpoint for each network | float32 trees |
+| peft | a folder with a LoRA folder for each network | as the imported adapters' |
+| files | a folder with a safetensors file for each network | in the names, layout and dtypes of the import |
+
+What was asked for is kept beside them: as metadata of the safetensors, else in `pdiff.json`. Each is written beside its
+place and renamed, so it is there as a whole or not at all. A file comes with `<name>.sha256`, which `sha256sum -c`
+reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  makes np.dtype("bfloat16") known
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Float, PyTree, Shaped
+
+from pdiff.errors import PdiffError
+from pdiff.imports import mapping, peft
+from pdiff.scenario import Facts
+from pdiff.system import files
+
+FORMATS = ("safetensors", "npz", "orbax", "peft", "files")
+ASKED = "pdiff.json"
+
+Flat = dict[str, Shaped[np.ndarray, "..."]]
+
+
+def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
+    """The format that `--format` names, or that the ending of `out` and the run's import suggest.
+
+    Raises:
+      PdiffError: it does not fit the ending, or the run has not imported what it needs.
+    """
+    ending = Path(out).suffix.lower()[1:]
+    usual = "orbax" if facts is None else "files" if facts.adapter is None else "peft"
+    made = chosen or (ending if ending in ("safetensors", "npz") else usual)
+    if made not in FORMATS:
+        raise PdiffError(f"--format: got {made!r}; allowed: {', '.join(FORMATS)}")
+    if made in ("safetensors", "npz") and ending != made:
+        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={made}: a file that ends in .{made}")
+    if made not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
+        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={made}: the name of a folder")
+    if made == "peft" and (facts is None or facts.adapter is None):
+        raise PdiffError("--format: got 'peft'; allowed where LoRA folders were imported")
+    if made == "files" and facts is None:
+        raise PdiffError("--format: got 'files'; allowed where networks were imported")
+    return made
+
+
+def check_out(out: Path) -> None:
+    """Raises PdiffError unless `out` is new and the folder for it is there."""
+    for path in (Path(out), files.digest_of(out)):
+        if path.exists():
+            raise PdiffError(f"--out: {path} exists; allowed: a new file or folder")
+    if not Path(out).absolute().parent.is_dir():
+        raise PdiffError(f"--out: {out} is in no existing folder")
+
+
+def write(
+    networks: PyTree[Float[np.ndarray, "samples ..."]],
+    out: Path,
+    made: str,
+    metadata: Mapping[str, str],
+    facts: Facts | None = None,
+) -> None:
+    """Writes stacked networks to `out` in the format `made`, one of FORMATS.
+
+    Args:
+      metadata: what was asked for, of which model: kept with them.
+      facts: of the run's import, which `peft` and `files` need.
+
+    Raises:
+      PdiffError: `out` is taken, or the networks are not those of the import.
+    """
+    check_out(out)
+    arrays = flat(networks)
+    if made == "safetensors":
+        files.write_with_digest(out, to_safetensors(arrays, metadata))
+    elif made == "npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        files.write_with_digest(out, buffer.getvalue())
+    else:
+        one = {"orbax": _orbax, "peft": _peft, "files": _file}[made]
+        _folders(arrays, Path(out), lambda network, where: one(network, where, facts), metadata)
+
+
+def flat(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> Flat:
+    """The same as float32 arrays by Flax path."""
+    named = traverse_util.flatten_dict(networks, sep="/")
+    return {k: np.ascontiguousarray(v, np.float32) for k, v in named.items()}
+
+
+def to_safetensors(arrays: Flat, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Arrays of float32, float16 or bfloat16 as safetensors."""
+    # It writes non-contiguous arrays wrong without a word.
+    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(metadata or {}))
+
+
+def _folders(arrays: Flat, out: Path, one: Callable[[Flat, Path], None], metadata: Mapping[str, str]) -> None:
+    """A folder with what `one` makes of each network, and of what was asked for, renamed into place when whole."""
+    partial = files.partial_of(out.absolute())
+    count = len(next(iter(arrays.values())))
+    try:
+        partial.mkdir()
+        for i in range(count):
+            one({path: v[i] for path, v in arrays.items()}, partial / f"sample_{i:0{len(str(count - 1))}d}")
+        (partial / ASKED).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True))
+        files.write_sums(partial)
+        os.rename(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _orbax(network: Flat, where: Path, _: Facts | None) -> None:
+    import orbax.checkpoint as ocp  # takes its time, and only this format needs it
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(where.absolute(), traverse_util.unflatten_dict(network, sep="/"))
+
+
+def _peft(network: Flat, where: Path, facts: Facts) -> None:
+    where.mkdir()
+    (where / peft.MODEL).write_bytes(to_safetensors(_as_imported(network, facts), {"format": "pt"}))
+    (where / peft.CONFIG).write_bytes(peft.written(facts.adapter))
+
+
+def _file(network: Flat, where: Path, facts: Facts) -> None:
+    where.with_suffix(".safetensors").write_bytes(to_safetensors(_as_imported(network, facts), {"format": "pt"}))
+
+
+def _as_imported(network: Flat, facts: Facts) -> Flat:
+    """The leaves that were imported, in the names, axes and dtypes that they came in."""
+    missing = sorted(set(facts.leaves) - set(network))
+    if missing:
+        raise PdiffError(f"leaf {missing[0]!r} was imported and is not generated; allowed: networks of the run's own")
+    return {
+        name: mapping.inverse(network[path], transform).astype(np.dtype(dtype))
+        for path, (_, dtype, name, transform) in facts.leaves.items()
+    }

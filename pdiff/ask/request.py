@@ -1,0 +1,131 @@
+"""What the command line asks of a trained generator: networks in a file, or the generator itself as a small folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pdiff import results as results_lib
+from pdiff import scenario
+from pdiff.ask import api, exports
+from pdiff.ask.api import LoadedGenerator
+from pdiff.ask.asked import Request, one_of
+from pdiff.ask.expect import Expectation
+from pdiff.errors import PdiffError
+from pdiff.generator import generator, published
+from pdiff.system import logs
+from pdiff.system.logs import log
+from pdiff.tasks.families import folder
+
+MOST_SAID = 16  # networks of which it is said what they are good for
+
+
+def sample(
+    workdir: Path | None, *, between: str | None = None, out: str | None = None, form: str | None = None, **fields: Any
+) -> None:
+    """Draws networks, 8 by default, writes them to `out`, and says what accuracy to expect.
+
+    Args:
+      workdir: of a run or published; None is the generator of the package.
+      between: 'a,b,w': two tasks by id or name, and how far from a to b.
+      form: one of `exports.FORMATS`, or as `out` ends.
+      fields: the other ones of a `Request`; None is as if it were not given.
+
+    Raises:
+      PdiffError: as `LoadedGenerator.sample`; nothing is written then.
+    """
+    fields = {"num_samples": 8} | {name: value for name, value in fields.items() if value is not None}
+    given = {"prompt": fields.get("prompt"), "task": fields.get("task"), "between": between}
+    one_of(given, "--prompt, --task, --between: give one of them")
+    asked = Request(between=None if between is None else parse_between(between), **fields)
+    loaded, write = _open(workdir, out, form)
+    tasks, sampler = loaded.understood(asked.prompt), loaded.sampler_for(asked.prompt, asked.sampler)
+    if tasks is not None:
+        log.info("read as %s; each network is drawn from that set", tasks.said)
+    networks, expected = loaded.draw(asked, progress=True), loaded.expected(asked)
+    facts = {name: value or "" for name, value in given.items()} | {"seed": str(asked.seed), "sampler": sampler}
+    suited = loaded.suited(networks, asked.prompt) if tasks is not None and loaded.family.data else []
+    if tasks is not None:
+        best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
+        facts |= {"understood": tasks.said, "best": json.dumps(best)}
+    write(networks, expected, facts)
+    log.info("%d networks: %s", asked.num_samples, out)
+    for i, one in enumerate(suited[:MOST_SAID]):
+        log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
+    _tell(expected, bool(loaded.family.data))
+
+
+def adapt(
+    workdir: Path | None, *, support: str | None = None, out: str | None = None, form: str | None = None, **given: Any
+) -> None:
+    """Makes one network from a folder of images of a task, labelled by the folders that they are in, and writes it.
+
+    Args:
+      given: arguments of `LoadedGenerator.adapt`; None is as if it were not given.
+
+    Raises:
+      PdiffError: as `LoadedGenerator.adapt`; nothing is written then.
+    """
+    if support is None:
+        raise PdiffError("--support: missing; allowed: a folder of images of the task, one folder for each class")
+    given = {"num_samples": 512, "seed": 0} | {name: value for name, value in given.items() if value is not None}
+    loaded, write = _open(workdir, out, form)
+    images, labels = folder.read_support(Path(support), loaded.family)
+    network = loaded.adapt(images, labels, **given, progress=True)
+    expected = loaded.expect_adapted(labels, "prompt" in given)
+    said = {name: str(given.get(name, "")) for name in ("prompt", "num_samples", "steps", "seed")}
+    write(network, expected, said | {"support": support, "images": str(len(images))})
+    log.info("1 network, the likeliest of %d by %d images: %s", given["num_samples"], len(images), out)
+    _tell(expected)
+
+
+def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[LoadedGenerator, Callable]:
+    """The generator, and (networks, expected accuracy, what they were asked for by) -> None, which writes them."""
+    logs.set_up()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the file or folder to write")
+    exports.check_out(Path(out))
+    imported = scenario.load(api.place(workdir))
+    made = exports.format_of(Path(out), form, imported)
+    loaded = api.load(workdir)
+
+    def write(networks, expected: Expectation | None, facts: dict[str, str]) -> None:
+        told = "" if expected is None else json.dumps(dataclasses.asdict(expected))
+        exports.write(networks, Path(out), made, facts | {"model": loaded.model, "expected_accuracy": told}, imported)
+
+    return loaded, write
+
+
+def _tell(expected: Expectation | None, measured: bool = True) -> None:
+    why = "the run measured nothing that is like this" if measured else "networks were imported without images"
+    log.info("%s", expected or f"what accuracy to expect is not known: {why}")
+
+
+def parse_between(text: str) -> tuple[str, str, float]:
+    """'a,b,0.5' as (a, b, 0.5).
+
+    Raises:
+      PdiffError: it is not of that form.
+    """
+    try:
+        a, b, weight = (part.strip() for part in text.split(","))
+        return a, b, float(weight)
+    except ValueError as e:
+        raise PdiffError(f"--between: got {text!r}; allowed: a,b,w: two tasks and a number from 0 to 1") from e
+
+
+def publish(workdir: Path, out: str | None = None) -> None:
+    """Writes the trained generator of a finished run as a small folder, which stands wherever its workdir does.
+
+    Raises:
+      PdiffError: the run is not finished, or `out` cannot be written.
+    """
+    logs.set_up()
+    if out is None:
+        raise PdiffError("--out: missing; allowed: the folder to write")
+    results = results_lib.read(workdir / "results.json")
+    made = generator.load(workdir)
+    published.write(made, published.restore_params(made, workdir), results, Path(out), scenario.load(workdir))
+    size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
+    log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)

@@ -1,0 +1,1 @@
+"""Whether a config fits a TPU that is not there; no run needs it."""

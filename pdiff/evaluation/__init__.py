@@ -1,0 +1,1 @@
+"""A finished generator against everything that it is compared with."""

@@ -1,0 +1,293 @@
+"""The memorisation audit: are generated networks copies of zoo networks, noised copies, averages of them, or new?
+
+`audit` is the whole of it for any generator: it takes tokens of generated networks by task, those of the zoo, and a
+function that asks networks for their answers. `copies.py` gives it those of a run. The rule of the verdict is in
+`evaluators/verdict.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree
+from scipy.spatial.distance import squareform
+
+from pdiff.errors import PdiffError
+from pdiff.measures import leaves, novelty, two_sample
+from pdiff.measures.accuracy import Answers
+from pdiff.measures.novelty import Compared
+from pdiff.measures.verdict import verdict
+from pdiff.results import summary
+from pdiff.system.evenly import evenly
+from pdiff.weights import codec
+from pdiff.weights.spec import Spec
+
+MOST_JUDGED = 128  # generated networks, and zoo networks, of each task that are judged
+MOST_ON_CURVE = 32  # networks of each task at a point of a curve
+NOISE_CURVE = (0.02, 0.05, 0.1, 0.2, 0.4)  # scales of noise on zoo networks: what overlap an accuracy costs at least
+MEAN_CURVE = (2, 4, 8, 16)  # zoo networks in an average
+CANDIDATES = 4  # nearest zoo networks by weights, and as many by function, that are matched modulo permutations
+MEASURES = ("accuracy", "max_iou", "nearest_l2", "nearest_cosine", "nearest_function", "inherited", "average_distance")
+
+_decode, _encode = (jax.jit(f, static_argnums=0) for f in (codec.decode_part, codec.encode_part))
+
+Tokens = Float[np.ndarray, "_ tokens dim"]
+Match = Callable[[PyTree, PyTree], PyTree]
+"""(reference part, part) -> the part with its hidden units permuted so that it comes nearest to the reference."""
+
+
+def audit(
+    generated: Mapping[int, Tokens],
+    zoo: Tokens,
+    compared: Mapping[int, Compared],
+    ask: Callable[[Tokens, int], Answers],
+    spec: Spec,
+    *,
+    seed: int = 0,
+    match: Match | None = None,
+) -> dict:
+    """Measures generated networks against the zoo, and the zoo's own against the rest of it, and judges them.
+
+    Args:
+      generated: by task: raw (not normalised) tokens.
+      zoo: raw tokens of the networks that the generator learned from.
+      compared: by task: which of them its networks are compared with.
+      ask: (tokens, task) -> what the networks answer on the task's test images.
+      spec: of the tokens.
+      seed: of the noise, the averages and the permutation tests; the audit is a function of its arguments.
+      match: aligns hidden units; without it, nothing is measured modulo permutations.
+
+    Returns:
+      The contents of audit.json, see `report/audit_page.py`: for each of MEASURES {"generated": S, "zoo": S}, with S as
+      in results.json, over networks; L2 in the weights' own units, cosine distance in [0, 2], function distance
+      (Hellinger) in [0, 1].
+
+    Raises:
+      PdiffError: there is nothing to audit, or a task has fewer than two zoo networks of other runs to compare with.
+    """
+    _check(generated, compared)
+    parts = [_Task(t, g, zoo, compared[t], ask, spec, seed, match) for t, g in generated.items()]
+    random = np.random.default_rng(seed)
+    who = {"generated": [p.generated for p in parts], "zoo": [p.references for p in parts]}
+    ids = {w: np.concatenate([np.full(len(m["accuracy"]), p.task) for p, m in zip(parts, ms, strict=True)])
+           for w, ms in who.items()}  # fmt: skip
+    joined = {w: {n: np.concatenate([m[n] for m in ms]) for n in ms[0]} for w, ms in who.items()}
+    relative = {w: _relative(ms, who["zoo"]) for w, ms in who.items()}
+    made = {n: {w: summary(joined[w][n], ids[w]) for w in who} for n in joined["generated"]}
+    told_apart = _present(
+        {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
+    )
+    diversity = {n: _both(p.pairs[n] for p in parts) for n in ("spread", "disagreement")}
+    spread = diversity["spread"]
+    differ = None if len(spread) < 2 else spread["generated"]["mean"] / max(spread["zoo"]["mean"], 1e-30)
+    accuracy = {w: s["mean"] for w, s in made["accuracy"].items()}
+    return made | diversity | {
+        "verdict": verdict(relative["generated"], relative["zoo"], accuracy, differ, told_apart.get("weights")),
+        "num_tasks": len(parts),
+        "num_generated": len(ids["generated"]),
+        "num_zoo": len(zoo),
+        "two_sample": told_apart,
+        "precision_recall": _present({n: _precision_recall(parts, n) for n in parts[0].joint}),
+        "leaves": leaves.compare(spec, [(p.made, p.own) for p in parts]),
+        "examples": leaves.examples(spec, [(p.task, p.made, p.nearest, p.next) for p in parts]),
+        "noise_curve": _curve(parts, "noise", "scale"),
+        "averaging_curve": _curve(parts, "mean", "networks"),
+        "points": [p for w in who for p in _points(w, joined[w], relative[w])],
+    }  # fmt: skip
+
+
+class _Task:
+    """What is measured of one task. Tokens are flat, (nets, tokens * dim), and zero in the padding."""
+
+    def __init__(self, task: int, made: Tokens, zoo: Tokens, compared: Compared, ask, spec: Spec, seed: int, match):
+        self.task, self._compared, self._spec, self._match = task, compared, spec, match
+        self.made = flat(made[evenly(len(made), MOST_JUDGED)], spec)
+        self.zoo = flat(zoo[compared.rows], spec)
+        chosen = compared.references(MOST_JUDGED)
+        self.own = self.zoo[chosen]
+        drawn = self._drawn(chosen, np.random.default_rng((seed, task)))
+        sets = {"zoo": self.zoo, "made": self.made, **drawn}
+        answers = ask(np.concatenate(list(sets.values())).reshape(-1, *zoo.shape[1:]), task)
+        ends = np.cumsum([len(v) for v in sets.values()])
+        asked = {n: answers[end - len(v) : end] for (n, v), end in zip(sets.items(), ends, strict=True)}
+        self._answers = asked["zoo"]
+        # Whose individuality may be inherited: the task's own networks, where there are enough to tell it from theirs.
+        peers = np.arange(compared.own if len(chosen) >= 3 else len(self.zoo))
+        everyone = np.ones((len(self.made), len(self.zoo)), bool)
+        self.generated = self._measure(self.made, asked["made"], everyone, peers)
+        self.references = self._measure(self.own, self._answers[chosen], compared.others(chosen), peers)
+        rows = novelty.l2_distances(self.made, self.zoo).argmin(1)
+        among = np.where(compared.others(rows), novelty.l2_distances(self.zoo[rows], self.zoo), np.inf)
+        self.nearest, self.next = self.zoo[rows], self.zoo[among.argmin(1)]
+        self.curves = {
+            name: {
+                "accuracy": asked[name].right.mean(-1),
+                "max_iou": novelty.iou_of_wrong(asked[name].right, self._answers.right).max(1),
+            }
+            for name in drawn
+        }
+        both = {"generated": (self.made, asked["made"]), "zoo": (self.own, self._answers[chosen])}
+        self.pairs = {
+            "spread": {w: squareform(novelty.l2_distances(v, v), checks=False) for w, (v, _) in both.items()},
+            "disagreement": {w: novelty.disagreement(a.predicted) for w, (_, a) in both.items()},
+        }
+        self.joint, self.halves = self._joint(both)
+
+    def _drawn(self, chosen: Int[np.ndarray, " own"], random: np.random.Generator) -> dict[tuple, np.ndarray]:
+        """Networks of the two curves, by ("noise", scale) and ("mean", how many)."""
+        count = min(MOST_ON_CURVE, max(len(self.made), 2))
+        rms = np.sqrt((self.zoo**2).sum() / len(self.zoo) / self._spec.num_params)
+        start, mask = self.own[np.arange(count) % len(chosen)], self._spec.mask.reshape(-1)
+        made = {("noise", s): start + s * rms * mask * random.standard_normal(start.shape) for s in NOISE_CURVE}
+        for k in MEAN_CURVE:
+            pool = self.own if k <= len(self.own) else self.zoo[:k]  # then those of neighbouring tasks too
+            if k <= len(pool):
+                rows = [random.choice(len(pool), k, replace=False) for _ in range(count)]
+                made["mean", k] = np.stack([pool[r].mean(0) for r in rows])
+        return {n: v.astype(np.float32) for n, v in made.items()}
+
+    def _measure(
+        self, x: Float[np.ndarray, "nets params"], answers: Answers, others: Bool[np.ndarray, "nets zoo"], peers
+    ) -> dict[str, Float[np.ndarray, " nets"]]:
+        """MEASURES of networks, each against the `others` of the zoo's; how much they inherit, against `peers`."""
+        l2 = np.where(others, novelty.l2_distances(x, self.zoo), np.inf)
+        function = np.where(others, _function_distances(answers, self._answers), np.inf)
+        mates = others[:, peers]
+        nearest = np.where(mates, l2[:, peers], np.inf).argmin(1)  # peers come first, so it is a row of the zoo too
+        rest = mates & self._compared.others(nearest)[:, peers]
+        found = against(answers.right, l2, self._answers.right, others) | {
+            "nearest_cosine": np.where(others, novelty.cosine_distances(x, self.zoo), np.inf).min(1),
+            "nearest_function": function.min(1),
+            "inherited": novelty.inherited(x, self.zoo[peers], nearest, rest),
+            "average_distance": novelty.average_distances(x, self.zoo, others),
+        }
+        if self._match:
+            aligned, rows = self._aligned(x, l2, function)
+            found["nearest_l2_matched"] = np.linalg.norm(aligned - self.zoo[rows], axis=1)
+            cosine = novelty.cosine_distances(aligned, self.zoo)[np.arange(len(x)), rows]
+            found["nearest_cosine_matched"] = cosine
+            # A permuted copy with noise inherits as much, once it is aligned.
+            again = np.where(rows < len(peers), rows, nearest)
+            rest = mates & self._compared.others(again)[:, peers]
+            inherits = novelty.inherited(aligned, self.zoo[peers], again, rest)
+            found["inherited"] = np.maximum(found["inherited"], inherits)
+        return found
+
+    def _aligned(self, x, l2, function) -> tuple[Float[np.ndarray, "nets params"], Int[np.ndarray, " nets"]]:
+        """Each network with its hidden units as in the zoo network that is then nearest, and that network's row.
+
+        Of those nearest by weights and by function: a permuted copy is far off by weights alone.
+        """
+        aligned, rows = [], []
+        for i, network in enumerate(x):
+            near = {int(r) for d in (l2, function) for r in np.argsort(d[i], kind="stable")[:CANDIDATES]}
+            near = [r for r in sorted(near) if np.isfinite(l2[i, r])]
+            made = [self._vector(self._match(self._part(self.zoo[r]), self._part(network))) for r in near]
+            best = int(np.argmin([np.linalg.norm(m - self.zoo[r]) for m, r in zip(made, near, strict=True)]))
+            aligned.append(made[best])
+            rows.append(near[best])
+        return np.stack(aligned), np.array(rows)
+
+    def _part(self, vector: Float[np.ndarray, " params"]) -> PyTree:
+        return _decode(self._spec, vector.reshape(self._spec.mask.shape))
+
+    def _vector(self, part: PyTree) -> Float[np.ndarray, " params"]:
+        return np.asarray(_encode(self._spec, part)).reshape(-1)
+
+    def _joint(self, both: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Distances among as many generated as zoo networks, and among one half of the latter and the other."""
+        count = min(len(v) for v, _ in both.values())
+        rows = {w: evenly(len(v), count) for w, (v, _) in both.items()}
+        half = np.arange(len(self.own) // 2 * 2).reshape(-1, 2).T.reshape(-1)  # every other one, then the rest
+        v = np.concatenate([v[rows[w]] for w, (v, _) in both.items()])
+        a, own = [a[rows[w]] for w, (_, a) in both.items()], both["zoo"][1][half]
+        a = Answers(*(np.concatenate([getattr(x, f.name) for x in a]) for f in dataclasses.fields(Answers)))
+        joint = {"weights": novelty.l2_distances(v, v), "function": _function_distances(a, a)}
+        halves = {
+            "weights": novelty.l2_distances(self.own[half], self.own[half]),
+            "function": _function_distances(own, own),
+        }
+        return joint, halves
+
+
+def against(right, l2, zoo_right, others: Bool[np.ndarray, "nets zoo"]) -> dict[str, Float[np.ndarray, " nets"]]:
+    """Accuracy, the highest overlap of wrong answers and the nearest L2, of networks against the `others`."""
+    overlap = np.where(others, novelty.iou_of_wrong(right, zoo_right), -np.inf)
+    return {"accuracy": right.mean(-1), "max_iou": overlap.max(1), "nearest_l2": np.where(others, l2, np.inf).min(1)}
+
+
+def flat(tokens: Tokens, spec: Spec) -> Float[np.ndarray, "nets params"]:
+    return (np.asarray(tokens) * spec.mask).reshape(len(tokens), -1)
+
+
+def _function_distances(a: Answers, b: Answers) -> Float[np.ndarray, "a b"]:
+    """Hellinger distance of class probabilities, root mean square over images, in [0, 1]."""
+    x, y = (np.sqrt(p.probabilities.astype(np.float64)).reshape(len(p), -1) for p in (a, b))
+    return novelty.l2_distances(x, y) / np.sqrt(2 * a.probabilities.shape[1])
+
+
+def _check(generated: Mapping[int, Tokens], compared: Mapping[int, Compared]) -> None:
+    if not generated or min(map(len, generated.values())) == 0:
+        raise PdiffError("audit: no task, or one without generated networks; allowed: one network or more of each")
+    for task in generated:
+        least = compared[task].others(compared[task].references(MOST_JUDGED)).sum(1)
+        if not len(least) or least.min() < 2:
+            raise PdiffError(
+                f"audit: a zoo network of task {task} has {min(least, default=0)} networks of other seeds to be "
+                "compared with; allowed: at least 2; raise zoo.seeds_per_task or eval.novelty_networks"
+            )
+
+
+def _relative(measured: Sequence[dict], zoo: Sequence[dict]) -> dict[str, Float[np.ndarray, " nets"]]:
+    """What the verdict looks at: distances in units of the median of each task's zoo networks."""
+    names = {
+        "weights": "nearest_l2",
+        "matched": "nearest_l2_matched",
+        "function": "nearest_function",
+        "average": "average_distance",
+    }
+    made = {}
+    for name, n in names.items():
+        if n in zoo[0]:
+            each = zip(measured, zoo, strict=True)
+            made[name] = np.concatenate([m[n] / max(np.median(z[n]), 1e-30) for m, z in each])
+    return made | {"inherited": np.concatenate([m["inherited"] for m in measured])}
+
+
+def _both(pairs) -> dict[str, dict]:
+    """Summaries over pairs of networks of one task; absent where no task has two."""
+    found: dict[str, list] = {}
+    for each in pairs:
+        for who, values in each.items():
+            found.setdefault(who, []).append(values)
+    return {w: summary(np.concatenate(v)) for w, v in found.items() if sum(map(len, v))}
+
+
+def _precision_recall(parts: Sequence[_Task], space: str) -> dict | None:
+    """Of generated against zoo networks, and (`zoo_…`) of one half of the latter against the other."""
+    made = two_sample.precision_recall([p.joint[space] for p in parts])
+    own = two_sample.precision_recall([p.halves[space] for p in parts])
+    return made and made | ({f"zoo_{n}": v for n, v in own.items()} if own else {})
+
+
+def _present(measured: dict) -> dict:
+    """Without what could not be measured: a task needs two networks of each kind."""
+    return {n: v for n, v in measured.items() if v is not None}
+
+
+def _curve(parts: Sequence[_Task], kind: str, key: str) -> list[dict]:
+    points = []
+    for name in parts[0].curves:
+        own = [(p.task, p.curves[name]) for p in parts if name in p.curves]
+        if name[0] == kind:
+            ids = np.concatenate([np.full(len(c["accuracy"]), t) for t, c in own])
+            measured = {n: summary(np.concatenate([c[n] for _, c in own]), ids) for n in ("accuracy", "max_iou")}
+            points.append({key: name[1], **measured})
+    return points
+
+
+def _points(kind: str, joined: dict, relative: dict) -> list[dict]:
+    values = joined | {f"relative_{n}": v for n, v in relative.items() if n != "inherited"}
+    count = len(joined["accuracy"])
+    return [{"kind": kind, **{n: round(float(v[i]), 6) for n, v in values.items()}} for i in range(count)]

@@ -1,0 +1,193 @@
+"""What "good" means: what networks answer, or, without images, how near they are to their task's networks."""
+
+import dataclasses
+import random as python_random
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Float, PyTree
+
+from pdiff.config.fields import DESCRIBING
+from pdiff.evaluation import studies
+from pdiff.evaluation.bench import Bench, Scores
+from pdiff.measures.accuracy import majority, repeat
+from pdiff.measures.weight_space import MEASURES, Reference, gram_of_updates, gram_of_weights
+from pdiff.results import summary
+from pdiff.scenario import Facts
+from pdiff.tasks.base import REPORTED_SPLITS, Task
+from pdiff.weights import codec
+from pdiff.zoo.networks import Networks
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """How good several networks for each of several tasks are."""
+
+    @property
+    def choice(self) -> float:
+        """What is chosen by: higher is better."""
+
+    def of_choice(self) -> dict:
+        """A summary of what is chosen by."""
+
+    def summary(self) -> dict:
+        """Of all, as it stands in results.json."""
+
+    def per_task(self, i: int) -> float | dict:
+        """Of the i-th task."""
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Measures networks, and knows what else stands beside them in results.json."""
+
+    def of(self, networks: PyTree, tasks: Sequence[Task], choosing: bool = False) -> Measured:
+        """Networks in task order, the same number for each; `choosing` keeps to what may choose."""
+
+    def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Measured]:
+        """Controls that are not a function of the zoo's tokens."""
+
+    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
+        """What else is measured of a split: rows, or dicts of rows."""
+
+    def of_zoo(self, split: str) -> dict[str, dict]:
+        """Summaries of the zoo's own networks of a split that are not task by task."""
+
+    def results(self, splits: dict, seen: PyTree) -> dict:
+        """The splits' entries as they lie in results.json; `seen` are generated networks of seen tasks."""
+
+
+class Answers:
+    """Accuracy on images: the test images, or, to choose by, the validation images."""
+
+    def __init__(self, bench: Bench, networks: dict[str, Networks]):
+        self._bench, self._networks = bench, networks
+        self._described = not set(DESCRIBING).isdisjoint(bench.config.sample.condition)
+
+    def of(self, networks: PyTree, tasks: Sequence[Task], choosing: bool = False) -> Scores:
+        return self._bench.accuracy(networks, tasks, "validation" if choosing else "test")
+
+    def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Scores]:
+        bench, blind = self._bench, self._networks["task_blind"]
+        repeated = jax.tree.map(lambda a: np.concatenate([a] * len(tasks)), blind.params)
+        found = {
+            "task_blind": bench.accuracy(repeated, tasks),
+            "majority": Scores(majority(bench.generator.family, tasks)[:, None]),
+        }
+        if self._described:
+            shuffle = python_random.Random(bench.config.seed)
+            most = bench.config.condition.text_max_length - 1  # letters out of order are a token each
+            texts = ["".join(shuffle.sample(d, len(d)))[:most] for d in self._wordings(tasks, "descriptions")]
+            found["shuffled_text"] = bench.scores(sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
+        return found
+
+    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
+        bench, tuned = self._bench, self._networks[split]
+        base = codec.take(bench.generator.spec, bench.generator.base)
+        found = {
+            "finetuned": Scores(np.stack([tuned.test_accuracy[tuned.task == t.id] for t in tasks])),
+            "base": bench.accuracy(repeat(base, len(tasks)), tasks),
+            "by_condition": studies.by_condition(bench, split, tasks, sampler),
+        }
+        if self._described and all(t.held_out_descriptions for t in tasks):
+            texts = self._wordings(tasks, "held_out_descriptions")
+            scores = bench.scores(sampler, tasks, f"evaluate/{split}/{sampler}", texts=texts)
+            found["held_out_wording"] = {sampler: scores}
+        return found
+
+    def of_zoo(self, split: str) -> dict[str, dict]:
+        return {}
+
+    def results(self, splits: dict, seen: PyTree) -> dict:
+        return {"splits": splits}
+
+    def _wordings(self, tasks: Sequence[Task], of: str) -> list[str]:
+        """One for each sample of each task, in turn."""
+        count = self._bench.config.eval.samples_per_task
+        return [d[j % len(d)] for d in (getattr(t, of) for t in tasks) for j in range(count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """By space and measure (of MEASURES), a row for each task. The first space is the one to choose by."""
+
+    values: dict[str, dict[str, Float[np.ndarray, "tasks count"]]]
+
+    @property
+    def choice(self) -> float:
+        return -float(next(iter(self.values.values()))["distance"].mean())
+
+    def of_choice(self) -> dict:
+        return next(iter(self.summary().values()))["distance"]
+
+    def summary(self) -> dict[str, dict[str, dict]]:
+        return {space: {m: Scores(measures[m]).summary() for m in MEASURES} for space, measures in self.values.items()}
+
+    def per_task(self, i: int) -> dict[str, dict[str, float]]:
+        return {s: {m: float(measures[m][i].mean()) for m in MEASURES} for s, measures in self.values.items()}
+
+
+class Weights:
+    """Distances from the task's own networks, for a zoo that was imported without images or a forward pass."""
+
+    def __init__(self, bench: Bench, networks: dict[str, Networks], facts: Facts):
+        self._bench, self._networks, self._facts = bench, networks, facts
+        self._grams = {"weights": gram_of_weights}
+        if facts.adapter is not None:
+            self._grams = {"updates": gram_of_updates} | self._grams  # what adapters do comes first
+        flat = {split: traverse_util.flatten_dict(n.params, sep="/") for split, n in networks.items()}
+        seen = networks["seen"]
+        self._references = {
+            split: {
+                space: Reference.of(gram, flat[split], networks[split].task, flat["seen"], seen.task)
+                for space, gram in self._grams.items()
+            }
+            for split in networks
+            if split in (*REPORTED_SPLITS, "validation")
+        }
+
+    def of(self, networks: PyTree, tasks: Sequence[Task], choosing: bool = False) -> Distances:
+        flat = traverse_util.flatten_dict(networks, sep="/")
+        count = len(next(iter(flat.values()))) // len(tasks)
+        ids = np.repeat([t.id for t in tasks], count)
+        found = {s: r.measures(flat, ids) for s, r in self._references[tasks[0].split].items()}
+        return Distances({s: {m: v.reshape(len(tasks), count) for m, v in of.items()} for s, of in found.items()})
+
+    def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Distances]:
+        return {}
+
+    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
+        return {}
+
+    def of_zoo(self, split: str) -> dict[str, dict]:
+        found = {}
+        own = {s: r.own_measures() for s, r in self._references[split].items()}
+        if all(o is not None for o in own.values()):
+            found["own"] = {s: {m: summary(v, task) for m, v in values.items()} for s, (values, task) in own.items()}
+        if split in self._facts.accuracies:
+            stated = np.array(self._facts.accuracies[split])
+            found["imported_accuracy"] = summary(stated, self._networks[split].task)
+        return found
+
+    def results(self, splits: dict, seen: PyTree) -> dict:
+        made = traverse_util.flatten_dict(seen, sep="/")
+        return {
+            "weight_space": {
+                "spaces": list(self._grams),
+                "units": {space: self._references["seen"][space].unit for space in self._grams},
+                "splits": splits,
+                "novelty": {space: self._novelty(space, made) for space in self._grams},
+            }
+        }
+
+    def _novelty(self, space: str, made: dict[str, np.ndarray]) -> dict:
+        """How near generated networks of seen tasks are to the zoo's, and the zoo's to one another."""
+        reference, seen = self._references["seen"][space], self._networks["seen"]
+        task = np.repeat([t.id for t in self._bench.tasks("seen")], self._bench.config.eval.samples_per_task)
+        return {
+            "nearest": summary(reference.nearest(made), task),
+            "zoo_nearest": summary(reference.nearest(reference.seen, np.arange(len(seen))), seen.task),
+        }

@@ -1,0 +1,245 @@
+"""From the prior and a few labelled images of a new task to one network.
+
+Networks are drawn from the prior, or, where there are too many tasks for a few hundred draws to hold each, from its
+posterior given the images' labels (`draw_guided`). The one that finds the labels likeliest is kept, and a few steps of
+AdamW go on from there. They move all weights, or the coefficients in the subspace alone. What is better is chosen on
+validation tasks (`evaluation.adaptation`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from pdiff.diffusion import samplers
+from pdiff.diffusion.guidance import by_likelihood
+from pdiff.errors import PdiffError
+from pdiff.generator.generator import Generator
+from pdiff.system import dist
+from pdiff.system.logs import log
+from pdiff.tasks.support import UNKNOWN, Support
+
+WEIGHTS, SUBSPACE = SPACES = ("weights", "subspace")
+WEIGHT_DECAY = 1e-2
+IN_SUBSPACE = 10.0  # times the learning rate there: coefficients are that much larger than weights
+TOGETHER = 256  # networks whose likelihood is asked at a time
+TASKS = 4  # tasks at a time; one program serves any number of them
+MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to go on from a chosen network, or from the likeliest of `guided` networks if that is above 0.
+
+    `space` is one of SPACES.
+    """
+
+    space: str = WEIGHTS
+    learning_rate: float = 1e-3
+    steps: int = 60
+    guided: int = 0
+
+
+def row_for(recipes: dict[str, dict], described: bool) -> str:
+    """The row of `adaptation` that stands for what a user gets: of those without a description the one that did best
+    on validation tasks."""
+    if described:
+        return "prior_described"
+    return max((n for n in ("prior", "prior_guided") if n in recipes), key=lambda n: recipes[n]["validation"])
+
+
+def recipe_for(support: Support, results: dict, config: ConfigDict, classes: int, described: bool) -> Recipe:
+    """How to go on with these images: what a run's validation tasks chose for the nearest number of them.
+
+    Without such results it is the lowest of the learning rates in `config`, the `adapt` part of the run's config.
+    """
+    per_class = max(1, int((support.y != UNKNOWN).sum()) // classes)
+    found = results.get("adaptation", {}).get("recipes", {})
+    if not found:
+        return Recipe(learning_rate=min(config.learning_rates), steps=config.steps)
+    nearest = min(found, key=lambda shots: abs(np.log(int(shots) / per_class)))
+    chosen = found[nearest][row_for(found[nearest], described)]
+    return Recipe(**{f.name: chosen.get(f.name, f.default) for f in dataclasses.fields(Recipe)})
+
+
+def check_examples(support: Support, classes: Sequence[str], recipe: Recipe) -> bool:
+    """Whether any of a user's images has a label. Warns where they say little, or the recipe is too long for them.
+
+    Raises:
+      PdiffError: a single image has one.
+    """
+    labels = support.y[support.real & (support.y != UNKNOWN)]
+    if not len(labels):
+        log.warning(
+            "warning: no image has a label: the network that is surest of its answers is taken, which on a task "
+            "unlike the seen ones may be a wrong one"
+        )
+        return False
+    if len(labels) < 2:
+        raise PdiffError(
+            f"labels: got 1 labelled image; allowed: at least 2, and one of each class is better: {', '.join(classes)}"
+        )
+    if missing := [name for label, name in enumerate(classes) if label not in labels]:
+        log.warning("warning: no labelled image of %s: what is chosen was not asked about it", ", ".join(missing))
+    if recipe.steps > MOST_STEPS * len(labels):
+        log.warning(
+            "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense",
+            recipe.steps, len(labels), MOST_STEPS * len(labels),
+        )  # fmt: skip
+    return True
+
+
+class Adapter:
+    """Chooses among networks and fine-tunes them, for several tasks at once; each program is compiled once."""
+
+    def __init__(self, generator: Generator, mesh: Mesh):
+        self._generator, self._mesh = generator, mesh
+        self._arrays = dist.replicate(generator.arrays(), mesh)
+        self._likelihood = self._mapped(self._score)
+        program = lambda space, steps: self._mapped(functools.partial(self._finetune, space, steps))  # noqa: E731
+        self._tuned = functools.cache(program)
+        self._guided = functools.cache(lambda count: self._mapped(functools.partial(self._draw_guided, count)))
+
+    def choose(
+        self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support
+    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+        """For each task of `support` the network, of a pool that all share, that is likeliest by its images.
+
+        Where no image has a label, it is the one that is surest of its answers: that is no likelihood, and a network
+        may be sure and wrong.
+        """
+        scores, count = [], len(jax.tree.leaves(networks)[0])
+        for start in range(0, count, TOGETHER):
+            # The last ones are filled up with the very last: one program serves all, and argmax finds the first.
+            rows = np.minimum(np.arange(start, start + TOGETHER), count - 1)
+            some = jax.tree.map(lambda w, rows=rows: w[rows], networks)
+            scores.append(self._over(functools.partial(self._asked, dist.replicate(some, self._mesh)), support.tree))
+        chosen = np.minimum(np.concatenate(scores, 1).argmax(1), count - 1)
+        return jax.tree.map(lambda w: np.asarray(w)[chosen], networks)
+
+    def finetune(
+        self, networks: PyTree[Float[np.ndarray, "tasks ..."]], support: Support, recipe: Recipe
+    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+        """One network for each task after `recipe.steps` of AdamW on all its labelled images, the rate on a cosine."""
+        if not recipe.steps:
+            return networks
+        step = self._tuned(recipe.space, recipe.steps)
+        rates = np.full(len(support.y), recipe.learning_rate, np.float32)
+        return self._over(functools.partial(step, self._arrays, ()), (networks, support.tree, rates))
+
+    def draw_guided(
+        self, params: PyTree, support: Support, count: int, key: PRNGKeyArray
+    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+        """For each task of `support` the likeliest of `count` networks that are drawn for its labelled images alone.
+
+        They are drawn by DDIM from the prior without a description, guided by the labels' likelihood: `params` are the
+        prior's.
+        """
+        whole = (dist.replicate(params, self._mesh), dist.replicate(key, self._mesh))
+        step = functools.partial(self._guided(count), self._arrays, whole)
+        return self._over(step, (support.tree, np.arange(len(support.y), dtype=np.int32)))
+
+    def _asked(self, pool, rows):
+        return self._likelihood(self._arrays, pool, rows)
+
+    def _mapped(self, one: Callable) -> Callable:
+        """`one(generator, whole, row)` over rows, split over the devices."""
+
+        def step(arrays, whole, rows):
+            bound = self._generator.bind(arrays)
+            return jax.lax.map(lambda row: one(bound, whole, row), rows)
+
+        specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED)
+        return dist.data_parallel(step, self._mesh, specs, dist.SHARDED)
+
+    def _over(self, step: Callable, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
+        chunk = dist.round_up(TASKS, self._mesh)
+        return dist.map_chunks(lambda r: step(dist.shard(r, self._mesh)), rows, len(jax.tree.leaves(rows)[0]), chunk)
+
+    @staticmethod
+    def _score(generator: Generator, networks: PyTree, support: dict) -> Float[Array, " nets"]:
+        labelled = (support["y"] != UNKNOWN) & support["real"]
+
+        def one(network):
+            sure = negative_entropy(generator.apply, network, support["x"], support["real"])
+            likely = log_likelihood(generator.apply, network, support["x"], jnp.maximum(support["y"], 0), labelled)
+            return jnp.where(labelled.any(), likely, sure)
+
+        return jax.vmap(one)(networks)
+
+    @staticmethod
+    def _draw_guided(count: int, generator: Generator, whole: tuple, row: tuple) -> PyTree:
+        (params, key), (support, number) = whole, row
+        labelled = (support["y"] != UNKNOWN) & support["real"]
+        y, config = jnp.maximum(support["y"], 0), generator.config.sample
+
+        def likelihood(x0):
+            each = jax.vmap(lambda w: log_likelihood(generator.apply, w, support["x"], y, labelled))
+            return labelled.sum(dtype=x0.dtype) * each(generator.decode(x0))
+
+        everything = generator.refined.everything
+        denoise = generator.denoiser(params, jnp.broadcast_to(everything, (count, *everything.shape)))
+        noise = jax.random.normal(jax.random.fold_in(key, number), (count, *generator.shape))
+        levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
+        keys = jax.random.split(key, count)  # which DDIM makes no use of
+        x0 = samplers.ddim(by_likelihood(denoise, likelihood), generator.path, noise, levels, keys)
+        best = likelihood(x0).argmax()
+        return jax.tree.map(lambda w: w[0], generator.decode(x0[best][None]))
+
+    @staticmethod
+    def _finetune(space: str, steps: int, generator: Generator, whole: tuple, row: tuple) -> PyTree:
+        network, support, rate = row
+        inside = space == SUBSPACE
+        # With the rate at 1 here, so that one program serves all rates.
+        schedule = optax.cosine_decay_schedule(1.0, steps)
+        adam = optax.adamw(schedule, weight_decay=0.0 if inside else WEIGHT_DECAY)
+        rate = rate * (IN_SUBSPACE if inside else 1.0)
+        labelled = (support["y"] != UNKNOWN) & support["real"]
+        if inside:
+            start = generator.encode(jax.tree.map(lambda w: w[None], network))
+
+            def read(coefficients):
+                return jax.tree.map(lambda w: w[0], generator.decode(coefficients))
+        else:
+            start, read = network, lambda parameters: parameters
+
+        def loss(parameters):
+            y = jnp.maximum(support["y"], 0)
+            return -log_likelihood(generator.apply, read(parameters), support["x"], y, labelled)
+
+        def step(carry, _):
+            parameters, state = carry
+            gradients = jax.grad(loss)(parameters)
+            with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+                updates, state = adam.update(gradients, state, parameters)
+            return (jax.tree.map(lambda p, u: p + rate * u, parameters, updates), state), None
+
+        return read(jax.lax.scan(step, (start, adam.init(start)), length=steps)[0][0])
+
+
+def log_likelihood(
+    apply: Callable,
+    network: PyTree,
+    x: Float[Array, "images features"],
+    y: Int[Array, " images"],
+    real: Bool[Array, " images"] | bool = True,
+) -> Float[Array, ""]:
+    """Mean log-likelihood, in nats, of the labels of those support images that are `real`, under one network."""
+    likely = jnp.take_along_axis(jax.nn.log_softmax(apply(network, x), -1), y[:, None], 1)[:, 0]
+    return jnp.where(real, likely, 0).sum() / jnp.maximum(jnp.broadcast_to(real, y.shape).sum(dtype=likely.dtype), 1)
+
+
+def negative_entropy(
+    apply: Callable, network: PyTree, x: Float[Array, "images features"], real: Bool[Array, " images"] | bool = True
+) -> Float[Array, ""]:
+    """Minus the mean entropy, in nats, of a network's answers on those support images that are `real`."""
+    logp = jax.nn.log_softmax(apply(network, x), -1)
+    sure = (jnp.exp(logp) * logp).sum(-1)
+    return jnp.where(real, sure, 0).sum() / jnp.maximum(jnp.broadcast_to(real, sure.shape).sum(dtype=sure.dtype), 1)

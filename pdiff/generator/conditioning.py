@@ -1,0 +1,144 @@
+"""What a generator is told of tasks: drawn at random in training, in words, numbers or images when it is asked."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from pdiff import rng
+from pdiff.generator.generator import MEMBERS, Generator
+from pdiff.models.conditions import factor_units, number_period
+from pdiff.tasks.base import Task
+from pdiff.tasks.grammar import TaskSet
+
+DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
+
+
+def make_constants(generator: Generator) -> dict:
+    """The arrays that every step reads: images, task variables, encoded descriptions.
+
+    They are an argument of the step, replicated once, and not baked into its program.
+    """
+    family, images = generator.family, generator.family.data.get("train")
+    constants = {"variables": family.variables, "factors": family.factors()}
+    if images is not None:
+        constants |= {"x": images.x, "y": images.y}
+    if "text" in generator.config.condition.use:
+        wordings = len(family.tasks[0].descriptions)
+        text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
+        constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
+    if "sentence" in generator.config.condition.use:
+        vectors = generator.sentences.encode_all(d for t in family.tasks for d in t.descriptions)
+        constants["sentence"] = vectors.reshape(len(family.tasks), -1, vectors.shape[-1])
+    if "background" in generator.config.condition.use:
+        constants["backgrounds"] = family.backgrounds
+    return constants
+
+
+def training_condition(
+    generator: Generator,
+    constants: dict,
+    task: Int[Array, " batch"],
+    wording: Int[Array, " batch"],
+    keys: Key[Array, " batch"],
+    sigma: Float[Array, " batch"] | None = None,
+    drop_all: float | None = None,
+) -> dict:
+    """The condition of each example, every name dropped with its own probability and all with `drop_all`, by default
+    the config's.
+
+    Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
+    must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
+    A denoiser's are moved less at low noise `sigma`, where the weights themselves would otherwise tell the angle better
+    than the condition does, and it would be ignored.
+    A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
+    """
+    config = generator.config.condition
+    streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
+    family = generator.family
+    scale = config.number_noise * (1 if config.number_period else number_period(config, family))
+    scale *= 1.0 if sigma is None else sigma**2 / (1 + sigma**2)
+    moved = scale * jax.vmap(jax.random.normal)(streams[:, 0])
+    inputs = {
+        "id": lambda: task,
+        "factors": lambda: constants["factors"][task] + moved[:, None] * jnp.asarray(factor_units(config, family)),
+        "text": lambda: _moved(jax.tree.map(lambda table: table[task, wording], constants["text"]), moved),
+        "sentence": lambda: constants["sentence"][task, wording],
+        "background": lambda: _drawn_shot(constants["backgrounds"], task, config.background_noise, streams[:, 3]),
+    }
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, (len(config.use) + 1,)))(streams[:, 2])
+    keep_any = uniform[:, -1] >= (config.drop_all if drop_all is None else drop_all)
+    return {
+        name: {"inputs": inputs[name](), "keep": keep_any & (uniform[:, i] >= config[f"drop_{name}"])}
+        for i, name in enumerate(config.use)
+    }
+
+
+def as_trained(generator: Generator, task: Int[np.ndarray, " rows"], given: Sequence[str]) -> dict:
+    """Conditions of tasks as training draws them, with its noise and any of their wordings and images, but each time
+    with the names `given` and no others."""
+    constants, count = make_constants(generator), len(task)
+    wordings = len(generator.family.tasks[0].descriptions)
+    wording = rng.on_host(generator.config.seed, "conditioning/wording").integers(wordings, size=count, dtype=np.int32)
+    keys = jax.random.split(rng.stream(generator.config.seed, "conditioning/as_trained"), count)
+    made = jax.jit(lambda c, *rows: training_condition(generator, c, *rows))(constants, task, wording, keys)
+    made = jax.tree.map(np.asarray, made)
+    return {n: {"inputs": c["inputs"], "keep": np.full(count, n in given)} for n, c in made.items()}
+
+
+def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
+    """The texts with all numbers of an example moved by the same amount."""
+    return text | {"values": jnp.where(text["is_number"], text["values"] + by[:, None], 0)}
+
+
+def _drawn_shot(
+    backgrounds: Float[Array, "tasks shots features"],
+    task: Int[Array, " batch"],
+    noise: float,
+    keys: Key[Array, " batch"],
+) -> Float[Array, "batch features"]:
+    """One of each task's empty images, with pixel noise of that standard deviation.
+
+    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
+    """
+
+    def one(task, key):
+        which, pixels = jax.random.split(key)
+        shot = backgrounds[task, jax.random.randint(which, (), 0, backgrounds.shape[1])]
+        return shot + noise * jax.random.normal(pixels, shot.shape)
+
+    return jax.vmap(one)(task, keys)
+
+
+def asked(
+    generator: Generator,
+    tasks: Sequence[Task],
+    count: int,
+    *,
+    given: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+    members: Float[np.ndarray, "samples members components"] | None = None,
+) -> dict:
+    """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
+
+    `given` is `sample.condition` by default.
+    """
+    if texts is None:
+        texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
+    repeated = [t for t in tasks for _ in range(count)]
+    given = generator.config.sample.condition if given is None else given
+    return generator.condition(repeated, texts, given, members)
+
+
+def of_set(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:
+    """The condition of `count` networks for a set of tasks; None if no network of the refined zoo is for one of them.
+
+    All are conditioned on the same members, so that they are draws of one distribution.
+    """
+    rows = generator.refined.draw(tasks, MEMBERS, random)
+    if not len(rows):
+        return None
+    members = np.repeat(np.asarray(generator.refined.means)[rows][None], count, 0)
+    return generator.condition([generator.family.tasks[0]] * count, given=(), members=members)

@@ -1,0 +1,385 @@
+"""Everything about a generator but the prior's parameters: what it generates, for which tasks, and by which models.
+
+It has two models. The mean (`models.mean`) turns a condition into one network. The prior (`models.dit`) is a diffusion
+model of networks in a subspace, conditioned on some of the mean's networks: `members`. Training the mean comes first;
+`refined.refine` then adds what it has learned, `mean_params`, `subspace` and `refined`, without which nothing can be
+drawn. The prior's parameters come from a checkpoint. `save` and `load` keep all but these, so that sampling needs
+no zoo.
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from pdiff import config as config_lib
+from pdiff import scenario
+from pdiff.diffusion import denoiser, sde
+from pdiff.errors import PdiffError
+from pdiff.models.conditions import Context, Mixture, make_conditions, mix
+from pdiff.models.dit import DiT, make_dit
+from pdiff.models.mean import MeanNetwork
+from pdiff.models.sentence import SentenceEncoder, find_minilm
+from pdiff.models.text import Tokenizer, train_tokenizer, usual_length
+from pdiff.system import files
+from pdiff.targets import Target
+from pdiff.tasks import Family
+from pdiff.tasks.base import Task
+from pdiff.tasks.grammar import TaskSet
+from pdiff.weights import codec, stats
+from pdiff.weights.spec import Spec, make_spec
+from pdiff.weights.subspace import Subspace
+from pdiff.zoo.networks import Networks, StoredNetworks
+
+ARTIFACTS = KIND = "generator"
+REMEDY = "delete that folder and run the run's command again to rebuild it"
+MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
+SENTENCES = 512  # vague descriptions that the tokenizer is trained with
+
+
+@flax.struct.dataclass
+class RefinedZoo:
+    """Rows of the refined zoo.
+
+    Attributes:
+      coefficients: of each network.
+      means: of the mean's network for the same condition; the very same ones but where the zoo itself is learned from.
+      factors: of the task of each.
+    """
+
+    coefficients: Float[ArrayLike, "rows components"]
+    means: Float[ArrayLike, "rows components"]
+    factors: Float[ArrayLike, "rows factors"]
+
+    @property
+    def everything(self) -> Float[Array, "members components"]:
+        """Networks that stand for no description: some of all rows, evenly."""
+        return jnp.asarray(self.means)[np.linspace(0, len(self.means) - 1, MEMBERS).round().astype(int)]
+
+    def rows_of(self, tasks: TaskSet) -> Int[np.ndarray, " some"]:
+        """The rows whose tasks are in a set."""
+        return np.flatnonzero(tasks.contains(np.asarray(self.factors, np.float64)))
+
+    def draw(self, tasks: TaskSet, count: int, random: np.random.Generator) -> Int[np.ndarray, " count"]:
+        """Rows in a set, drawn evenly: each as often as any other, but for one. Empty if none is in the set."""
+        rows = random.permutation(self.rows_of(tasks))
+        return random.permutation(np.resize(rows, count)) if len(rows) else rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """The parts of a generator.
+
+    Attributes:
+      base: supplies leaves that are not generated.
+      sentences: the frozen encoder, if a condition needs it.
+      mean_params: of the trained mean.
+      subspace: in which the prior works.
+      refined: the networks that the prior learns from, and that sets of tasks are drawn from.
+    """
+
+    config: ConfigDict
+    family: Family
+    target: Target
+    spec: Spec
+    stats: stats.Stats
+    base: PyTree
+    tokenizer: Tokenizer
+    mean: MeanNetwork
+    dit: DiT
+    path: sde.Path
+    sentences: SentenceEncoder | None = None
+    mean_params: PyTree | None = None
+    subspace: Subspace | None = None
+    refined: RefinedZoo | None = None
+
+    def arrays(self) -> dict:
+        """The arrays among the parts, as steps take them: baked into a program, large ones would fill it."""
+        return {n: getattr(self, n) for n in ("stats", "base", "mean_params", "subspace", "refined")}
+
+    def bind(self, arrays: dict) -> "Generator":
+        """The same generator with `arrays`, traced or laid out over devices, in place of its own."""
+        return dataclasses.replace(self, **arrays)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, token_dim) of a network's coefficients."""
+        return _token_shape(self.config, len(self.subspace.basis))
+
+    def init_mean(self, key: PRNGKeyArray) -> PyTree:
+        """Fresh parameters of the mean."""
+        condition = self.condition([self.family.tasks[0]], given=())  # shapes are all that counts
+        condition = jax.tree.map(jnp.asarray, {n: condition[n] for n in self.config.condition.use})
+        return self.mean.init(key, condition)["params"]
+
+    def init(self, key: PRNGKeyArray) -> PyTree:
+        """Fresh parameters of the prior."""
+        tokens, width = self.shape
+        members = jnp.zeros((1, MEMBERS, tokens * width))
+        return self.dit.init(key, jnp.zeros((1, tokens, width)), jnp.zeros(1), members)["params"]
+
+    def mean_context(self, condition: dict | Mixture) -> Context:
+        """What the mean's encoders make of a condition."""
+        if isinstance(condition, Mixture):
+            a, b = self.mean_context(condition.a), self.mean_context(condition.b)
+            return mix(a, b, condition.weight, condition.spherical)
+        return self.mean.apply({"params": self.mean_params}, condition, method="encode")
+
+    def mean_tokens(self, condition: dict | Mixture) -> Float[Array, "batch tokens dim"]:
+        """The mean's network for each condition, in normalised weights, zero where they do not vary."""
+        z = self.mean.apply({"params": self.mean_params}, self.mean_context(condition), method="decode")
+        return jnp.where(stats.varying(self.stats), z, 0)
+
+    def members(self, condition: dict | Mixture) -> Float[Array, "batch members components"]:
+        """The networks that the prior is conditioned on: those that the condition names, else the mean's own network
+        for it, else, where every name is null, some of all."""
+        own = self.subspace.project(self.mean_tokens(condition))[:, None]
+        plain = condition.a if isinstance(condition, Mixture) else condition
+        given = jnp.stack([plain[n]["keep"] for n in self.config.condition.use]).any(0)
+        named = plain["members"]
+        found = jnp.where(given[:, None, None], own, self.refined.everything)
+        return jnp.where(named["keep"][:, None, None], named["inputs"], found)
+
+    def denoiser(self, params: PyTree, members: Float[Array, "batch members components"]) -> Callable:
+        """D(z, sigma): the estimate of a network's coefficients."""
+        return denoiser.precondition(lambda x, c: self.dit.apply({"params": params}, x, c, members))
+
+    def encode(self, networks: PyTree[Float[ArrayLike, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
+        """Networks, as the generated part of their trees, to tokens of coefficients: the nearest in the subspace."""
+        return self.subspace.project(self.normalize(networks)).reshape(-1, *self.shape)
+
+    def decode(self, x: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+        """Tokens of coefficients to networks, as the generated part of their trees."""
+        return self.denormalize(self.subspace.reconstruct(x.reshape(len(x), -1)))
+
+    def normalize(self, networks: PyTree[Float[ArrayLike, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
+        """Networks, as the generated part of their trees, to normalised weights."""
+        return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode_part(self.spec, p)))(networks)
+
+    def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+        """Normalised weights to networks, as the generated part of their trees."""
+        return jax.vmap(lambda x: codec.decode_part(self.spec, stats.denormalize(self.stats, x)))(z)
+
+    def apply(self, network: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        """Logits of one network, given as its generated part; the base's leaves are the rest."""
+        return self.target.apply(codec.complete(self.spec, network, self.base), x)
+
+    def condition(
+        self,
+        tasks: Sequence[Task],
+        texts: Sequence[str] | None = None,
+        given: Sequence[str] | None = None,
+        members: Float[np.ndarray, "batch members components"] | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording.
+
+        `members` are coefficients of networks for tasks that each of the conditions may mean, if it may mean several.
+        """
+        use = self.config.condition.use
+        given = use if given is None else given
+        texts = [t.descriptions[0] for t in tasks] if texts is None else texts
+        inputs = {}
+        if "id" in use:
+            inputs["id"] = np.array([t.id for t in tasks], np.int32)
+        if "factors" in use:
+            inputs["factors"] = self.family.factors(tasks)
+        if "text" in use:
+            inputs["text"] = self.tokenizer.encode_all(texts).tree
+        if "sentence" in use:  # the frozen encoder takes time, so it runs only for what is given
+            absent = np.zeros((len(tasks), self.sentences.width), np.float32)
+            inputs["sentence"] = self.sentences.encode_all(texts) if "sentence" in given else absent
+        if "background" in use:
+            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks]), 0]
+        made = {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
+        if self.subspace is None:  # the mean's own, which has no members yet
+            return made
+        if members is None:
+            nobody = np.zeros((len(tasks), MEMBERS, len(self.subspace.basis)), np.float32)
+            return made | {"members": {"inputs": nobody, "keep": np.zeros(len(tasks), bool)}}
+        return made | {"members": {"inputs": members, "keep": np.ones(len(tasks), bool)}}
+
+
+def null_condition(condition: dict | Mixture) -> dict:
+    """The same condition with every name null."""
+    condition = condition.a if isinstance(condition, Mixture) else condition
+    return {name: c | {"keep": jnp.zeros_like(c["keep"])} for name, c in condition.items()}
+
+
+def make_generator(
+    config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks | StoredNetworks]
+) -> Generator:
+    """A generator for a zoo: statistics from its seen networks, tokenizer from the training descriptions.
+
+    Raises:
+      PdiffError: the zoo, the descriptions and the config do not fit together.
+    """
+    base = jax.tree.map(lambda a: a[0], networks["base"].params)
+    spec = _spec(config, target)
+    seen, together = networks["seen"], max(1, stats.BLOCK_ELEMENTS // spec.num_params)
+
+    def blocks():  # never all tokens at once: there may be more of them than fit into memory
+        return (codec.encode_stacked(spec, block.params) for block in seen.blocks(together))
+
+    fitted = stats.fit(
+        spec,
+        blocks(),
+        center=config.weights.center,
+        scale=config.weights.scale,
+        base_tokens=np.asarray(codec.encode(spec, base)),
+    )
+    return _assemble(config, family, target, fitted, base, make_tokenizer(config, family))
+
+
+def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
+    """A generator of shapes: what a zoo would decide is absent, so programs can be compiled from it and not run.
+
+    The refined zoo, which takes little room, is one of zeros, at the tasks where it would be.
+
+    Raises:
+      PdiffError: the descriptions and the config do not fit together.
+    """
+    spec = _spec(config, target)
+    shape, most, count = (spec.num_tokens, spec.token_dim), config.subspace.components, config.refined.networks
+    fitted = jax.eval_shape(lambda: stats.Stats(center=jnp.zeros(shape), scale=jnp.zeros(shape)))
+    made = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
+    mean_params = jax.eval_shape(made.init_mean, jax.random.key(0))
+    subspace = jax.eval_shape(lambda: Subspace(jnp.zeros(shape), jnp.zeros((most, *shape)), jnp.zeros(())))
+    factors = np.asarray(family.grammar.grid(count) if family.grammar else np.zeros((count, 0)), np.float32)
+    rows = np.zeros((len(factors), most), np.float32)
+    refined = RefinedZoo(rows, rows, factors)
+    return dataclasses.replace(made, mean_params=mean_params, subspace=subspace, refined=refined)
+
+
+def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
+    """The tokenizer of the training descriptions of the seen tasks, and of vague ones where the family has them.
+
+    Raises:
+      PdiffError: the vocabulary does not suit them, or a description of any task is longer than
+        `condition.text_max_length` or has characters that these lack.
+    """
+    seen = [d for t in family.split("seen") for d in t.descriptions]
+    if family.grammar is not None:
+        random = np.random.default_rng(0)
+        seen += [family.grammar.sentence(random)[0] for _ in range(SENTENCES)]
+    model, longest = train_tokenizer(seen, config.condition.text_vocab_size), config.condition.text_max_length
+    every = {d for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions)}
+    return Tokenizer(model, longest, usual_length(Tokenizer(model, longest), sorted(every)))
+
+
+def make_sentences(config: ConfigDict, family: Family) -> SentenceEncoder | None:
+    """The frozen sentence encoder, if a condition needs it.
+
+    Raises:
+      PdiffError: it is not installed, or cannot read a description.
+    """
+    if "sentence" not in config.condition.use:
+        return None
+    encoder = SentenceEncoder(find_minilm())
+    for text in (d for t in family.tasks for d in t.descriptions):
+        encoder.tokens(text)
+    return encoder
+
+
+def check(config: ConfigDict, family: Family, target: Target) -> None:
+    """Raises, before any work, what `make_generator` would raise after the zoo is built."""
+    make_conditions(config, family, make_tokenizer(config, family).vocab_size)
+    make_sentences(config, family)
+    sde.make_path(config.diffusion)
+
+
+def save(generator: Generator, workdir: Path) -> None:
+    """Keeps all parts that came from the zoo and the mean's training, with a manifest, in `<workdir>/generator`."""
+    where = Path(workdir) / ARTIFACTS
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(parents=True)
+    kept = {
+        "base": generator.base,
+        "stats": vars(generator.stats),
+        "mean": generator.mean_params,
+        "subspace": vars(generator.subspace),
+        "refined": vars(generator.refined),
+        "usual_length": np.int64(generator.tokenizer.usual_length),
+    }
+    arrays = traverse_util.flatten_dict(kept, sep="/")
+    arrays = {k: _contiguous(v) for k, v in arrays.items()}
+    files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
+    files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
+    config_lib.write(where / "config.json", generator.config)
+    files.write_manifest(where, KIND)
+
+
+def _contiguous(array) -> np.ndarray:
+    """Safetensors saves strided arrays wrong; NumPy's own function gives a scalar an axis."""
+    return np.array(array, order="C")
+
+
+def load(workdir: Path) -> Generator:
+    """The generator that `save` kept.
+
+    Raises:
+      PdiffError: there is none, or it is damaged.
+    """
+    where = Path(workdir) / ARTIFACTS
+    if not where.exists():
+        raise PdiffError(f"{workdir}: no generator here; allowed: a --workdir where a run has trained its mean")
+    files.verify_manifest(where, KIND, REMEDY)
+    config = config_lib.read(where / "config.json", REMEDY)
+    arrays = safetensors.numpy.load_file(where / "arrays.safetensors")
+    arrays = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}  # of a published one
+    tree = traverse_util.unflatten_dict(arrays, sep="/")
+    if "subspace" not in tree:
+        raise files.OtherFormat(f"{where}: made by a pdiff whose generator had no subspace; run that run again")
+    family, target = scenario.family_and_target(config, workdir)
+    model = (where / "tokenizer.model").read_bytes()
+    tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
+    made = _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
+    return dataclasses.replace(
+        made, mean_params=tree["mean"], subspace=Subspace(**tree["subspace"]), refined=RefinedZoo(**tree["refined"])
+    )
+
+
+def _spec(config: ConfigDict, target: Target) -> Spec:
+    tree, weights = target.abstract(), config.weights
+    width = weights.token_dim or suited_token_dim(make_spec(tree, generate=target.generate).num_params)
+    return make_spec(tree, generate=target.generate, token_dim=width)
+
+
+def _token_shape(config: ConfigDict, components: int) -> tuple[int, int]:
+    return components // config.subspace.token_dim, config.subspace.token_dim
+
+
+def suited_token_dim(num_params: int) -> int:
+    """The width of chunk tokens for networks of that size: the power of two next above twice its square root.
+
+    The sequence, and what a token says, then grow alike: 10 k parameters are 40 tokens of 256, 4 M are 977 of 4096.
+    """
+    return 1 << max(5, math.ceil(math.log2(2 * math.sqrt(num_params))))
+
+
+def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
+    spec = _spec(config, target)
+    conditions = make_conditions(config, family, tokenizer.vocab_size)
+    return Generator(
+        config=config,
+        family=family,
+        target=target,
+        spec=spec,
+        stats=fitted,
+        base=base,
+        tokenizer=tokenizer,
+        mean=MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim)),
+        dit=make_dit(config.model),
+        path=sde.make_path(config.diffusion),
+        sentences=make_sentences(config, family),
+    )

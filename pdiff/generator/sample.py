@@ -1,0 +1,120 @@
+"""Networks from a trained generator.
+
+They are drawn `sample.batch_size` at a time. `Samplers.networks` keeps them all, `batches` hands them over one batch
+after the other, and `scores` keeps their accuracies alone: there memory does not grow with samples times parameters.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from pdiff import rng
+from pdiff.diffusion import samplers
+from pdiff.diffusion.guidance import guided
+from pdiff.generator.generator import Generator, null_condition
+from pdiff.system import dist
+
+
+def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., PyTree[Float[Array, "batch ..."]]]:
+    """(params, arrays, condition, key, index) -> networks, jitted and sharded over the batch.
+
+    `arrays` are `generator.arrays()`, without the base if need be. `index` numbers the samples: sample i is the same
+    whatever batch or device it is drawn in.
+    """
+    config = generator.config.sample
+    sampler = samplers.get_sampler(name)
+    levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
+    shape = generator.shape
+
+    def draw(params, arrays, condition, key, index):
+        bound = generator.bind(arrays)
+        keys = rng.per_example(key, index)
+        noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
+        denoise = guided(
+            lambda z, s, members: bound.denoiser(params, members)(z, s),
+            bound.members(condition),
+            bound.members(null_condition(condition)),
+            config.guidance,
+        )
+        x0 = sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
+        return bound.decode(x0)
+
+    in_specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.REPLICATED, dist.SHARDED)
+    return dist.data_parallel(draw, mesh, in_specs, dist.SHARDED)
+
+
+class Samplers:
+    """The samplers of a generator, each compiled once for one batch size. Trained parameters come with each call."""
+
+    def __init__(self, generator: Generator, mesh: Mesh):
+        self._mesh = mesh
+        self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
+        self._arrays = dist.replicate(generator.arrays() | {"base": None}, mesh)
+        config = generator.config.sample
+        self._batch = dist.round_up(config.batch_size, mesh)
+
+    def batches(
+        self,
+        params: PyTree,
+        name: str,
+        condition: Any,
+        key: PRNGKeyArray,
+        *,
+        rows: PyTree[np.ndarray] = (),
+        make: Callable[[PyTree[Float[Array, "batch ..."]], Any], PyTree[Array]] = lambda networks, rows: networks,
+    ) -> Iterator[PyTree[np.ndarray]]:
+        """One network for each row of `condition` by the sampler `name`, `sample.batch_size` of them at a time.
+
+        Args:
+          rows: what else there is of each sample.
+          make: what to make of a batch, while it is on the devices, and of its `rows`; the last batch is padded. Only
+            what this returns, arrays with an axis over the batch, is fetched and, without the padding, yielded.
+        """
+        draw, key = self._make(name), dist.replicate(key, self._mesh)
+
+        def step(params, arrays, condition, numbered):
+            index, rows = numbered
+            return make(draw(params, arrays, condition, key, index), rows)
+
+        return self._in_batches(step, params, condition, (_index(condition), rows))
+
+    def networks(
+        self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
+    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """`batches` of networks, all as one: parameter trees of the target."""
+        return dist.join(self.batches(params, name, condition, key), _count(condition))
+
+    def scores(
+        self,
+        params: PyTree,
+        name: str,
+        condition: Any,
+        key: PRNGKeyArray,
+        score: Callable[[PyTree[Float[Array, "batch ..."]], Int[Array, " batch"]], Float[Array, " batch"]],
+        task: Int[np.ndarray, " samples"],
+    ) -> Float[np.ndarray, " samples"]:
+        """`score` (as `Scorer.batch`) of what `networks` would return, each on its task; no network is kept."""
+        rows = np.asarray(task, np.int32)
+        return dist.join(self.batches(params, name, condition, key, rows=rows, make=score), len(rows))
+
+    def _in_batches(self, step: Callable, params: PyTree, condition: Any, rows: PyTree) -> Iterator[PyTree[np.ndarray]]:
+        """step(params, arrays, condition, rows) over all rows, a batch at a time."""
+        params = dist.replicate(params, self._mesh)
+
+        def on_batch(args):
+            return step(params, self._arrays, *dist.shard(args, self._mesh))
+
+        return dist.chunks(on_batch, (condition, rows), _count(rows), self._batch)
+
+
+def _index(condition: PyTree) -> Int[np.ndarray, " samples"]:
+    return np.arange(_count(condition), dtype=np.int32)
+
+
+def _count(rows: PyTree) -> int:
+    return len(jax.tree.leaves(rows)[0])

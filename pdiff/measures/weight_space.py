@@ -1,0 +1,130 @@
+"""How far are networks from those of their task, where nothing but weights is known of them?
+
+All is computed from inner products. Those of the weights are the plain ones. Adapters have a second space, that of
+their updates B A, in which two adapters that do the same are one point however they are factored; its inner products
+take products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
+
+`distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which
+so scores about 1 itself. `relative_error` is the distance from the task's mean network by that network's own norm, or
+by the zoo's unit where that norm is zero, as of an adapter that changes nothing. `cosine` is of the deviations from
+the zoo's mean: 1 goes the task's way, 0 says nothing of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BLOCK = 1 << 20  # columns that are in float64 at a time
+MEASURES = ("distance", "relative_error", "cosine")
+
+Params = dict[str, Float[np.ndarray, "_ ..."]]  # by path, with a leading axis of networks
+Gram = Callable[[Params, Params], Float[np.ndarray, "a b"]]
+
+
+def gram_of_weights(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
+    """Inner products of all weights, in float64."""
+    total = np.zeros((_count(a), _count(b)))
+    for path in a:
+        left, right = a[path].reshape(_count(a), -1), b[path].reshape(_count(b), -1)
+        for start in range(0, left.shape[1], BLOCK):
+            part = slice(start, start + BLOCK)
+            total += left[:, part].astype(np.float64) @ right[:, part].astype(np.float64).T
+    return total
+
+
+def gram_of_updates(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
+    """Inner products of the updates B A of all adapted modules; no update is made."""
+    total = np.zeros((_count(a), _count(b)))
+    for module in (p[:-2] for p in a if p.endswith("/A")):
+        a_in, a_out = a[f"{module}/A"].astype(np.float64), a[f"{module}/B"].astype(np.float64)
+        for j in range(_count(b)):
+            inner_in = a_in @ b[f"{module}/A"][j].astype(np.float64).T
+            inner_out = a_out.swapaxes(1, 2) @ b[f"{module}/B"][j].astype(np.float64)
+            total[:, j] += (inner_in * inner_out).sum((1, 2))
+    return total
+
+
+def _count(params: Params) -> int:
+    return len(next(iter(params.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The networks of a split's tasks, and the zoo that a generator learned from, in one space.
+
+    Attributes:
+      gram: the inner product of the space.
+      own, own_task: networks of the tasks that are asked for.
+      seen: the zoo; `unit` is its unit of distance.
+    """
+
+    gram: Gram
+    own: Params
+    own_task: Int[np.ndarray, " own"]
+    seen: Params
+    unit: float
+
+    @classmethod
+    def of(cls, gram: Gram, own: Params, own_task: np.ndarray, seen: Params, seen_task: np.ndarray) -> "Reference":
+        """With the unit measured; for a zoo of one task it is the rms distance of networks from their mean."""
+        inner = gram(seen, seen)
+        groups = [np.flatnonzero(seen_task == t) for t in np.unique(seen_task)]
+        groups = groups if len(groups) > 1 else [[i] for i in range(len(seen_task))]
+        means = _averaging(groups, len(seen_task))
+        means = means - means.mean(0)
+        return cls(gram, own, own_task, seen, float(np.sqrt(np.einsum("ti,ij,tj->t", means, inner, means).mean())))
+
+    def measures(self, made: Params, task: Int[np.ndarray, " made"]) -> dict[str, Float[np.ndarray, " made"]]:
+        """Each of MEASURES for network i against the mean of its task's own."""
+        mine = _averaging([np.flatnonzero(self.own_task == t) for t in task], len(self.own_task))
+        return self._against(made, mine)
+
+    def own_measures(self) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " some"]] | None:
+        """The same of each own network against the others of its task, and the tasks; None if all are alone."""
+        others = [np.flatnonzero((self.own_task == t) & (np.arange(len(self.own_task)) != i))
+                  for i, t in enumerate(self.own_task)]  # fmt: skip
+        kept = np.array([i for i, o in enumerate(others) if len(o)], int)
+        if not len(kept):
+            return None
+        mine = _averaging([others[i] for i in kept], len(self.own_task))
+        return self._against({p: v[kept] for p, v in self.own.items()}, mine), self.own_task[kept]
+
+    def _against(self, made: Params, mine: Float[np.ndarray, "made own"]) -> dict[str, np.ndarray]:
+        to_own = (self.gram(made, self.own) * mine).sum(1)
+        own_own = np.einsum("ij,jk,ik->i", mine, self.gram(self.own, self.own), mine)
+        to_zoo, zoo_zoo = self.gram(made, self.seen).mean(1), self.gram(self.seen, self.seen).mean()
+        own_zoo = mine @ self.gram(self.own, self.seen).mean(1)
+        square = _squares(self.gram, made)
+        distance = np.sqrt(np.maximum(square - 2 * to_own + own_own, 0))
+        moved, wanted = square - 2 * to_zoo + zoo_zoo, own_own - 2 * own_zoo + zoo_zoo
+        size = np.sqrt(np.maximum(moved, 0) * np.maximum(wanted, 0))
+        there = (moved > 1e-10 * square) & (wanted > 1e-10 * own_own)  # else a deviation is rounding alone
+        norm = np.where(own_own > 1e-10 * self.unit**2, np.sqrt(np.abs(own_own)), self.unit)
+        return {
+            "distance": distance / self.unit,
+            "relative_error": distance / norm,
+            "cosine": np.where(there, (to_own - to_zoo - own_zoo + zoo_zoo) / np.where(there, size, 1), 0),
+        }
+
+    def nearest(self, made: Params, skip: Int[np.ndarray, " made"] | None = None) -> Float[np.ndarray, " made"]:
+        """Distance of each network to the nearest of the zoo, in units of it; of network i not to `skip[i]` of it."""
+        square = _squares(self.gram, made)[:, None] - 2 * self.gram(made, self.seen) + _squares(self.gram, self.seen)
+        if skip is not None:
+            square[np.arange(len(square)), skip] = np.inf
+        return np.sqrt(np.maximum(square.min(1), 0)) / self.unit
+
+
+def _averaging(groups: list, count: int) -> Float[np.ndarray, "groups count"]:
+    """A row for each group of indices that averages over it."""
+    rows = np.zeros((len(groups), count))
+    for i, group in enumerate(groups):
+        rows[i, group] = 1 / len(group)
+    return rows
+
+
+def _squares(gram: Gram, params: Params) -> Float[np.ndarray, " nets"]:
+    """Squared norms, one network at a time."""
+    return np.array([gram(one, one)[0, 0] for one in ({p: v[i : i + 1] for p, v in params.items()}
+                                                       for i in range(_count(params)))])  # fmt: skip

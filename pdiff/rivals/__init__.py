@@ -1,0 +1,1 @@
+"""Other papers' generators, trained on the same zoo."""

@@ -1,0 +1,170 @@
+"""What an import leaves in a workdir beside the zoo, and the family and the target that a run has of it.
+
+`imported/import.json` says which tasks there are and what the leaves are called. Where the config's family is
+`imported`, these are all that is known: there are no images and no forward pass, so networks are compared by their
+weights. Any other family is pdiff's own, of those of its tasks that networks came for.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from pdiff.errors import PdiffError
+from pdiff.system import files
+from pdiff.targets import Target, get_target
+from pdiff.tasks import Family, get_family
+from pdiff.tasks.base import Task
+
+IMPORTED = "imported"  # the family and the target without images, and the folder in a workdir
+FACTS = "import.json"
+REMEDY = "import the networks again, into a new --workdir"
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What an import knows beside the networks themselves; all of it is JSON.
+
+    Attributes:
+      digest: sha256 of everything that was read.
+      source: the folder, as it was named.
+      tasks: name, split, factors, descriptions and file names of each task, by id.
+      factor_names: of the tasks' factors.
+      leaves: path: [shape, dtype it came in, name it had, transform to its layout here].
+      adapter: adapter_config.json of the first, for adapters of PEFT.
+      accuracies: what the manifest said of networks, by split, task and network, where it said so of all.
+    """
+
+    digest: str
+    source: str
+    tasks: list[dict[str, Any]]
+    factor_names: list[str]
+    leaves: dict[str, list]
+    adapter: dict[str, Any] | None
+    accuracies: dict[str, list[float]]
+
+
+def save(facts: Facts, workdir: Path) -> None:
+    """Keeps the facts in `workdir`."""
+    where = Path(workdir) / IMPORTED
+    where.mkdir(parents=True, exist_ok=True)
+    files.write_json(where / FACTS, dataclasses.asdict(facts))
+
+
+def load(workdir: Path) -> Facts | None:
+    """The facts of the import in `workdir`; None if there was none.
+
+    Raises:
+      PdiffError: they are damaged.
+    """
+    path = Path(workdir) / IMPORTED / FACTS
+    if not path.exists():
+        return None
+    try:
+        return Facts(**files.read_json(path, REMEDY))
+    except TypeError as e:
+        raise PdiffError(f"{path}: holds other fields than an import of this pdiff writes; {REMEDY}") from e
+
+
+def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target]:
+    """The tasks and the target network of a run in `workdir`.
+
+    Raises:
+      PdiffError: the family is `imported` and nothing has been imported; or as `get_family` and `get_target`.
+    """
+    return made_of(config, load(workdir))
+
+
+def made_of(config: ConfigDict, facts: Facts | None) -> tuple[Family, Target]:
+    """The same of facts that are not in a workdir yet."""
+    if config.tasks.family != IMPORTED:
+        family = get_family(config.tasks)
+        family = family if facts is None else restricted(family, [t["name"] for t in facts.tasks])
+        return family, get_target(config.target, family.image_shape, family.num_classes)
+    if facts is None:
+        raise PdiffError(
+            "tasks.family: got 'imported', and nothing is imported here; --mode=import --source=DIR comes first"
+        )
+    check_without_images(config)
+    return _family(facts), _target(facts)
+
+
+def check_without_images(config: ConfigDict) -> None:
+    """Raises PdiffError, naming the field, if a config asks for images that an imported family does not have."""
+    if config.target.name != IMPORTED:
+        raise PdiffError(f"target.name: got {config.target.name!r}; allowed with tasks.family=imported: imported")
+    if config.mean.functional_weight:
+        raise PdiffError(
+            f"mean.functional_weight: got {config.mean.functional_weight:g}; allowed with "
+            "tasks.family=imported: 0, as there are no images to run the networks on"
+        )
+    if "background" in config.condition.use:
+        raise PdiffError(f"condition.use: got {config.condition.use}; an imported family has no background images")
+
+
+def restricted(family: Family, names: Sequence[str]) -> Family:
+    """The family with those of its tasks alone, in that order.
+
+    Raises:
+      PdiffError: it has no task of such a name.
+    """
+    known = {t.name: t for t in family.tasks}
+    strange = [n for n in names if n not in known]
+    if strange:
+        raise PdiffError(
+            f"task {strange[0]!r}: the family {family.name} has none of that name ({len(strange)} such); it has "
+            f"{len(known)}, such as {', '.join(list(known)[:3])}"
+        )
+    rows = np.array([known[n].id for n in names])
+    kept = dataclasses.replace(
+        family,
+        tasks=tuple(dataclasses.replace(known[n], id=i) for i, n in enumerate(names)),
+        variables=jax.tree.map(lambda v: v[rows], family.variables),
+        backgrounds=None if family.backgrounds is None else family.backgrounds[rows],
+        arcs={s: a for s, a in family.arcs.items() if any(known[n].split == s for n in names)},
+    )
+    kept.check()
+    return kept
+
+
+def _family(facts: Facts) -> Family:
+    tasks = tuple(
+        Task(t["name"], i, t["split"], tuple(t["factors"]), tuple(t["descriptions"]), ())
+        for i, t in enumerate(facts.tasks)
+    )
+
+    def render(own, x):
+        raise PdiffError("an imported family has no images")
+
+    family = Family(
+        name=IMPORTED,
+        factor_names=tuple(facts.factor_names),
+        factor_periods=(0.0,) * len(facts.factor_names),
+        num_classes=0,
+        image_shape=(0,),
+        data={},
+        tasks=tasks,
+        variables=np.zeros((len(tasks), 0), np.float32),
+        render=render,
+        describe=None,
+    )
+    family.check()
+    return family
+
+
+def _target(facts: Facts) -> Target:
+    shapes = {path: tuple(shape) for path, (shape, *_) in facts.leaves.items()}
+
+    def init(key):
+        return traverse_util.unflatten_dict({p: jnp.zeros(s, jnp.float32) for p, s in shapes.items()}, sep="/")
+
+    def apply(tree, x):
+        raise PdiffError("an imported target is known by its weights alone and cannot be run here")
+
+    return Target(IMPORTED, init, apply)

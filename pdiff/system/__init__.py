@@ -1,0 +1,1 @@
+"""The machine, its devices, processes, files and logs: nothing here knows what a network is."""

@@ -1,0 +1,316 @@
+"""Images under one kind of corruption at one severity: discrete and continuous factors together.
+
+The kinds are those of Hendrycks & Dietterich 2019 that are affine in the pixels but for a clip to [0, 1], so one
+`render` serves them all. A severity lies in [0, 1]: 0 is the clean image for every kind, and strength grows with it.
+The range of severities is cut into the regions of `pdiff/tasks/regions.py`, in percent and the same for every kind.
+
+A task's seed draws its noise and where its occluding block lies. That place is told as two more factors and in the
+descriptions; what noise is drawn can be neither told nor learned, so it is not.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, UInt32
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from pdiff import rng
+from pdiff.errors import PdiffError
+from pdiff.tasks.base import Family, Task
+from pdiff.tasks.data import images
+from pdiff.tasks.grammar import (
+    NUMBER,
+    Grammar,
+    TaskSet,
+    Values,
+    any_of,
+    between,
+    construction,
+    interval,
+    log_uniform,
+    numbers,
+    pick,
+)
+from pdiff.tasks.regions import Range, spread
+
+PERCENT = Range(100.0, "percent", wraps=False)
+
+# What severity 1 is.
+LEAST_CONTRAST = 0.2  # share of an image's contrast that is left
+WIDEST_BLUR = 0.2  # standard deviation, as a share of the image's sides
+STRONGEST_NOISE = 0.5  # standard deviation; pixels are in [0, 1]
+LARGEST_BLOCK = 0.6  # sides of the occluding block, as shares of the image's
+STEEPEST_SHEAR = 1.0  # columns that neighbouring rows move apart
+SMALLEST_SCALE = 0.5  # of the object; black surrounds it
+GREY = 0.5  # what contrast fades to, and the colour of the block
+PLACES = (30, 70)  # percent of the sides between which a block's centre lies, so that it is never cut off
+
+WORDINGS = (
+    "{what} under {kind} of severity {severity} percent{place}",
+    "{what} with {severity} percent {kind}{place}",
+    "recognise {what} after {kind} of {severity} percent{place}",
+    "images of {what}, {kind} at {severity} percent{place}",
+    "{kind} of severity {severity} percent{place} on {what}",
+    "a classifier for {what} under {severity} percent {kind}{place}",
+)
+HELD_OUT_WORDINGS = (
+    "{what} after {severity} percent {kind}{place}",
+    "recognise {what} under {kind} at {severity} percent{place}",
+    "images of {what} with {kind} of severity {severity} percent{place}",
+)
+PLACE = " at {} across, {} down"
+
+FRAMES = (  # of vague descriptions: training ones, then held-out ones
+    ("{what} under {}", "{what} with {}", "recognise {what} after {}", "a classifier for {what} under {}"),
+    ("{what} after {}", "images of {what} with {}"),
+)
+ABOUT, LISTED = 5.0, 0.5  # percent of severity that "about" and a list's numbers may be off either way
+
+Shape = tuple[int, int]
+Variables = dict[str, np.ndarray]
+
+
+def identity(shape: Shape) -> Variables:
+    """The variables of a task that leaves images of `shape` (height, width) as they are.
+
+    An image goes to `rows @ image`, then each of its rows r to `row @ columns[r] + offset[r]`; noise of standard
+    deviation `noise` is added, and the whole clipped to [0, 1].
+    """
+    height, width = shape
+    return {
+        "rows": np.eye(height),
+        "columns": np.tile(np.eye(width), (height, 1, 1)),
+        "offset": np.zeros(shape),
+        "noise": np.zeros(()),
+    }
+
+
+def contrast(severity: float, shape: Shape) -> Variables:
+    """Towards grey."""
+    left = 1 - severity * (1 - LEAST_CONTRAST)
+    return _blend(np.full(shape, left), np.full(shape, (1 - left) * GREY))
+
+
+def blur(severity: float, shape: Shape) -> Variables:
+    """`scipy.ndimage.gaussian_filter(image, sqrt(severity) * WIDEST_BLUR * shape)`: its variance is linear.
+
+    A standard deviation that is linear would change nothing at low severities, since it has to reach the next pixel.
+    """
+    sigma = np.sqrt(severity) * WIDEST_BLUR
+    rows, columns = (ndimage.gaussian_filter(np.eye(side), (sigma * side, 0)) for side in shape)
+    return identity(shape) | {"rows": rows, "columns": np.tile(columns.T, (shape[0], 1, 1))}
+
+
+def inversion(severity: float, shape: Shape) -> Variables:
+    """(1 - s) x + s (1 - x), which at 0.5 is grey: nothing can be told there."""
+    return _blend(np.full(shape, 1 - 2 * severity), np.full(shape, severity))
+
+
+def noise(severity: float, shape: Shape) -> Variables:
+    """Gaussian noise."""
+    return identity(shape) | {"noise": np.asarray(severity * STRONGEST_NOISE)}
+
+
+def occlusion(severity: float, shape: Shape, across: float = 0.5, down: float = 0.5) -> Variables:
+    """A grey block, centred at these shares of the width and the height, covering pixels at its edge in part."""
+
+    def cover(side: int, centre: float) -> Float[np.ndarray, " side"]:
+        half, pixels = severity * LARGEST_BLOCK * side / 2, np.arange(side)
+        return np.clip(np.minimum(pixels + 1, centre * side + half) - np.maximum(pixels, centre * side - half), 0, 1)
+
+    covered = np.outer(cover(shape[0], down), cover(shape[1], across))
+    return _blend(1 - covered, covered * GREY)
+
+
+def shear(severity: float, shape: Shape) -> Variables:
+    """`scipy.ndimage.affine_transform` with the matrix [[1, 0], [slope, 1]] about the centre, linear, black outside."""
+    offsets = severity * STEEPEST_SHEAR * (np.arange(shape[0]) - (shape[0] - 1) / 2)
+    return identity(shape) | {"columns": np.stack([_resample(shape[1], 1.0, o) for o in offsets])}
+
+
+def scale(severity: float, shape: Shape) -> Variables:
+    """`scipy.ndimage.affine_transform` with the matrix 1 / scale about the centre, linear, black outside."""
+    zoom = 1 / (1 - severity * (1 - SMALLEST_SCALE))
+    rows, columns = (_resample(side, zoom, (1 - zoom) * (side - 1) / 2) for side in shape)
+    return identity(shape) | {"rows": rows.T, "columns": np.tile(columns, (shape[0], 1, 1))}
+
+
+KINDS: dict[str, Callable[..., Variables]] = {
+    f.__name__: f for f in (contrast, blur, inversion, noise, occlusion, shear, scale)
+}
+
+
+def _blend(gain: Float[np.ndarray, "height width"], offset: Float[np.ndarray, "height width"]) -> Variables:
+    """gain * image + offset."""
+    return identity(gain.shape) | {"columns": np.eye(gain.shape[1]) * gain[:, None, :], "offset": offset}
+
+
+def _resample(side: int, zoom: float, offset: float) -> Float[np.ndarray, "side side"]:
+    """M such that `(line @ M)[i]` is `line` at `zoom * i + offset`, linear between pixels and black outside."""
+    # On the basis lines; 'grid-constant' also goes linearly to black at the edges, 'constant' would jump.
+    return ndimage.affine_transform(
+        np.eye(side), np.array([1.0, zoom]), np.array([0.0, offset]), order=1, mode="grid-constant"
+    )
+
+
+def render(own: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
+    """The images `x` as the task has them. An image looks the same whatever batch it is in."""
+    height, width = own["offset"].shape
+    mixed = jnp.einsum("qr,nrc->nqc", own["rows"], x.reshape(-1, height, width))
+    mixed = jnp.einsum("nrc,rcd->nrd", mixed, own["columns"]) + own["offset"]
+    key = rng.stream(0, "tasks/corruptions/noise", own["seed"])
+    draw = jax.vmap(lambda bits: jax.random.normal(jax.random.fold_in(key, bits), x.shape[1:]))
+    return jnp.clip(mixed.reshape(x.shape) + own["noise"] * draw(hash_images(x)), 0, 1)
+
+
+def hash_images(x: Float[ArrayLike, "n pixels"]) -> UInt32[Array, " n"]:
+    """32 bits of each image's pixels: every pixel's bits, moved by its place, through MurmurHash3's finalizer."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32)
+    bits = bits + jnp.arange(x.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return (bits ^ (bits >> 16)).sum(1, dtype=jnp.uint32)
+
+
+def factor_names(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The severity first; an indicator for each kind; where the block's centre is, 0 for all other kinds."""
+    return ("severity", *kinds, *(("across", "down") if "occlusion" in kinds else ()))
+
+
+def describe(factors: tuple[float, ...], *, kinds: Sequence[str], what: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and held-out wordings for factors of one kind, numbers in percent, severities to a hundredth of one."""
+    kind = kinds[int(np.argmax(factors[1 : 1 + len(kinds)]))]
+    place = PLACE.format(*(f"{100 * f:.0f}" for f in factors[-2:])) if kind == "occlusion" else ""
+    words = {"what": what, "kind": kind, "severity": f"{round(100 * factors[0], 2):g}", "place": place}
+    return tuple(w.format(**words) for w in WORDINGS), tuple(w.format(**words) for w in HELD_OUT_WORDINGS)
+
+
+def _grammar(kinds: Sequence[str], what: str) -> Grammar:
+    """Vague descriptions: of kinds and of severities. They leave open where a block lies."""
+    frames = tuple(tuple(f.replace("{what}", what) for f in fs) for fs in FRAMES)
+
+    def tasks(*chosen: str, bands: Sequence[tuple[float, float]] = ((0.0, 100.0),), said: str = "") -> TaskSet:
+        """Those of a chosen kind, or of any if none is, in one of the bands, in percent."""
+        columns = [1 + kinds.index(k) for k in dict.fromkeys(chosen or kinds)]
+        parts = list(dict.fromkeys(interval(*band, "percent") for band in bands))
+        where = " or ".join(f"{a:g} to {b:g}" for a, b in parts)
+        width = f"{len(columns)} of {len(kinds)} kinds, {sum(b - a for a, b in parts):g} of 100 percent"
+        return TaskSet(
+            f"{said or ' or '.join(dict.fromkeys(chosen)) or 'any corruption'} of severity {where} percent ({width})",
+            lambda f: (f[:, columns] > 0.5).any(1) & np.any([between(100 * f[:, 0], *p) for p in parts], axis=0),
+        )
+
+    def around(margin: float, *percents: float) -> list[tuple[float, float]]:
+        return [(p - margin, p + margin) for p in percents]
+
+    def draw(*slots: str, kind: Sequence[str] = ("kind",)) -> Callable[[np.random.Generator], Values]:
+        return lambda random: pick(random, kinds, *kind) | numbers(random, **{s: random.uniform(1, 99) for s in slots})
+
+    def ends(random: np.random.Generator) -> Values:
+        width = log_uniform(random, 5, 60)
+        start = random.uniform(0, 100 - width)
+        return pick(random, kinds, "kind") | numbers(random, a=start, b=start + width)
+
+    made = [
+        ("kind", ("some {kind}", "{kind} of any severity", "any amount of {kind}"),
+         ("{kind}", "{kind} at some severity"), draw(), lambda kind: tasks(kind)),
+        ("severity", ("some corruption of severity {a} percent", "{a} percent of some corruption"),
+         ("any corruption at {a} percent",), draw("a", kind=()), lambda a: tasks(bands=around(LISTED, a))),
+        ("range", ("{kind} between {a} and {b} percent", "{a} to {b} percent {kind}"),
+         ("{kind} of severity {a} to {b} percent",), ends, lambda kind, a, b: tasks(kind, bands=[(a, b)])),
+        ("about", ("about {a} percent {kind}", "{kind} of about {a} percent"),
+         ("{kind} at around {a} percent",), draw("a"), lambda kind, a: tasks(kind, bands=around(ABOUT, a))),
+        ("two severities", ("either {a} or {b} percent {kind}", "{kind} of {a} or {b} percent"),
+         ("{kind} at either {a} percent or {b} percent",), draw("a", "b"),
+         lambda kind, a, b: tasks(kind, bands=around(LISTED, a, b))),
+        ("any", ("some corruption", "any corruption"),
+         ("whatever corruption",), draw(kind=()), lambda: tasks()),
+    ]  # fmt: skip
+    if len(kinds) > 1:
+        made += [
+            ("two kinds", ("either {kind} or {other}", "some {kind} or {other}"),
+             ("{kind} or else {other}",), draw(kind=("kind", "other")), lambda kind, other: tasks(kind, other)),
+            ("not a kind", ("any corruption but {kind}", "some corruption other than {kind}"),
+             ("any corruption apart from {kind}",), draw(),
+             lambda kind: tasks(*(k for k in kinds if k != kind), said=f"any corruption but {kind}")),
+        ]  # fmt: skip
+
+    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
+        each = max(1, count // len(kinds))
+        percents = np.round((np.arange(each) + 0.5) * 100 / each, 2)
+        return np.array([_factors(kind, float(p), kinds) for kind in kinds for p in percents][:count])
+
+    slots = {"kind": any_of(kinds), "other": any_of(kinds), "a": NUMBER, "b": NUMBER}
+    return Grammar(tuple(construction(name, frames, *rest) for name, *rest in made), slots, grid)
+
+
+def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
+    """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
+
+    Raises:
+      PdiffError: the bands are malformed, or leave no room for the seen tasks; or images are not grey.
+    """
+    kinds, bands = config.corruptions, PERCENT.divide(config)
+    regions = {"seen": PERCENT.complement([b for held in bands.values() for b in held]), **bands}
+    counts = {split: config[f"num_{split}"] for split in ("seen", "validation", "interp", "unseen")}
+    data = data or images.load(config)
+    if len(data.image_shape) != 2:
+        raise PdiffError(
+            f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for corruptions: grey images"
+        )
+    describe_own = functools.partial(describe, kinds=kinds, what=config.data.replace("_", " "))
+    vary = functools.partial(variables_of, kinds=kinds, shape=data.image_shape)
+    tasks, variables = [], []
+    for split, count in counts.items():
+        # The severities of kind i are laid out from 100 i to 100 i + 100.
+        laid_out = [(100 * i + a, 100 * i + b) for i in range(len(kinds)) for a, b in regions[split]]
+        for value in np.sort(spread(laid_out, count)):
+            kind, percent = kinds[int(value // 100)], round(float(value % 100), 2)
+            factors = _factors(kind, percent, kinds)
+            trained, held_out = describe_own(factors)
+            tasks.append(Task(f"{kind}_{percent:g}", len(tasks), split, factors, trained, held_out))
+            variables.append(vary(factors))
+    names = factor_names(kinds)
+    return Family(
+        name="corruptions",
+        factor_names=names,
+        factor_periods=(0.0,) * len(names),
+        factor_units=tuple(0.0 if n in kinds else 0.01 for n in names),
+        num_classes=len(data.class_names),
+        image_shape=data.image_shape,
+        data=data.parts,
+        tasks=tuple(tasks),
+        variables=jax.tree.map(lambda *a: np.stack(a), *variables),
+        render=render,
+        describe=describe_own,
+        vary=vary,
+        class_names=data.class_names,
+        grammar=_grammar(kinds, config.data.replace("_", " ")),
+        arcs={split: tuple((a / 100, b / 100) for a, b in own) for split, own in bands.items()},
+    )
+
+
+def _factors(kind: str, percent: float, kinds: Sequence[str]) -> tuple[float, ...]:
+    """The factors of a kind at a severity; where a block lies is drawn from the task's seed."""
+    known = {"severity": percent / 100, kind: 1.0}
+    if kind == "occlusion":
+        across, down = np.random.default_rng(_seed(kind, percent)).integers(*PLACES, 2, endpoint=True) / 100
+        known |= {"across": float(across), "down": float(down)}
+    return tuple(known.get(n, 0.0) for n in factor_names(kinds))
+
+
+def _seed(kind: str, percent: float) -> int:
+    return zlib.crc32(f"{kind}_{percent:g}".encode())
+
+
+def variables_of(factors: tuple[float, ...], *, kinds: Sequence[str], shape: Shape) -> Variables:
+    """The variables of the task with these factors, of one kind."""
+    kind = kinds[int(np.argmax(factors[1 : 1 + len(kinds)]))]
+    place = {"across": factors[-2], "down": factors[-1]} if kind == "occlusion" else {}
+    made = jax.tree.map(np.float32, KINDS[kind](factors[0], shape, **place))
+    return made | {"seed": np.uint32(_seed(kind, round(100 * factors[0], 2)))}

@@ -1,0 +1,182 @@
+"""The two trainings of a generator: of the mean, on the zoo, and of the prior, on the refined zoo."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from pdiff import rng
+from pdiff.diffusion import losses
+from pdiff.generator.conditioning import make_constants, training_condition
+from pdiff.generator.generator import MEMBERS, Generator
+from pdiff.generator.refined import mean_networks, training_sets
+from pdiff.generator.sample import Samplers
+from pdiff.measures.accuracy import Scorer
+from pdiff.training import data
+from pdiff.training.train import Stage
+from pdiff.weights import codec, stats
+from pdiff.zoo.networks import Networks, StoredNetworks
+
+MEAN, PRIOR = "mean", "prior"  # names; the mean's is that of the folder of its checkpoints too
+CHECKPOINTS = "checkpoints"  # of the prior
+
+
+def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, mesh: Mesh) -> Stage:
+    """The mean's training on the seen `networks`; `zoo` is their fingerprint."""
+    config, settings = generator.config, _settings(generator.config, "mean")
+
+    def draw(params, condition):
+        return mean_networks(generator.bind(generator.arrays() | {"mean_params": params}), condition, mesh)
+
+    return Stage(
+        name=MEAN,
+        config=config,
+        settings=settings,
+        folder=MEAN,
+        before=0,
+        init=generator.init_mean,
+        loss=functools.partial(mean_loss, generator),
+        constants=make_constants(generator) | {"generator": generator.arrays()},
+        batches=functools.partial(
+            data.training_batches,
+            networks,
+            len(generator.family.tasks[0].descriptions),
+            seed=config.seed,
+            batch_size=settings.batch_size,
+            params=bool(config.mean.zoo_weight),
+        ),
+        identity=data.fingerprint(networks, zoo, config.seed, settings.batch_size),
+        **_validation(generator, mesh, **{MEAN: draw}),
+    )
+
+
+def prior(generator: Generator, zoo: str, mesh: Mesh) -> Stage:
+    """The prior's training on the refined zoo of a refined generator; `zoo` is the zoo's fingerprint."""
+    config = generator.config
+    samplers = functools.cache(lambda: Samplers(generator, mesh))
+    key = rng.stream(config.seed, "train/validation")
+
+    def draw(name: str) -> Callable[[PyTree, dict], PyTree]:
+        return lambda params, condition: samplers().networks(params, name, condition, key)
+
+    return Stage(
+        name=PRIOR,
+        config=config,
+        settings=_settings(config, "train"),
+        folder=CHECKPOINTS,
+        before=config.mean.steps,
+        init=generator.init,
+        loss=functools.partial(prior_loss, generator),
+        constants={"refined": generator.refined, "sets": training_sets(generator)},
+        batches=functools.partial(data.numbered_batches, batch_size=config.train.batch_size),
+        identity={
+            "zoo": zoo,
+            "refined": hashlib.sha256(np.asarray(generator.refined.coefficients).tobytes()).hexdigest(),
+            "seed": config.seed,
+            "batch_size": config.train.batch_size,
+        },
+        **_validation(generator, mesh, **{n: draw(n) for n in config.sample.samplers[:2]}),
+    )
+
+
+def mean_loss(
+    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean over the examples of a batch: what the networks do on images of their tasks, and how far they lie from the
+    zoo's networks of the same task, in normalised weights."""
+    config = generator.config.mean
+    generator = generator.bind(constants["generator"] | {"mean_params": params})
+    streams = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
+    condition = training_condition(generator, constants, batch["task"], batch["wording"], streams[:, 0], drop_all=0.0)
+    z = generator.mean_tokens(condition)
+    loss, parts = jnp.zeros(()), {}
+    if config.zoo_weight:
+        varying = stats.varying(generator.stats)
+        error = jnp.square(z - generator.normalize(batch["params"]))
+        parts["zoo_loss"] = (jnp.where(varying, error, 0).sum((1, 2)) / varying.sum(dtype=error.dtype)).mean()
+        loss += config.zoo_weight * parts["zoo_loss"]
+    if config.functional_weight:
+        draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
+        rows = draw(streams[:, 1])
+        variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
+        x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
+        networks = generator.denormalize(z)
+        parts["functional_loss"] = losses.functional_loss(networks, generator.apply, x, y).mean()
+        base = codec.take(generator.spec, generator.base)
+        parts["base_distance"] = losses.squared_distance(networks, base).mean()
+        loss += config.functional_weight * (parts["functional_loss"] + config.base_penalty * parts["base_distance"])
+    return loss, {"loss": loss, **parts}
+
+
+def prior_loss(
+    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Denoising score matching on the refined zoo, mean over the examples of a batch.
+
+    An example is a set of tasks and a network of one of them: for a share of `condition.drop_all` of all tasks, for
+    one of `refined.vague` of those that a vague description names, else of a single task.
+    """
+    config = generator.config
+    streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    chosen, members = jax.vmap(lambda k: _draw_set(config, constants, k))(streams[:, 0])
+    x0 = constants["refined"].coefficients[chosen].reshape(len(chosen), -1, config.subspace.token_dim)
+    sigma = losses.training_noise_ratios(
+        generator.path, streams[:, 1], config.diffusion.sigma_max, config.diffusion.at_sigma_max
+    )
+    noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
+    denoised = generator.denoiser(params, members)(x0 + sigma[:, None, None] * noise, sigma)
+    loss = losses.denoising_loss(denoised, x0, sigma).mean()
+    return loss, {"loss": loss, "denoising_loss": loss}
+
+
+def _draw_set(
+    config: ConfigDict, constants: dict, key: PRNGKeyArray
+) -> tuple[Int[Array, ""], Float[Array, "members components"]]:
+    """Of one example the row of its network, and the mean's networks that stand for the set of tasks.
+
+    The row is none of those: else the prior would learn to draw from these few alone.
+    """
+    refined, sets = constants["refined"], constants["sets"]
+    kind, which, turn = jax.random.split(key, 3)
+    total, share = len(refined.means), jax.random.uniform(kind)
+    rows = jnp.broadcast_to(jax.random.randint(which, (), 0, total), (2 * MEMBERS,))
+    if len(sets):
+        named = sets[jax.random.randint(which, (), 0, len(sets))]
+        named = jnp.roll(named, jax.random.randint(turn, (), 0, 2 * MEMBERS))  # other members each time
+        rows = jnp.where(share < config.condition.drop_all + config.refined.vague, named, rows)
+    every = jax.random.randint(which, (2 * MEMBERS,), 0, total)
+    rows = jnp.where(share < config.condition.drop_all, every, rows)
+    return rows[-1], refined.means[rows[:MEMBERS]]
+
+
+def _settings(config: ConfigDict, part: str) -> ConfigDict:
+    """`config.train`, with the steps, batch size and learning rate of that part of the config."""
+    settings = config.train.copy_and_resolve_references()
+    with settings.unlocked():
+        for name in ("steps", "batch_size", "learning_rate"):
+            settings[name] = config[part][name]
+        settings.warmup_steps = min(settings.warmup_steps, settings.steps - 1)
+    return settings
+
+
+def _validation(generator: Generator, mesh: Mesh, **draw: Callable[[PyTree, dict], PyTree]) -> dict:
+    """What a stage measures while it goes on: accuracy of one network for each validation task, or where there are none
+    for each seen one, on validation images, which nothing was trained on."""
+    family = generator.family
+    if not family.data:  # without images nothing is scored
+        return {}
+    tasks = family.split(family.choosing_split)
+    ids = np.array([t.id for t in tasks], np.int32)
+    score = functools.cache(lambda: Scorer(generator, "validation", mesh))
+
+    def validate(params: PyTree) -> dict[str, Float[np.ndarray, " tasks"]]:
+        condition = generator.condition(tasks, given=generator.config.sample.condition)
+        return {name: score()(networks(params, condition), ids) for name, networks in draw.items()}
+
+    return {"validate": validate, "tasks": tasks, "factor_names": family.factor_names}

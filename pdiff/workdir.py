@@ -1,0 +1,174 @@
+"""The folder of a run: who writes there, what is in it, how far it is, and when it is whole.
+
+A workdir holds config.json, zoo/, mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
+metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, where it was asked
+for, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the
+last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who
+is writing.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from pdiff import config as config_lib
+from pdiff import results as results_lib
+from pdiff import scenario
+from pdiff.errors import PdiffError
+from pdiff.generator import generator
+from pdiff.rivals import trained
+from pdiff.system import checkpoint, claim, files, processes
+from pdiff.system.logs import log
+from pdiff.training import stages
+from pdiff.zoo import build, store
+
+KIND = "run"  # of the manifest at the root of a finished workdir
+AGAIN = "run the run's command again: it evaluates again, and writes the report"
+TIMING = "timing.json"
+# Folders that have manifests of their own, or are no part of the run's outcome.
+PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
+
+
+@contextmanager
+def writing(workdir: Path):
+    """Holds the workdir against other runs, and removes what killed ones left of files that they were writing."""
+    with claim.claimed(workdir, f"--workdir: {workdir}"):
+        processes.on_first(partial(files.remove_partial, workdir), "rid of partial files")
+        yield
+
+
+def keep_config(config: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir this config's, or raises."""
+    config_lib.check_same(config, workdir)
+    config_lib.write(workdir / "config.json", config)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether all is there and as it was written; of a finished run that is damaged, a warning names the file."""
+    return is_whole(workdir, lambda: list(check(workdir)))
+
+
+def is_whole(where: Path, verify: Callable[[], object]) -> bool:
+    """Whether there is a manifest and `verify` has nothing to say; a warning repeats what it has."""
+    if not (where / files.MANIFEST).exists():
+        return False
+    try:
+        verify()
+    except files.OtherFormat:
+        raise
+    except PdiffError as e:
+        log.warning("warning: %s", e)
+        return False
+    return True
+
+
+def check_rest(workdir: Path, written: Sequence[str]) -> None:
+    """Raises PdiffError, naming the file, if a finished run is damaged elsewhere than in what is `written` anew.
+
+    The new manifest would have that damage as it is.
+    """
+    if not (workdir / files.MANIFEST).exists():
+        return
+    digests = files.read_manifest(workdir, KIND, AGAIN)
+    kept = {n: d for n, d in digests.items() if n not in written and n.split("/")[0] not in written}
+    for fault in files.faults(workdir, kept).values():
+        raise PdiffError(f"{fault}; {AGAIN}")
+
+
+def unseal(workdir: Path) -> None:
+    """What lies in the workdir is about to change: it is not finished any more."""
+    processes.on_first(lambda: (workdir / files.MANIFEST).unlink(missing_ok=True), "about to write")
+
+
+def seal(workdir: Path) -> None:
+    """Says that a run is finished: its own files, beside those folders that have manifests, as they are now."""
+    processes.on_first(partial(files.write_manifest, workdir, KIND, PARTS), "done with the manifest")
+
+
+@contextmanager
+def timed(workdir: Path, name: str):
+    """Adds the seconds spent inside to `name` in timing.json, so that a resumed run reports all of them."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = timing(workdir)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        if processes.is_first():
+            files.write_json(workdir / TIMING, seconds)
+
+
+def timing(workdir: Path) -> dict[str, float]:
+    path = workdir / TIMING
+    return files.read_json(path, "delete it: only the times that the run has taken are lost") if path.exists() else {}
+
+
+def command(workdir: Path) -> str:
+    """The command that made the run, from its results."""
+    path = workdir / "results.json"
+    return results_lib.read(path)["command"] if path.exists() else ""
+
+
+def commit() -> str:
+    """The commit of the code, if it runs from a git checkout."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def check(where: Path) -> Iterator[str]:
+    """How far a run has come, a line for each part that is finished; every file is held against its sha256.
+
+    Nothing is changed, and nothing but a file at a time is in memory.
+
+    Raises:
+      PdiffError: names the first thing that is missing, incomplete or damaged, and what mends it.
+    """
+    path = where / "config.json"
+    if not path.exists():
+        raise PdiffError(f"{path}: missing; allowed: a --workdir that a run was started in")
+    config = config_lib.read(path)
+    yield f"config: family {config.tasks.family}, target {config.target.name}, seed {config.seed}"
+    imported = scenario.load(where) is not None
+    home, name = build.directory(config, where), build.fingerprint(config)
+    if not store.exists(home, name):
+        raise PdiffError(f"{home}: the zoo is not finished; the command that started the run goes on with it")
+    files.verify_manifest(store.location(home, name), store.KIND, scenario.REMEDY if imported else store.REMEDY)
+    yield f"zoo: {store.location(home, name)}"
+    yield f"training of the mean: step {_trained(where / stages.MEAN, config.mean.steps)} of {config.mean.steps}"
+    files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
+    done = _trained(where / stages.CHECKPOINTS, config.train.steps)
+    yield f"training of the prior: step {done} of {config.train.steps}"
+    for rival in config_lib.rivals(config.eval.rivals):
+        trained.verify(where / "rivals" / rival)
+        yield f"rival: {rival}"
+    if not (where / files.MANIFEST).exists():
+        raise PdiffError(f"{where}: not evaluated yet; the command that started the run goes on with that")
+    digests = files.read_manifest(where, KIND, AGAIN)
+    for fault in files.faults(where, digests).values():
+        raise PdiffError(f"{fault}; {AGAIN}")
+    results = results_lib.read(where / "results.json")
+    yield f"results: whole, chosen sampler {results['selection']['sampler']}"
+    yield f"report: {where / 'report.html'}"
+    if (where / "audit.json").exists():
+        yield f"audit: {where / 'audit.html'}"
+
+
+def _trained(where: Path, steps: int) -> int:
+    """The newest step of a run's checkpoints, if it is the last of training and all are as they were written."""
+    if not where.exists():
+        raise PdiffError(f"{where}: missing; the command that started the run trains")
+    checkpoint.verify(where)
+    step = max((int(p.parent.name) for p in where.glob(f"[0-9]*/{files.MANIFEST}")), default=0)
+    if step < steps:
+        raise PdiffError(
+            f"{where}: training is at step {step} of {steps}; the command that started the run goes on from there"
+        )
+    return step
