@@ -56,6 +56,8 @@ def lines(found: dict) -> Figure:
     for axes, (split, entries) in zip(fig.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
         for name, (color, style) in LINES.items():
             own = [(shots.index(e["shots"]), e["accuracy"][name]) for e in entries if name in e["accuracy"]]
+            if not own:
+                continue
             axes.errorbar(
                 [x for x, _ in own], [s["mean"] for _, s in own], [s["sem"] for _, s in own], color=color, ls=style,
                 marker="o", ms=4, lw=2.2 if name == "prior" else 1.3, capsize=2, label=NAMES[name],

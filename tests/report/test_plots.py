@@ -149,6 +149,15 @@ def test_adaptation_has_a_line_for_each_start_at_the_images_it_was_measured_with
             np.testing.assert_allclose(lengths, [s["sem"] for _, s in own])
 
 
+def test_a_start_that_was_not_measured_has_no_line(results):
+    study = results["adaptation"]
+    for entries in study["splits"].values():
+        for entry in entries:
+            entry["accuracy"].pop("prior_guided", None)
+    for axes in adaptation.lines(study).axes:
+        assert adaptation.NAMES["prior_guided"] not in {c.get_label() for c in axes.containers}
+
+
 def test_transfer_draws_every_pair_against_each_distance(results):
     study = results["transfer"]
     for axes, name in zip(plots.transfer(study).axes, ("factors", "background"), strict=True):
