@@ -39,7 +39,7 @@ def test_without_a_config_every_core_is_a_device():
 
 PROGRAM = """
 import jax
-from pdiff import machine
+from pdiff.system import machine
 machine.set_up()
 print(jax.device_count(), jax.config.jax_compilation_cache_dir)
 """

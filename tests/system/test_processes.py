@@ -155,12 +155,14 @@ def restored(workdir):
 PROGRAM = """
     import sys, time
     from absl import app, flags
-    from pdiff import exits, main, processes
+    from pdiff import main  # its flags
+    from pdiff.system import exits, processes
     from pdiff.errors import PdiffError
 
     def run(argv):
         with exits.said():
-            processes.initialize(main._COORDINATOR.value, main._NUM_PROCESSES.value, main._PROCESS_ID.value)
+            given = flags.FLAGS
+            processes.initialize(given.coordinator_address, given.num_processes, given.process_id)
             print("ready", file=sys.stderr, flush=True)
             ACT
 

@@ -20,11 +20,12 @@ REPOSITORY = Path(__file__).parents[2]
 WORKER = """
 import sys
 from pathlib import Path
-from pdiff import config as config_lib, dist, processes
+from pdiff import config as config_lib
+from pdiff.system import dist, processes
 index, port, where = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 processes.initialize(f"localhost:{port}", 2, index)
 from tests.zoo import test_processes
-from pdiff.stopping import Interrupted
+from pdiff.system.stopping import Interrupted
 config = config_lib.read(where / "config.json")
 mesh = dist.make_mesh()
 assert mesh.devices.size == 4
