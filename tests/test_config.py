@@ -61,6 +61,7 @@ SHRUNKEN = {
     "sample.batch_size": 16,
     "eval.samples_per_task": 2,
     "adapt.num_samples": 8,
+    "adapt.guided": 4,
     "adapt.steps": 2,
     "adapt.learning_rates": (1e-3,),
     "eval.vague_samples": 0,
