@@ -64,9 +64,9 @@ def trained(tiny_zoo, mesh):
 def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, encoder):
     generator = make(("text", "sentence"), number_noise=8.0)
     constants = jax.tree.map(jnp.asarray, make_constants(generator))
-    task, wording, keys = np.arange(12) % 4, np.arange(12) % 3, jax.random.split(jax.random.key(0), 12)
-    condition = training_condition(generator, constants, task, wording, keys, np.full(12, 80.0))
-    texts = [generator.family.tasks[t].descriptions[w] for t, w in zip(task, wording, strict=True)]
+    task, wording, keys = jnp.arange(12) % 4, jnp.arange(12) % 3, jax.random.split(jax.random.key(0), 12)
+    condition = training_condition(generator, constants, task, wording, keys, jnp.full(12, 80.0))
+    texts = [generator.family.tasks[int(t)].descriptions[int(w)] for t, w in zip(task, wording, strict=True)]
     np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all(texts))
     values = generator.tokenizer.encode_all(texts).tree["values"]
     assert np.abs(condition["text"]["inputs"]["values"] - values).max() > 1  # while the text's numbers are moved
@@ -75,7 +75,7 @@ def test_training_gives_each_wordings_own_vector_and_does_not_move_it(make, enco
 def test_each_of_many_conditions_is_dropped_on_its_own(make):
     drops = {"id": 0.9, "factors": 0.7, "text": 0.2, "sentence": 0.4}
     generator = make(tuple(drops), **{f"drop_{n}": p for n, p in drops.items()}, drop_all=0.1)
-    constants, task = jax.tree.map(jnp.asarray, make_constants(generator)), np.zeros(4096, np.int32)
+    constants, task = jax.tree.map(jnp.asarray, make_constants(generator)), jnp.zeros(4096, jnp.int32)
 
     @jax.jit
     def kept(keys):

@@ -34,7 +34,7 @@ IMPORTED = {
     ("launch/local.py", "socket"): "finds a free port of this machine for the processes to meet at",
     ("launch/local.py", "ctypes"): "has children end with their parent",
     ("pdiff/system/processes.py", "ctypes"): "a signal handler that C code cannot skip",
-    ("pdiff/run.py", "subprocess"): "git rev-parse in pdiff's own folder, without a shell",
+    ("pdiff/workdir.py", "subprocess"): "git rev-parse in pdiff's own folder, without a shell",
     ("pdiff/training/metrics.py", "wandb"): "only with --config.train.wandb",
     ("pdiff/ask/serve/app.py", "bottle"): "the page on 127.0.0.1 of --mode=serve",
     ("pdiff/ask/serve/app.py", "waitress"): "the page on 127.0.0.1 of --mode=serve",
@@ -120,7 +120,7 @@ def test_orbax_imports_no_type_that_a_checkpoint_names(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     monkeypatch.syspath_prepend(tmp_path)
-    made = {"w": np.arange(3, dtype=np.float32)}
+    made = {"w": jax.numpy.arange(3, dtype=np.float32)}
     state = TrainState(jax.numpy.int32(1), made, made, made)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
     checkpoints.prepare()

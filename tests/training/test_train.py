@@ -16,6 +16,7 @@ from pdiff.compile import aot
 from pdiff.errors import PdiffError
 from pdiff.generator import generator as generator_lib
 from pdiff.generator import published, refined
+from pdiff.report.validation import accuracy_by_task
 from pdiff.system import checkpoint, dist, files, stopping
 from pdiff.system.checkpoint import Checkpoints
 from pdiff.targets import get_target
@@ -192,7 +193,7 @@ def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
 
 def train(stage, workdir, mesh, stop=None):
     workdir.mkdir(exist_ok=True)
-    return train_lib.train(stage, workdir, mesh, stop or stopping.StopSignal())
+    return train_lib.train(stage, workdir, mesh, stop or stopping.StopSignal(), accuracy_by_task)
 
 
 @pytest.fixture(scope="module")
