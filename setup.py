@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pdiff", "pdiff.*", "configs", "launch"]),
+    packages=find_packages(include=["pdiff", "pdiff.*"]),  # configs/ and launch/ are what a checkout has
     package_data={
         "pdiff": ["py.typed", "pretrained/*/*", "pretrained/*/generator/*"],
         "pdiff.report": ["*.html", "*.css", "*.js"],
