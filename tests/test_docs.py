@@ -14,6 +14,7 @@ import pdiff.tasks.families
 from configs import smoke
 from pdiff import run
 from pdiff.tasks import get_family
+from pdiff.tasks.families.folder import read_support
 from tests import complete
 from tests.test_config import SHRUNKEN, with_field
 
@@ -71,6 +72,12 @@ def test_links_and_configs_in_the_docs_exist():
             assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
         for config in re.findall(r"--config=(configs/\w+\.py)", text):
             assert Path(config).exists(), f"{page}: {config}"
+
+
+def test_the_images_that_the_readme_adapts_to_are_as_many_of_each_class_as_evaluation_takes():
+    (folder,) = re.findall(r"--support=(examples/\S+)", Path("README.md").read_text())
+    x, y = read_support(Path(folder), get_family(smoke.get_config().tasks))
+    assert x.shape == (40, 64) and x.min() == 0 and x.max() == 1 and np.bincount(y).tolist() == [4] * 10
 
 
 def test_every_module_has_a_place_in_the_api_pages():
