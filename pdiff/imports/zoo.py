@@ -201,7 +201,7 @@ def _measured(config: ConfigDict, family: Family, target: Target, networks: dict
         for split, n in networks.items()
         if split != "base"
     }
-    whole = build.without_task(family, target, lambda p: p, networks["base"].params, np.zeros(1, np.int32), 0)
+    whole = build.without_task(family, target, networks["base"].params, np.zeros(1, np.int32), 0)
     return {"base": whole, "task_blind": build.task_blind(family, target, config, base)} | measured
 
 
