@@ -20,7 +20,7 @@ CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TREE = "base_model.model.", "lora"
 MOST_RANK = 4096
 
-# What may be in a config as it likes: it says how an adapter was trained or is shared out, not what it computes.
+# What a config may set to anything: it says how an adapter was trained or is shared out, not what it computes.
 FREE = (
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
@@ -96,8 +96,8 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The fields that have to agree and do not, each with both values."""
 
     def value(config: dict, name: str) -> Any:
-        found = config.get(name)
-        return sorted(found, key=str) if isinstance(found, list) else found
+        field = config.get(name)
+        return sorted(field, key=str) if isinstance(field, list) else field
 
     return [f"{n} is {shown(value(a, n))}, not {shown(value(b, n))}" for n in AGREE if value(a, n) != value(b, n)]
 
@@ -112,9 +112,9 @@ def written(config: dict[str, Any]) -> bytes:
     return json.dumps(config | {"inference_mode": True}, indent=1, sort_keys=True).encode()
 
 
-def _tree(found: dict[str, Shaped[ndarray, "..."]], rank: int) -> dict[str, Shaped[ndarray, "..."]]:
+def _tree(weights: dict[str, Shaped[ndarray, "..."]], rank: int) -> dict[str, Shaped[ndarray, "..."]]:
     tree = {}
-    for name, value in found.items():
+    for name, value in weights.items():
         module, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
         if not name.startswith(PREFIX) or kind not in ("A.weight", "B.weight") or not module or "/" in module:
             raise PdiffError(
