@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import io
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +266,3 @@ def _wordings(folder: Path) -> tuple[str, ...]:
     if not 0 < len(lines) <= MOST_WORDINGS:
         raise PdiffError(f"{DESCRIPTION} has {len(lines)} lines; allowed: 1 to {MOST_WORDINGS}, a wording on each")
     return tuple(dict.fromkeys(lines))
-
-
-def words_of(name: str) -> str:
-    """A task's name as a description."""
-    return " ".join(re.split("[_-]+", name)).strip() or name

@@ -4,13 +4,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports.arrays import FILES, shown
-from pdiff.imports.manifest import Row, words_of
-from pdiff.tasks.base import SPLITS
+from pdiff.imports.manifest import Row
+from pdiff.tasks.base import SPLITS, hold_out, words_of
 
 
 def task_name(row: Row) -> str:
@@ -62,7 +61,8 @@ def described(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[
       PdiffError: there are too few tasks, or none is seen.
     """
     if not any(t["split"] for t in gathered.values()):
-        gathered = _split(gathered, config)
+        split_of = hold_out(gathered, config.tasks, config.seed, "there are")
+        gathered = {name: gathered[name] | {"split": split_of[name]} for name in sorted(split_of)}
     factor_names = sorted(next(iter(gathered.values()))["factors"])
     texts = {n: t["descriptions"] or [words_of(n)] for n, t in gathered.items()}
     most = max(map(len, texts.values()))
@@ -85,18 +85,3 @@ def described(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[
             "with --config.tasks.num_unseen=0 --config.tasks.num_validation=0, or bring more"
         )
     return tasks, factor_names
-
-
-def _split(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> dict[str, dict[str, Any]]:
-    counts = config.tasks
-    held_out = counts.num_unseen + counts.num_validation
-    if len(gathered) <= held_out:
-        raise PdiffError(
-            f"there are {len(gathered)} tasks; allowed: more than tasks.num_unseen + tasks.num_validation = "
-            f"{counts.num_unseen} + {counts.num_validation}"
-        )
-    names = sorted(gathered)
-    splits = ["unseen"] * counts.num_unseen + ["validation"] * counts.num_validation + ["seen"] * counts.num_seen
-    order = np.random.RandomState(config.seed).permutation(len(names))
-    split_of = {names[i]: split for i, split in zip(order, splits, strict=False)}
-    return {name: gathered[name] | {"split": split_of[name]} for name in sorted(split_of)}

@@ -1,6 +1,6 @@
 """Builds a family's zoo: pretrain a base, fine-tune every (task, seed), chunk by chunk, and align them if asked to.
 
-All processes train each chunk together, each on its own devices, and each keeps the networks that these made in a file
+All processes train each chunk together, each on its own devices, and each keeps the networks of these in a file
 (`parts`) until the whole zoo is written. So networks never move between processes, no process ever holds the zoo, and
 an interrupted build goes on where it stopped.
 """
@@ -216,7 +216,7 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
 
     def step(job, constants):
         (task, seed), base = job, constants["base"]
-        own = jax.tree.map(lambda v: v[task], constants["variables"])
+        variables = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         distinct = _most_tasks(zoo, len(task))
         if family.fit_rendered(distinct, len(y)):
@@ -228,20 +228,20 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
                 return jax.tree.map(lambda a: a.at[at].get(mode="promise_in_bounds"), rendered)
 
         else:
-            drawn_from = own
+            drawn_from = variables
 
-            def take(own, rows):
-                return family.labelled(own, x[rows], y[rows])
+            def take(variables, rows):
+                return family.labelled(variables, x[rows], y[rows])
 
         draw = finetune.minibatches(x, y, zoo.batch_size).rows
         params = finetune.finetune(target, base, draw, take, drawn_from, seed, zoo, config.seed, task)
 
         def accuracy(part):
-            def of(network, own):
+            def of(network, variables):
                 whole = codec.complete(spec, network, base)
-                return score.right(target.apply, family.labelled, whole, own, *constants["data"][part]).mean()
+                return score.right(target.apply, family.labelled, whole, variables, *constants["data"][part]).mean()
 
-            return jax.vmap(jax.vmap(of, (0, None)))(params, own).reshape(-1)
+            return jax.vmap(jax.vmap(of, (0, None)))(params, variables).reshape(-1)
 
         steps = zoo.steps - zoo.keep_every * jnp.arange(zoo.keep_last - 1, -1, -1, dtype=jnp.int32)
         return Networks(

@@ -87,7 +87,7 @@ def prepare(source: Path, data_dir: Path, validation: int = VALIDATION) -> Path:
     data_dir.mkdir(parents=True, exist_ok=True)
     files.require_space(data_dir, 2 * sum(x.nbytes for x, _ in splits.values()), "the data set")  # shards twice
     builder = FashionMnist(data_dir, splits)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody asked for
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints progress
         tfds.disable_progress_bar()
         builder.download_and_prepare()
     return Path(builder.data_dir)
