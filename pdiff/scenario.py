@@ -82,7 +82,7 @@ def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target
 
 
 def made_of(config: ConfigDict, facts: Facts | None) -> tuple[Family, Target]:
-    """The same of facts that are not in a workdir yet."""
+    """As `family_and_target`, of facts that are not in a workdir yet."""
     if config.tasks.family != IMPORTED:
         family = get_family(config.tasks)
         if facts is not None:

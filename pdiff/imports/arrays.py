@@ -1,7 +1,7 @@
 """The arrays of one network from a file or checkpoint that nobody vouches for.
 
-Nothing is unpickled or run. How much a file claims to hold is added up from its own index before anything of that size
-is read or made, and what the index says is compared with what is there.
+Nothing is unpickled or run. The size that a file claims in its index is checked before anything of that size is read
+or allocated, and the index is compared with the contents.
 """
 
 import json
@@ -78,7 +78,7 @@ def read(path: Path, budget: Budget) -> Arrays:
     readers = {"safetensors": _safetensors, "npz": _npz, "msgpack": _msgpack, "orbax": _orbax}
     kind = kind_of(path)
     if kind is None:
-        raise PdiffError(strange(path))
+        raise PdiffError(refusal(path))
     leaves = readers[kind](path, budget)
     check_names(leaves)
     for name, value in leaves.items():
@@ -159,7 +159,7 @@ def bounded(path: Path, most: int = HEADER_BYTES) -> bytes:
         return f.read(most + 1)[:most]
 
 
-def strange(path: Path) -> str:
+def refusal(path: Path) -> str:
     """Why a file is not one that networks are read from."""
     with open(path, "rb") as f:
         start = f.read(4) if _size(path) else b""
@@ -194,7 +194,7 @@ def _safetensors(path: Path, budget: Budget) -> Arrays:
             raise PdiffError(f"is truncated: {len(start)} bytes, no safetensors header")
         (length,) = struct.unpack("<Q", start)
         if start[:4] == b"PK\x03\x04" or start[0] == 0x80 and length > size:
-            raise PdiffError(strange(path))
+            raise PdiffError(refusal(path))
         if length > min(size - 8, HEADER_BYTES):
             raise PdiffError(f"is truncated or no safetensors: its header says {length:,} bytes of {size - 8:,}")
         header = parse_json(f.read(length))

@@ -1,9 +1,9 @@
-"""What a folder of networks says of them: a row for each, from a CSV or JSON manifest or from the names of folders.
+"""A row for each network of a folder, from a CSV or JSON manifest or from the names of folders.
 
 A CSV manifest has the columns `file`, `task`, `description` (as often as there are wordings), `factor:NAME`,
 `accuracy` and `split`; a JSON one is a list of objects with these keys, or `{"networks": [...]}`, in which
-`description` may be a list and `factors` an object. Only `file` has to be there; rows of one task may leave blank what
-an earlier one has said.
+`description` may be a list and `factors` an object. Only `file` is required; what one row of a task has, the others may
+leave blank.
 """
 
 import csv
@@ -30,7 +30,7 @@ DEEPEST = 3  # folders below the source: a task, a seed of it, the network itsel
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One network: where it lies, below the source, and what is said of it. Absent is '', (), {} or None."""
+    """One network: its path below the source, and its entries; an absent one is '', (), {} or None."""
 
     file: str
     task: str = ""
@@ -38,7 +38,7 @@ class Row:
     factors: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
     split: str = ""
-    line: str = ""  # where the manifest says so, for messages
+    line: str = ""  # of the manifest, for messages
 
 
 def rows(source: Path, manifest: Path | None) -> list[Row]:
@@ -220,7 +220,7 @@ def _by_folders(source: Path) -> list[Row]:
                 wordings = _wordings(entry)
                 networks += [Row(str(p.relative_to(source)), entry.name, wordings) for p in paths]
             elif entry.suffix.lower() in arrays.PICKLES:
-                raise PdiffError(arrays.strange(entry))
+                raise PdiffError(arrays.refusal(entry))
         except (PdiffError, OSError) as e:
             faults.append(f"{entry.name}: {e}")
     if faults:
@@ -243,7 +243,7 @@ def _networks_below(folder: Path, depth: int) -> list[Path]:
         elif entry.is_dir() and depth < DEEPEST:
             networks += _networks_below(entry, depth + 1)
         elif entry.is_file() and entry.suffix.lower() in arrays.PICKLES:
-            raise PdiffError(f"{entry.name} {arrays.strange(entry)}")
+            raise PdiffError(f"{entry.name} {arrays.refusal(entry)}")
     return networks
 
 

@@ -5,8 +5,8 @@
      "ignore": ["*.num_batches_tracked"]}
 
 Names are literal but for `*`, which stands for any characters of one part between dots; the n-th `*` of `to` takes what
-the n-th of `from` stood for. Each part holds at most one, so matching takes time in proportion to the name. Every array
-has to be told where it goes, or ignored, by exactly one rule, and no two go to one place.
+the n-th of `from` stood for. Each part holds at most one, so matching takes time in proportion to the name. Exactly one
+rule has to place or ignore each array, and no two arrays go to one place.
 """
 
 import dataclasses

@@ -20,18 +20,17 @@ CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TREE = "base_model.model.", "lora"
 MOST_RANK = 4096
 
-# What a config may set to anything: it says how an adapter was trained or is shared out, not what it computes.
-FREE = (
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision", "runtime_config",
-    "target_modules", "task_type", "bias",
-)  # fmt: skip
-INITS = (True, False, "gaussian", "orthogonal", "eva")  # others take a part of the base's own weights out of it
-AGREE = (
+AGREE = (  # fields that all networks of an import have to share
     "base_model_name_or_path", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha", "r",
     "target_modules",
 )  # fmt: skip
+# Fields with any value: how an adapter was trained or is shared out, not what it computes, or checked on their own.
+FREE = (
+    *AGREE, "auto_mapping", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode", "init_lora_weights",
+    "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "task_type",
+)  # fmt: skip
+INITS = (True, False, "gaussian", "orthogonal", "eva")  # others take a part of the base's own weights out of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def read(folder: Path, budget: arrays.Budget) -> Adapter:
     path = folder / MODEL
     if not path.exists():
         others = sorted(p.name for p in folder.glob("adapter_model*"))
-        pickled = f"{others[0]} {arrays.strange(folder / others[0])}" if others else f"allowed: {MODEL} beside {CONFIG}"
+        pickled = f"{others[0]} {arrays.refusal(folder / others[0])}" if others else f"allowed: {MODEL} beside {CONFIG}"
         raise PdiffError(f"has no {MODEL}; {pickled}")
     try:
         return Adapter(_tree(arrays.read(path, budget), config["r"]), config)

@@ -1,4 +1,4 @@
-"""From what is said of single networks to tasks: names, descriptions, factors, and which are held out."""
+"""The tasks of imported networks: names, descriptions, factors, and which are held out."""
 
 import itertools
 from pathlib import Path
@@ -13,17 +13,17 @@ from pdiff.tasks.base import SPLITS, hold_out, words_of
 
 
 def task_name(row: Row) -> str:
-    """The task of a network: what the manifest says, else the first folder below the source, or the file itself."""
+    """The task of a network: that of the manifest, else the first folder below the source, or the file itself."""
     path = Path(row.file)
     alone = path.stem if path.suffix.lower() in FILES else path.name  # a folder's name may have a dot: strength_0.5
     return row.task or (path.parts[0] if len(path.parts) > 1 else alone)
 
 
 def gathered(rows: tuple[Row, ...], where: str) -> dict[str, dict[str, Any]]:
-    """What rows say of each task, by name: `rows` (numbers), `factors`, `descriptions` and `split`.
+    """The entries of each task, by name: `rows` (numbers), `factors`, `descriptions` and `split`.
 
     Raises:
-      Faults: two rows of a task say different things, or tasks have different factors.
+      Faults: two rows of a task contradict each other, or tasks have different factors.
     """
     tasks: dict[str, dict[str, Any]] = {}
     faults = []
@@ -53,9 +53,8 @@ def gathered(rows: tuple[Row, ...], where: str) -> dict[str, dict[str, Any]]:
 def described(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[list[dict[str, Any]], list[str]]:
     """Tasks by split, for `Facts.tasks` but for the file names, and the names of their factors.
 
-    Tasks without a split are held out by a permutation that `config.seed` draws: first `tasks.num_unseen` unseen ones,
-    then `tasks.num_validation`, then at most `tasks.num_seen` seen ones. All have as many descriptions as the one with
-    most, repeating theirs; one without has its name in words.
+    If no task has a split, `hold_out` draws them by `config.seed`. All have as many descriptions as the one with most,
+    repeating theirs; one without has its name in words.
 
     Raises:
       PdiffError: there are too few tasks, or none is seen.

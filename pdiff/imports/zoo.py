@@ -54,7 +54,7 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
 
 
 def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str]]:
-    """Tasks of one of pdiff's own families that networks came for, by split; its own words and factors hold."""
+    """Those tasks of a family of pdiff's that have networks, by split, with the family's descriptions and factors."""
     family = scenario.made_of(config, None)[0]
     wrong = [n for n, t in gathered.items() if t["factors"] or t["descriptions"] or t["split"]]
     if wrong:
@@ -147,7 +147,7 @@ def _mean(params: dict[str, np.ndarray], rows: list[int]) -> dict[str, np.ndarra
 
 
 def _stacked(params: dict[str, np.ndarray], task: Sequence[int], seed: Sequence[int]) -> Networks:
-    """Networks whose accuracy nobody here has measured: NaN."""
+    """Networks whose accuracy is unknown: NaN."""
     unknown = np.full(len(task), np.nan, np.float32)
     return Networks(
         params=traverse_util.unflatten_dict(params, sep="/"),

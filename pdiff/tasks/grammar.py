@@ -155,7 +155,7 @@ def between(values: Float[np.ndarray, " n"], low: float, high: float) -> Bool[np
 
 
 def interval(a: float, b: float, unit: str, whole: tuple[float, float] = (0.0, 100.0)) -> tuple[float, float]:
-    """What of the range from a to b is in the `whole` one.
+    """The part of the range from a to b that lies in the `whole` one.
 
     Raises:
       PdiffError: nothing is, or b is not above a.

@@ -2,7 +2,7 @@
 
 All processes train each chunk together, each on its own devices, and each keeps the networks of these in a file
 (`parts`) until the whole zoo is written. So networks never move between processes, no process ever holds the zoo, and
-an interrupted build goes on where it stopped.
+an interrupted build continues where it stopped.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from pdiff.zoo import finetune, parts, score, store
 from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
-# Fields of `zoo` that say where it lies and how it is made and read.
+# Fields of `zoo` for where it lies and how it is made and read.
 NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
 
@@ -53,7 +53,7 @@ def build(
 ) -> dict[str, Networks | StoredNetworks]:
     """The zoo of `config`, read if it is finished, else built or continued. All processes call it together.
 
-    What is damaged of a finished one is made again alone.
+    Of a finished one, only damaged or missing files are made again.
 
     Raises:
       PdiffError: `zoo.memory_mb` is too small for it, it is of another format, or another run is building it.
@@ -76,7 +76,7 @@ def build(
 
 
 def _remove(folder: Path) -> None:
-    """Removes what is not needed any more, also where a run was killed over that."""
+    """Removes the parts of a finished zoo, also those that a killed run has left."""
     if folder.exists() and claim.holder(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -187,9 +187,9 @@ def _local_rows(x: jax.Array) -> np.ndarray:
 
 
 def _of_first(folder: Path, name: str, make: Callable[[], Networks]) -> Networks:
-    """What process 0 makes and keeps while the others wait; they read it."""
-    processes.on_first(lambda: parts.kept(folder, name, make), f"given the networks '{name}'")
-    return parts.kept(folder, name, make)
+    """Networks that process 0 reads or makes while the others wait, which then read them."""
+    processes.on_first(lambda: parts.read_or_make(folder, name, make), f"given the networks '{name}'")
+    return parts.read_or_make(folder, name, make)
 
 
 def aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:

@@ -1,7 +1,7 @@
-"""What is finished of a zoo that is being built: files of consecutive networks, each named by its rows and its digest.
+"""The finished part of a zoo that is being built: files of consecutive networks, each named by its rows and its digest.
 
-Rows count all networks of a zoo, split after split. Every process keeps what its own devices made; all read what they
-need, of whoever kept it. A build may so go on with another number of processes than it was begun with.
+Rows count all networks of a zoo, split after split. Every process writes the networks of its own devices, and reads
+those of all. So a build may continue with another number of processes.
 """
 
 import bisect
@@ -34,7 +34,7 @@ def from_bytes(data: bytes) -> Networks:
     return Networks(**traverse_util.unflatten_dict(safetensors.numpy.load(data), sep="/"))
 
 
-def kept(where: Path, name: str, make: Callable[[], Networks]) -> Networks:
+def read_or_make(where: Path, name: str, make: Callable[[], Networks]) -> Networks:
     """Reads the part `name`, or makes and keeps it; a damaged one is made again."""
     for path in where.glob(f"{name}-*.{SUFFIX}"):
         if _intact(path):

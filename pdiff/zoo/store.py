@@ -33,7 +33,7 @@ NETWORK_SPLITS = ("task_blind", *SPLITS)
 BASE = "base.safetensors"
 NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
 REMEDY = "run the run's command again: it makes that file alone again"
-SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # most of a shard
+SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # at most, of a shard
 
 
 @runtime_checkable
@@ -137,7 +137,7 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
 
 
 def remove_damaged(directory: Path, fingerprint: str) -> None:
-    """Removes what is damaged of a zoo, or all of one whose manifest is, with a warning that names it."""
+    """Removes the damaged files of a zoo, or all of it if its manifest is damaged, with warnings that name them."""
     where = location(directory, fingerprint)
     if not where.exists():
         return
@@ -213,9 +213,9 @@ def base(directory: Path, fingerprint: str) -> Networks:
 
 
 def in_memory(networks: Mapping[str, Networks | StoredNetworks]) -> dict[str, Networks]:
-    """The same zoo for what needs all networks at once: of a split on disk a sample, and the log says so.
+    """The same zoo for what needs all networks at once: of a split on disk a sample, which the log reports.
 
-    It has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
+    A sample has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
     """
     return {split: n if isinstance(n, Networks) else _sampled(split, n) for split, n in networks.items()}
 
