@@ -86,9 +86,8 @@ def parse(content: str, ending: str) -> list[Row]:
             faults.append(f"{line}: {e}")
     lines: dict[str, str] = {}
     for row in networks:
-        if row.file in lines:
-            faults.append(f"{row.line}: file {shown(row.file)} is also that of {lines[row.file]}")
-        lines.setdefault(row.file, row.line)
+        if (first := lines.setdefault(row.file, row.line)) != row.line:
+            faults.append(f"{row.line}: file {shown(row.file)} is also that of {first}")
     if faults:
         raise Faults("manifest", faults)
     return networks

@@ -84,11 +84,10 @@ def _remove(folder: Path) -> None:
 def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:
     """What the zoo will hold."""
     jobs = _jobs(family, config.zoo)
-    counts = {"task_blind": config.zoo.reference_seeds}
-    counts |= {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
+    counts = {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
     spec = make_spec(target.abstract(), generate=target.generate)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), codec.take(spec, target.abstract()))
-    return store.Outline({s: counts[s] for s in store.NETWORK_SPLITS if s in counts}, shapes)
+    return store.Outline({"task_blind": config.zoo.reference_seeds, **counts}, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _networks(
         blind = _of_first(folder, "task_blind", lambda: task_blind(family, target, config, base_params))
         networks["task_blind"] = blind
     counts = {split: outline.counts.get(split, 0) for split in SPLITS}
-    first = dict(zip(SPLITS, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # row of each split
+    first = dict(zip(SPLITS, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
     due = np.full(len(jobs.task), config.zoo.align != "none")
     for shard in (s for s in shards if s.split in SPLITS):
         due[np.arange(first[shard.split] + shard.rows.start, first[shard.split] + shard.rows.stop) // keep] = True
