@@ -160,9 +160,8 @@ def _row(line: str, record: dict[str, Any]) -> Row:
     wordings = [_words("description", d) for d in record["description"] if not isinstance(d, str) or d.strip()]
     factors = {n.removeprefix(FACTOR).strip(): _number(n, v) for n, v in record.items() if n.startswith(FACTOR)}
     if len(wordings) > MOST_WORDINGS or len(factors) > MOST_FACTORS:
-        raise PdiffError(
-            f"{len(wordings)} descriptions, {len(factors)} factors; allowed: at most {MOST_WORDINGS}, {MOST_FACTORS}"
-        )
+        allowed = f"at most {MOST_WORDINGS}, {MOST_FACTORS}"
+        raise PdiffError(f"{len(wordings)} descriptions, {len(factors)} factors; allowed: {allowed}")
     if any(not n or not n.isprintable() or len(n) > 60 for n in factors):
         raise PdiffError(f"factors named {shown(sorted(factors))}; allowed: at most 60 printable characters each")
     accuracy = _number("accuracy", record["accuracy"]) if "accuracy" in record else None

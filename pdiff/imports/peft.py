@@ -116,17 +116,14 @@ def _tree(weights: dict[str, Shaped[ndarray, "..."]], rank: int) -> dict[str, Sh
     for name, value in weights.items():
         module, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
         if not name.startswith(PREFIX) or kind not in ("A.weight", "B.weight") or not module or "/" in module:
-            raise PdiffError(
-                f"{shown(name)} is not handled; allowed: {PREFIX}MODULE.lora_A.weight and .lora_B.weight alone"
-            )
+            allowed = f"{PREFIX}MODULE.lora_A.weight and .lora_B.weight alone"
+            raise PdiffError(f"{shown(name)} is not handled; allowed: {allowed}")
         tree[f"{TREE}/{module}/{kind[0]}"] = value
     for path, value in tree.items():
-        module, kind = path.rsplit("/", 1)
-        if f"{module}/{'B' if kind == 'A' else 'A'}" not in tree:
-            raise PdiffError(f"{shown(module.split('/')[1])} has a lora_{kind} alone")
-        if value.ndim != 2 or value.shape[0 if kind == "A" else 1] != rank:
-            allowed = f"({rank}, inputs)" if kind == "A" else f"(outputs, {rank})"
-            raise PdiffError(
-                f"lora_{kind} of {shown(module.split('/')[1])} has shape {value.shape}; allowed: {allowed}"
-            )
+        _, module, kind = path.split("/")
+        other, axis, allowed = ("B", 0, f"({rank}, inputs)") if kind == "A" else ("A", 1, f"(outputs, {rank})")
+        if f"{TREE}/{module}/{other}" not in tree:
+            raise PdiffError(f"{shown(module)} has a lora_{kind} alone")
+        if value.ndim != 2 or value.shape[axis] != rank:
+            raise PdiffError(f"lora_{kind} of {shown(module)} has shape {value.shape}; allowed: {allowed}")
     return tree

@@ -35,9 +35,8 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
       PdiffError: something is wrong with them, or with the config for them.
     """
     if config.zoo.dir:
-        raise PdiffError(
-            f"zoo.dir: got {config.zoo.dir!r}; allowed with --mode=import: '', its zoo lies in the workdir"
-        )
+        allowed = "allowed with --mode=import: '', its zoo lies in the workdir"
+        raise PdiffError(f"zoo.dir: got {config.zoo.dir!r}; {allowed}")
     imported = source.read(folder, config.zoo.import_mb, manifest)
     gathered = tasks.gathered(imported.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
@@ -71,9 +70,8 @@ def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str
         counts = {t["name"]: len(t["rows"]) for t in described if t["split"] == split}
         if len(set(counts.values())) > 1:
             few, many = min(counts, key=counts.get), max(counts, key=counts.get)
-            raise PdiffError(
-                f"{split} tasks: {many} has {counts[many]} networks and {few} has {counts[few]}; allowed: as many each"
-            )
+            unequal = f"{many} has {counts[many]} networks and {few} has {counts[few]}"
+            raise PdiffError(f"{split} tasks: {unequal}; allowed: as many each")
     return described, list(family.factor_names)
 
 
@@ -172,9 +170,8 @@ def _base_of_family(params: dict, base: dict | None, seen: list[int], target: Ta
         )
     for path, value in params.items():
         if value.shape[1:] != generated[path]:
-            raise PdiffError(
-                f"{shown(path)} has shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
-            )
+            shapes = f"shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
+            raise PdiffError(f"{shown(path)} has {shapes}")
     if base is None:
         rest = sorted(set(abstract) - set(generated))
         if rest:

@@ -97,9 +97,7 @@ class Family:
     render: Callable[[Any, Float[ArrayLike, "n shared"]], Float[Array, "n features"]]
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]] | None
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
-    relabel: Callable[[Any, Float[ArrayLike, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = (
-        lambda variables, x, y: y
-    )
+    relabel: Callable[[Any, Float[ArrayLike, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda _, x, y: y
     factor_units: tuple[float, ...] = ()
     pretraining: Any = None
     pretraining_on_all: bool = False

@@ -79,11 +79,11 @@ def relabel(
 def describe(factors: tuple[float, ...], class_names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Training and held-out wordings for a subset: the classes whose factor is above a half, "nothing" if none is."""
     chosen = [name for name, factor in zip(class_names, factors, strict=True) if factor > 0.5] or ["nothing"]
-    trained, held_out = (
-        tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
-        for wordings in (WORDINGS, HELD_OUT_WORDINGS)
-    )
-    return trained, held_out
+
+    def filled(wordings):
+        return tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
+
+    return filled(WORDINGS), filled(HELD_OUT_WORDINGS)
 
 
 def _grammar(names: tuple[str, ...]) -> Grammar:

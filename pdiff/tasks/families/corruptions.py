@@ -142,9 +142,8 @@ def _blend(gain: Float[np.ndarray, "height width"], offset: Float[np.ndarray, "h
 def _resample(side: int, zoom: float, offset: float) -> Float[np.ndarray, "side side"]:
     """M such that `(line @ M)[i]` is `line` at `zoom * i + offset`, linear between pixels and black outside."""
     # On the basis lines; 'grid-constant' also goes linearly to black at the edges, 'constant' would jump.
-    return ndimage.affine_transform(
-        np.eye(side), np.array([1.0, zoom]), np.array([0.0, offset]), order=1, mode="grid-constant"
-    )
+    matrix, shift = np.array([1.0, zoom]), np.array([0.0, offset])
+    return ndimage.affine_transform(np.eye(side), matrix, shift, order=1, mode="grid-constant")
 
 
 def render(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
@@ -255,9 +254,8 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
     regions = {"seen": PERCENT.complement([b for held in bands.values() for b in held]), **bands}
     data = data or images.load(config)
     if len(data.image_shape) != 2:
-        raise PdiffError(
-            f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for corruptions: grey images"
-        )
+        got = f"{config.data!r}, images of {data.image_shape}"
+        raise PdiffError(f"tasks.data: got {got}; allowed for corruptions: grey images")
     what = config.data.replace("_", " ")
     describe_here = functools.partial(describe, kinds=kinds, what=what)
     vary = functools.partial(variables_of, kinds=kinds, shape=data.image_shape)
