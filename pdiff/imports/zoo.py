@@ -126,7 +126,7 @@ def _networks(
         base = _base_of_family(params, base, rows["seen"], target)
     task_and_seed = {row: (i, seed) for i, t in enumerate(facts.tasks) for seed, row in enumerate(t["rows"])}
     base = base or _mean(params, rows["seen"])
-    if set(base) < set(params) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
+    if set(params) - set(base) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
         raise PdiffError("base: is another tree than the networks; allowed: their arrays and shapes")
     networks = {"base": _stacked({p: v[None] for p, v in base.items()}, [-1], [0])}
     for split in (s for s in SPLITS if rows[s]):
