@@ -1,8 +1,8 @@
-"""What an import leaves in a workdir beside the zoo, and the family and the target that a run has of it.
+"""What an import leaves in a workdir beside the zoo, and the family and the target of a run there.
 
-`imported/import.json` says which tasks there are and what the leaves are called. Where the config's family is
-`imported`, these are all that is known: there are no images and no forward pass, so networks are compared by their
-weights. Any other family is pdiff's own, of those of its tasks that networks came for.
+`imported/import.json` lists the tasks and the names of the leaves. Where the config's family is `imported`, nothing
+else is known: there are no images and no forward pass, so networks are compared by their weights. Any other family is
+one of pdiff's own, restricted to the tasks of the imported networks.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ class Facts:
 
     Attributes:
       digest: sha256 of everything that was read.
-      source: the folder, as it was named.
-      tasks: name, split, factors, descriptions and file names of each task, by id.
-      factor_names: of the tasks' factors.
-      leaves: path: [shape, dtype it came in, name it had, transform to its layout here].
-      adapter: adapter_config.json of the first, for adapters of PEFT.
-      accuracies: what the manifest said of networks, by split, task and network, where it said so of all.
+      source: the folder, as the user gave it.
+      tasks: name, split, factors, descriptions and rows (numbers of networks) of each task, by id.
+      factor_names: one per factor.
+      leaves: by path: [shape, dtype in the file, name in the file, transform to its layout here].
+      adapter: adapter_config.json of the first network, where these are adapters of PEFT.
+      accuracies: those in the manifest, by split, in the order of its tasks and networks, where it has all of them.
     """
 
     digest: str
@@ -82,20 +82,20 @@ def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target
 
 
 def made_of(config: ConfigDict, facts: Facts | None) -> tuple[Family, Target]:
-    """The same of facts that are not in a workdir yet."""
+    """As `family_and_target`, of facts that are not in a workdir yet."""
     if config.tasks.family != IMPORTED:
         family = get_family(config.tasks)
-        family = family if facts is None else restricted(family, [t["name"] for t in facts.tasks])
+        if facts is not None:
+            family = restricted(family, [t["name"] for t in facts.tasks])
         return family, get_target(config.target, family.image_shape, family.num_classes)
     if facts is None:
-        raise PdiffError(
-            "tasks.family: got 'imported', and nothing is imported here; --mode=import --source=DIR comes first"
-        )
-    check_without_images(config)
+        remedy = "--mode=import --source=DIR comes first"
+        raise PdiffError(f"tasks.family: got 'imported', and nothing is imported here; {remedy}")
+    _check_without_images(config)
     return _family(facts), _target(facts)
 
 
-def check_without_images(config: ConfigDict) -> None:
+def _check_without_images(config: ConfigDict) -> None:
     """Raises PdiffError, naming the field, if a config asks for images that an imported family does not have."""
     if config.target.name != IMPORTED:
         raise PdiffError(f"target.name: got {config.target.name!r}; allowed with tasks.family=imported: imported")
@@ -109,10 +109,10 @@ def check_without_images(config: ConfigDict) -> None:
 
 
 def restricted(family: Family, names: Sequence[str]) -> Family:
-    """The family with those of its tasks alone, in that order.
+    """The family with the tasks of these names alone, in this order.
 
     Raises:
-      PdiffError: it has no task of such a name.
+      PdiffError: it has no task of one of the names.
     """
     known = {t.name: t for t in family.tasks}
     strange = [n for n in names if n not in known]
@@ -122,15 +122,15 @@ def restricted(family: Family, names: Sequence[str]) -> Family:
             f"{len(known)}, such as {', '.join(list(known)[:3])}"
         )
     rows = np.array([known[n].id for n in names])
-    kept = dataclasses.replace(
+    chosen = dataclasses.replace(
         family,
         tasks=tuple(dataclasses.replace(known[n], id=i) for i, n in enumerate(names)),
         variables=jax.tree.map(lambda v: v[rows], family.variables),
         backgrounds=None if family.backgrounds is None else family.backgrounds[rows],
         arcs={s: a for s, a in family.arcs.items() if any(known[n].split == s for n in names)},
     )
-    kept.check()
-    return kept
+    chosen.check()
+    return chosen
 
 
 def _family(facts: Facts) -> Family:
@@ -139,7 +139,7 @@ def _family(facts: Facts) -> Family:
         for i, t in enumerate(facts.tasks)
     )
 
-    def render(own, x):
+    def render(variables, x):
         raise PdiffError("an imported family has no images")
 
     family = Family(

@@ -1,7 +1,7 @@
 """The arrays of one network from a file or checkpoint that nobody vouches for.
 
-Nothing is unpickled or run. How much a file claims to hold is added up from its own index before anything of that size
-is read or made, and what the index says is compared with what is there.
+Nothing is unpickled or run. The size that a file claims in its index is checked before anything of that size is read
+or allocated, and the index is compared with the contents.
 """
 
 import json
@@ -78,17 +78,17 @@ def read(path: Path, budget: Budget) -> Arrays:
     readers = {"safetensors": _safetensors, "npz": _npz, "msgpack": _msgpack, "orbax": _orbax}
     kind = kind_of(path)
     if kind is None:
-        raise PdiffError(strange(path))
-    found = readers[kind](path, budget)
-    check_names(found)
-    for name, value in found.items():
+        raise PdiffError(refusal(path))
+    leaves = readers[kind](path, budget)
+    check_names(leaves)
+    for name, value in leaves.items():
         if str(value.dtype) not in ALLOWED:
             raise PdiffError(f"{shown(name)} is {value.dtype}; allowed: {', '.join(ALLOWED)}")
         if not value.size:
             raise PdiffError(f"{shown(name)} has shape {value.shape}, no elements")
         if not np.isfinite(value.astype(np.float32, copy=False)).all():
             raise PdiffError(f"{shown(name)} holds values that are not finite")
-    return {name: found[name] for name in sorted(found)}
+    return dict(sorted(leaves.items()))
 
 
 def check_names(names: Mapping[str, Any]) -> None:
@@ -134,11 +134,10 @@ def parse_json(content: str | bytes) -> Any:
     """As `json_of`, of the text itself."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict:
-        kept = dict(pairs)
-        if len(kept) < len(pairs):
+        if len(dict(pairs)) < len(pairs):
             twice = Counter(k for k, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"the key {shown(twice)} comes twice")
-        return kept
+        return dict(pairs)
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number of JSON")
@@ -160,7 +159,7 @@ def bounded(path: Path, most: int = HEADER_BYTES) -> bytes:
         return f.read(most + 1)[:most]
 
 
-def strange(path: Path) -> str:
+def refusal(path: Path) -> str:
     """Why a file is not one that networks are read from."""
     with open(path, "rb") as f:
         start = f.read(4) if _size(path) else b""
@@ -195,7 +194,7 @@ def _safetensors(path: Path, budget: Budget) -> Arrays:
             raise PdiffError(f"is truncated: {len(start)} bytes, no safetensors header")
         (length,) = struct.unpack("<Q", start)
         if start[:4] == b"PK\x03\x04" or start[0] == 0x80 and length > size:
-            raise PdiffError(strange(path))
+            raise PdiffError(refusal(path))
         if length > min(size - 8, HEADER_BYTES):
             raise PdiffError(f"is truncated or no safetensors: its header says {length:,} bytes of {size - 8:,}")
         header = parse_json(f.read(length))
@@ -206,10 +205,10 @@ def _safetensors(path: Path, budget: Budget) -> Arrays:
         f.seek(0)
         data = f.read(size)
     try:
-        found = safetensors.deserialize(data)
+        tensors = safetensors.deserialize(data)
     except Exception as e:  # the library's own error, which is no subclass of anything narrower
         raise PdiffError(f"is damaged: {e}") from e
-    return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in found}
+    return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in tensors}
 
 
 def _known_dtypes(header: dict) -> None:
@@ -220,7 +219,7 @@ def _known_dtypes(header: dict) -> None:
 
 
 def _npz(path: Path, budget: Budget) -> Arrays:
-    size, found = _size(path), {}
+    size, leaves = _size(path), {}
     with open(path, "rb") as f:
         if f.read(4) != b"PK\x03\x04":  # Python finds an archive behind anything; NumPy reads it as something else then
             raise PdiffError("is damaged or no .npz: it does not begin as a zip archive")
@@ -234,13 +233,13 @@ def _npz(path: Path, budget: Budget) -> Arrays:
                 name = member.filename
                 if not name.endswith(".npy"):
                     raise PdiffError(f"{shown(name)} in it is no array; a torch file must be saved as safetensors")
-                if name[:-4] in found:
+                if name[:-4] in leaves:
                     raise PdiffError(f"{shown(name)} is in it twice")
                 with archive.open(member) as f:
-                    found[name[:-4]] = _npy(f, member.file_size, name)
+                    leaves[name[:-4]] = _npy(f, member.file_size, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as e:
         raise PdiffError(f"is damaged or no .npz: {e or type(e).__name__}") from e
-    return found
+    return leaves
 
 
 def _npy(f: Any, size: int, name: str) -> np.ndarray:
@@ -284,14 +283,12 @@ def _leaves(tree: Any) -> Arrays:
         flat = traverse_util.flatten_dict(tree)
     except RecursionError as e:
         raise PdiffError("is nested too deeply") from e
-    named = {}
     for path, value in flat.items():
         if not all(isinstance(k, str) and "/" not in k for k in path):
             raise PdiffError(f"the name {shown(path)} of an array; allowed: texts without '/'")
         if not isinstance(value, np.ndarray):
             raise PdiffError(f"{shown('/'.join(path))} is a {type(value).__name__}; allowed: an array")
-        named["/".join(path)] = value
-    return named
+    return {"/".join(path): value for path, value in flat.items()}
 
 
 def _orbax_tree(path: Path) -> Path | None:
@@ -317,27 +314,28 @@ def _orbax(path: Path, budget: Budget) -> Arrays:
     store = {"driver": "file", "path": f"{where.absolute()}/"}
     store = {"driver": "ocdbt", "base": store} if index.get("use_ocdbt", True) else store
     driver, context = "zarr3" if index.get("use_zarr3") else "zarr", ts.Context()
-    found = {}
+    leaves = {}
     try:
-        for name in names:
-            keys = {**store, "path": f"{store['path']}{'.'.join(name)}" if "path" in store else ".".join(name)}
-            spec = {"driver": driver, "kvstore": keys, "fill_missing_data_reads": False}
+        for keys in names:
+            name = "/".join(keys)
+            place = {**store, "path": store.get("path", "") + ".".join(keys)}
+            spec = {"driver": driver, "kvstore": place, "fill_missing_data_reads": False}
             array = ts.open(spec, read=True, open=True, context=context).result()
             dtype = array.dtype.numpy_dtype
             if str(dtype) not in ALLOWED:
-                raise PdiffError(f"{shown('/'.join(name))} is {dtype}; allowed: {', '.join(ALLOWED)}")
+                raise PdiffError(f"{shown(name)} is {dtype}; allowed: {', '.join(ALLOWED)}")
             if "blosc" in json.dumps(array.spec().to_json().get("metadata", {})):
                 raise PdiffError(
-                    f"{shown('/'.join(name))} is compressed by blosc, of which a small file can unpack to gigabytes; "
+                    f"{shown(name)} is compressed by blosc, of which a small file can unpack to gigabytes; "
                     "allowed: zstd, as Orbax writes, gzip or nothing"
                 )
             chunk = array.chunk_layout.read_chunk.shape or array.shape  # which is read as a whole
             budget.take(max(math.prod(array.shape), math.prod(chunk)) * dtype.itemsize)
-            found["/".join(name)] = np.asarray(array.read().result())
+            leaves[name] = np.asarray(array.read().result())
     except (ValueError, NotImplementedError, OverflowError, OSError, RuntimeError) as e:
         reason = str(e).split(" [")[0].splitlines()[0]
         raise PdiffError(f"is damaged or no Orbax checkpoint: {reason[:300]}") from e
-    return found
+    return leaves
 
 
 def _orbax_names(index: Any) -> list[tuple[str, ...]]:

@@ -1,16 +1,15 @@
-"""What a folder of networks says of them: a row for each, from a CSV or JSON manifest or from the names of folders.
+"""A row for each network of a folder, from a CSV or JSON manifest or from the names of folders.
 
 A CSV manifest has the columns `file`, `task`, `description` (as often as there are wordings), `factor:NAME`,
 `accuracy` and `split`; a JSON one is a list of objects with these keys, or `{"networks": [...]}`, in which
-`description` may be a list and `factors` an object. Only `file` has to be there; rows of one task may leave blank what
-an earlier one has said.
+`description` may be a list and `factors` an object. Only `file` is required; what one row of a task has, the others may
+leave blank.
 """
 
 import csv
 import dataclasses
 import io
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ DEEPEST = 3  # folders below the source: a task, a seed of it, the network itsel
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One network: where it lies, below the source, and what is said of it. Absent is '', (), {} or None."""
+    """One network: its path below the source, and its entries; an absent one is '', (), {} or None."""
 
     file: str
     task: str = ""
@@ -39,7 +38,7 @@ class Row:
     factors: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
     split: str = ""
-    line: str = ""  # where the manifest says so, for messages
+    line: str = ""  # of the manifest, for messages
 
 
 def rows(source: Path, manifest: Path | None) -> list[Row]:
@@ -50,21 +49,20 @@ def rows(source: Path, manifest: Path | None) -> list[Row]:
     """
     if not source.is_dir():
         raise PdiffError(f"--source: {source} is no folder; allowed: a folder of networks; see docs/importing.md")
-    own = [source / n for n in NAMES if (source / n).is_file()]
-    if manifest is None and len(own) > 1:
+    manifests = [source / n for n in NAMES if (source / n).is_file()]
+    if manifest is None and len(manifests) > 1:
         raise PdiffError(f"--source: {source} has both {' and '.join(NAMES)}; name one of them with --manifest")
-    chosen = manifest or (own[0] if own else None)
-    if chosen is None:
+    path = manifest or next(iter(manifests), None)
+    if path is None:
         return _by_folders(source)
-    if not chosen.is_file():
-        raise PdiffError(f"--manifest: {chosen} is no file; allowed: a CSV or JSON file")
+    if not path.is_file():
+        raise PdiffError(f"--manifest: {path} is no file; allowed: a CSV or JSON file")
     try:
-        found = parse(arrays.text(chosen), chosen.suffix.lower())
+        return parse(arrays.text(path), path.suffix.lower())
     except Faults as e:
-        raise Faults(str(chosen), e.lines) from e
+        raise Faults(str(path), e.lines) from e
     except PdiffError as e:
-        raise PdiffError(f"{chosen}: {e}") from e
-    return found
+        raise PdiffError(f"{path}: {e}") from e
 
 
 def parse(content: str, ending: str) -> list[Row]:
@@ -80,20 +78,19 @@ def parse(content: str, ending: str) -> list[Row]:
         raise PdiffError("has no rows")
     if len(records) > MOST_ROWS:
         raise PdiffError(f"has {len(records)} rows; allowed: at most {MOST_ROWS}")
-    found, faults = [], []
+    networks, faults = [], []
     for line, record in records:
         try:
-            found.append(_row(line, record))
+            networks.append(_row(line, record))
         except PdiffError as e:
             faults.append(f"{line}: {e}")
-    files: dict[str, str] = {}
-    for row in found:
-        if row.file in files:
-            faults.append(f"{row.line}: file {shown(row.file)} is also that of {files[row.file]}")
-        files.setdefault(row.file, row.line)
+    lines: dict[str, str] = {}
+    for row in networks:
+        if (first := lines.setdefault(row.file, row.line)) != row.line:
+            faults.append(f"{row.line}: file {shown(row.file)} is also that of {first}")
     if faults:
         raise Faults("manifest", faults)
-    return found
+    return networks
 
 
 def _csv_records(content: str) -> list[tuple[str, dict[str, Any]]]:
@@ -109,9 +106,8 @@ def _csv_records(content: str) -> list[tuple[str, dict[str, Any]]]:
             if not any(c.strip() for c in cells):
                 continue
             if len(cells) != len(header):
-                raise PdiffError(
-                    f"line {reader.line_num}: {len(cells)} cells; allowed: {len(header)}, as the first line"
-                )
+                allowed = f"allowed: {len(header)}, as the first line"
+                raise PdiffError(f"line {reader.line_num}: {len(cells)} cells; {allowed}")
             record: dict[str, Any] = {"description": []}
             for name, cell in zip(header, cells, strict=True):
                 if name == "description":
@@ -124,46 +120,48 @@ def _csv_records(content: str) -> list[tuple[str, dict[str, Any]]]:
     return records
 
 
+def _is_column(name: str) -> bool:
+    return name in COLUMNS or name.startswith(FACTOR) and name != FACTOR
+
+
 def _check_columns(header: list[str]) -> None:
     for name in header:
-        if name not in COLUMNS[:3] + COLUMNS[4:] and not (name.startswith(FACTOR) and name != FACTOR):
+        if not _is_column(name):
             raise PdiffError(f"line 1: column {shown(name)}; allowed: {', '.join(COLUMNS)}, separated by commas")
         if name != "description" and header.count(name) > 1:
             raise PdiffError(f"line 1: column {shown(name)} comes twice; allowed twice: description")
 
 
 def _json_records(content: str) -> list[tuple[str, dict[str, Any]]]:
-    found = arrays.parse_json(content)
-    if isinstance(found, dict):
-        if set(found) != {"networks"}:
-            raise PdiffError(f"has the keys {shown(sorted(found)[:5])}; allowed: networks, a list of objects")
-        found = found["networks"]
-    if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+    networks = arrays.parse_json(content)
+    if isinstance(networks, dict):
+        if set(networks) != {"networks"}:
+            raise PdiffError(f"has the keys {shown(sorted(networks)[:5])}; allowed: networks, a list of objects")
+        networks = networks["networks"]
+    if not isinstance(networks, list) or not all(isinstance(r, dict) for r in networks):
         raise PdiffError("is no list of objects")
     records = []
-    for i, record in enumerate(found):
-        record = dict(record)
+    for i, record in enumerate(networks):
         factors = record.pop("factors", {})
         if isinstance(factors, dict):
             record |= {f"{FACTOR}{n}": v for n, v in factors.items()}
         else:
             record[FACTOR] = factors  # refused, as no column of its own
-        described = record.get("description", [])
-        record["description"] = described if isinstance(described, list) else [described]
+        wordings = record.get("description", [])
+        record["description"] = wordings if isinstance(wordings, list) else [wordings]
         records.append((f"network {i}", {n: v for n, v in record.items() if v is not None}))
     return records
 
 
 def _row(line: str, record: dict[str, Any]) -> Row:
     for name in record:
-        if name not in COLUMNS[:3] + COLUMNS[4:] and not (name.startswith(FACTOR) and name != FACTOR):
+        if not _is_column(name):
             raise PdiffError(f"{shown(name)}; allowed: {', '.join(COLUMNS)}")
     wordings = [_words("description", d) for d in record["description"] if not isinstance(d, str) or d.strip()]
     factors = {n.removeprefix(FACTOR).strip(): _number(n, v) for n, v in record.items() if n.startswith(FACTOR)}
     if len(wordings) > MOST_WORDINGS or len(factors) > MOST_FACTORS:
-        raise PdiffError(
-            f"{len(wordings)} descriptions, {len(factors)} factors; allowed: at most {MOST_WORDINGS}, {MOST_FACTORS}"
-        )
+        allowed = f"at most {MOST_WORDINGS}, {MOST_FACTORS}"
+        raise PdiffError(f"{len(wordings)} descriptions, {len(factors)} factors; allowed: {allowed}")
     if any(not n or not n.isprintable() or len(n) > 60 for n in factors):
         raise PdiffError(f"factors named {shown(sorted(factors))}; allowed: at most 60 printable characters each")
     accuracy = _number("accuracy", record["accuracy"]) if "accuracy" in record else None
@@ -196,41 +194,38 @@ def _file(value: Any) -> str:
     """A path below the source, which names nothing above it."""
     if not isinstance(value, str) or not value.strip():
         raise PdiffError("file is missing; allowed: a path below the source")
-    parts = Path(value.strip()).parts
-    if Path(value.strip()).is_absolute() or ".." in parts or "\\" in value or not value.strip().isprintable():
+    path = Path(value.strip())
+    if path.is_absolute() or ".." in path.parts or "\\" in value or not value.strip().isprintable():
         raise PdiffError(f"file {shown(value)}; allowed: a path below the source, without '..'")
-    if len(value) > LONGEST_TEXT or not parts:
+    if len(value) > LONGEST_TEXT or not path.parts:
         raise PdiffError(f"file {shown(value)}; allowed: a path of a network below the source")
-    return str(Path(*parts))
-
-
-# --- without a manifest ----------------------------------------------------------------------------
+    return str(path)
 
 
 def _by_folders(source: Path) -> list[Row]:
     """Each entry of `source` is a task: a network by itself, or a folder of its networks and of their seeds."""
-    found: list[Row] = []
+    networks: list[Row] = []
     faults: list[str] = []
     for entry in _entries(source):
         try:
             if is_network(entry):
                 task = entry.name if entry.is_dir() else entry.stem
-                found.append(Row(entry.name, task, _described(entry) if entry.is_dir() else ()))
+                networks.append(Row(entry.name, task, _wordings(entry) if entry.is_dir() else ()))
             elif entry.is_dir():
-                own = list(_networks_below(entry, 1))
-                if not own:
+                paths = _networks_below(entry, 1)
+                if not paths:
                     raise PdiffError("holds no network; allowed: safetensors, .npz, .msgpack, Orbax or PEFT LoRA")
-                texts = _described(entry)
-                found += [Row(str(p.relative_to(source)), entry.name, texts) for p in own]
+                wordings = _wordings(entry)
+                networks += [Row(str(p.relative_to(source)), entry.name, wordings) for p in paths]
             elif entry.suffix.lower() in arrays.PICKLES:
-                raise PdiffError(arrays.strange(entry))
+                raise PdiffError(arrays.refusal(entry))
         except (PdiffError, OSError) as e:
             faults.append(f"{entry.name}: {e}")
     if faults:
         raise Faults(str(source), faults)
-    if not found:
+    if not networks:
         raise PdiffError(f"{source}: holds no networks; see docs/importing.md for how they may lie there")
-    return found
+    return networks
 
 
 def is_network(path: Path) -> bool:
@@ -246,18 +241,18 @@ def _networks_below(folder: Path, depth: int) -> list[Path]:
         elif entry.is_dir() and depth < DEEPEST:
             networks += _networks_below(entry, depth + 1)
         elif entry.is_file() and entry.suffix.lower() in arrays.PICKLES:
-            raise PdiffError(f"{entry.name} {arrays.strange(entry)}")
+            raise PdiffError(f"{entry.name} {arrays.refusal(entry)}")
     return networks
 
 
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, but for what belongs to the source as a whole or is hidden, as `base.safetensors` is."""
     beside = (files.SUMS, "pdiff.json")  # as pdiff leaves them beside networks that it makes
-    named = (p for p in folder.iterdir() if p.name not in beside and p.suffix != f".{files.DIGEST}")
-    return sorted(p for p in named if not p.name.startswith(".") and p.stem != "base")
+    entries = (p for p in folder.iterdir() if p.name not in beside and p.suffix != f".{files.DIGEST}")
+    return sorted(p for p in entries if not p.name.startswith(".") and p.stem != "base")
 
 
-def _described(folder: Path) -> tuple[str, ...]:
+def _wordings(folder: Path) -> tuple[str, ...]:
     """The lines of a folder's description.txt, if it has one."""
     path = folder / DESCRIPTION
     if not path.exists():
@@ -269,8 +264,3 @@ def _described(folder: Path) -> tuple[str, ...]:
     if not 0 < len(lines) <= MOST_WORDINGS:
         raise PdiffError(f"{DESCRIPTION} has {len(lines)} lines; allowed: 1 to {MOST_WORDINGS}, a wording on each")
     return tuple(dict.fromkeys(lines))
-
-
-def words_of(name: str) -> str:
-    """A task's name as a description."""
-    return " ".join(re.split("[_-]+", name)).strip() or name

@@ -5,14 +5,14 @@
      "ignore": ["*.num_batches_tracked"]}
 
 Names are literal but for `*`, which stands for any characters of one part between dots; the n-th `*` of `to` takes what
-the n-th of `from` stood for. Each part holds at most one, so matching takes time in proportion to the name. Every array
-has to be told where it goes, or ignored, by exactly one rule, and no two go to one place.
+the n-th of `from` stood for. Each part holds at most one, so matching takes time in proportion to the name. Exactly one
+rule has to place or ignore each array, and no two arrays go to one place.
 """
 
 import dataclasses
 import functools
+import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,14 @@ def read(path: Path) -> tuple[Rule, ...]:
         raise PdiffError(f"{path}: {e}") from e
 
 
-def parse(found: Any) -> tuple[Rule, ...]:
-    """The rules of the JSON value `found`; raises PdiffError as `read` does."""
-    if not isinstance(found, dict) or set(found) - {"leaves", "ignore"} or not isinstance(found.get("leaves"), list):
+def parse(layout: Any) -> tuple[Rule, ...]:
+    """The rules of a JSON value; raises PdiffError as `read` does."""
+    if not isinstance(layout, dict) or set(layout) - {"leaves", "ignore"} or not isinstance(layout.get("leaves"), list):
         raise PdiffError("is no layout; allowed: an object with leaves, a list, and perhaps ignore, another")
-    ignored = found.get("ignore", [])
-    if not isinstance(ignored, list) or len(found["leaves"]) + len(ignored) > MOST_RULES:
+    leaves, ignored = layout["leaves"], layout.get("ignore", [])
+    if not isinstance(ignored, list) or len(leaves) + len(ignored) > MOST_RULES:
         raise PdiffError(f"ignore: allowed: a list; of both lists at most {MOST_RULES} rules")
-    rules = [_rule(i, r) for i, r in enumerate(found["leaves"])] + [Rule(_pattern("ignore", n), None) for n in ignored]
+    rules = [_rule(i, r) for i, r in enumerate(leaves)] + [Rule(_pattern("ignore", n), None) for n in ignored]
     for source, count in Counter(r.source for r in rules).most_common(1):
         if count > 1:
             raise PdiffError(f"{shown(source)} has {count} rules; allowed: one")
@@ -81,16 +81,16 @@ def parse(found: Any) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def apply(rules: tuple[Rule, ...], found: Arrays) -> tuple[Arrays, dict[str, Place]]:
+def apply(rules: tuple[Rule, ...], leaves: Arrays) -> tuple[Arrays, dict[str, Place]]:
     """The arrays by their paths in the Flax tree, and what each was called.
 
     Raises:
       PdiffError: an array has no rule or two, a rule no array, two go to one place, or axes do not fit.
     """
-    places = _places(rules, tuple(found))
-    tree = {path: transformed(found[p.name], p.transform, p.name) for path, p in places.items()}
+    places = _places(rules, tuple(leaves))
+    tree = {path: transformed(leaves[p.name], p.transform, p.name) for path, p in places.items()}
     arrays.check_names(tree)
-    return {path: tree[path] for path in sorted(tree)}, places
+    return dict(sorted(tree.items())), places
 
 
 @functools.lru_cache(8)  # the networks of an import have the same names
@@ -100,12 +100,12 @@ def _places(rules: tuple[Rule, ...], names: tuple[str, ...]) -> dict[str, Place]
     starred = [r for r in rules if "*" in r.source]
     unused = set(rules)
     for name in names:
-        matching = [(rule, stars) for rule in starred if (stars := _match(rule.source, name)) is not None]
-        matching += [(literal[name], [])] if name in literal else []
-        if len(matching) != 1:
-            rivals = ", ".join(shown(rule.source) for rule, _ in matching[:3]) or "none"
-            raise PdiffError(f"{shown(name)} has {len(matching)} rules in {NAME} ({rivals}); allowed: one")
-        (rule, stars) = matching[0]
+        matches = [(rule, stars) for rule in starred if (stars := _match(rule.source, name)) is not None]
+        matches += [(literal[name], ())] if name in literal else []
+        if len(matches) != 1:
+            rivals = ", ".join(shown(rule.source) for rule, _ in matches[:3]) or "none"
+            raise PdiffError(f"{shown(name)} has {len(matches)} rules in {NAME} ({rivals}); allowed: one")
+        rule, stars = matches[0]
         unused.discard(rule)
         if rule.target is None:
             continue
@@ -132,17 +132,12 @@ def inverse(value: Shaped[np.ndarray, "..."], transform: str) -> Shaped[np.ndarr
     return value.transpose(tuple(np.argsort(order))) if order else value
 
 
-def to_json(places: Mapping[str, Place]) -> dict[str, list[str]]:
-    """Plain lists for JSON."""
-    return {path: [p.name, p.transform] for path, p in places.items()}
-
-
-def _rule(i: int, found: Any) -> Rule:
+def _rule(i: int, entry: Any) -> Rule:
     where = f"leaves[{i}]"
-    if not isinstance(found, dict) or not {"from", "to"} <= set(found) <= {"from", "to", "transform"}:
-        raise PdiffError(f"{where}: {shown(found)}; allowed: an object with from, to and perhaps transform")
-    source, target = _pattern(f"{where}.from", found["from"]), _pattern(f"{where}.to", found["to"], "/")
-    transform = found.get("transform", "none")
+    if not isinstance(entry, dict) or not {"from", "to"} <= set(entry) <= {"from", "to", "transform"}:
+        raise PdiffError(f"{where}: {shown(entry)}; allowed: an object with from, to and perhaps transform")
+    source, target = _pattern(f"{where}.from", entry["from"]), _pattern(f"{where}.to", entry["to"], "/")
+    transform = entry.get("transform", "none")
     if not isinstance(transform, str) or transform not in TRANSFORMS:
         raise PdiffError(f"{where}.transform: {shown(transform)}; allowed: {', '.join(TRANSFORMS)}")
     if source.count("*") != target.count("*"):
@@ -150,32 +145,20 @@ def _rule(i: int, found: Any) -> Rule:
     return Rule(source, target, transform)
 
 
-def _pattern(where: str, found: Any, separator: str = ".") -> str:
-    if not isinstance(found, str) or not found or len(found) > arrays.LONGEST_NAME or not found.isprintable():
-        raise PdiffError(f"{where}: {shown(found)}; allowed: a name of at most {arrays.LONGEST_NAME} characters")
-    if any(part.count("*") > 1 for part in found.split(separator)):
-        raise PdiffError(f"{where}: {shown(found)}; allowed: at most one '*' in each part between '{separator}'")
-    return found
+def _pattern(where: str, name: Any, separator: str = ".") -> str:
+    if not isinstance(name, str) or not name or len(name) > arrays.LONGEST_NAME or not name.isprintable():
+        raise PdiffError(f"{where}: {shown(name)}; allowed: a name of at most {arrays.LONGEST_NAME} characters")
+    if any(part.count("*") > 1 for part in name.split(separator)):
+        raise PdiffError(f"{where}: {shown(name)}; allowed: at most one '*' in each part between '{separator}'")
+    return name
 
 
-def _match(pattern: str, name: str) -> list[str] | None:
+def _match(pattern: str, name: str) -> tuple[str, ...] | None:
     """What the stars of `pattern` stand for in `name`; None where it does not fit."""
-    wanted, parts, stars = pattern.split("."), name.split("."), []
-    if len(wanted) != len(parts):
-        return None
-    for want, part in zip(wanted, parts, strict=True):
-        start, star, end = want.partition("*")
-        if not star:
-            if want != part:
-                return None
-        elif part.startswith(start) and part.endswith(end) and len(part) > len(start) + len(end):
-            stars.append(part[len(start) : len(part) - len(end)])
-        else:
-            return None
-    return stars
+    match = re.fullmatch(re.escape(pattern).replace(r"\*", "([^.]+)"), name)
+    return match and match.groups()
 
 
-def _filled(target: str, stars: list[str]) -> str:
-    for star in stars:
-        target = target.replace("*", star, 1)
-    return target
+def _filled(target: str, stars: tuple[str, ...]) -> str:
+    texts = iter(stars)
+    return re.sub(r"\*", lambda _: next(texts), target)

@@ -20,18 +20,17 @@ CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TREE = "base_model.model.", "lora"
 MOST_RANK = 4096
 
-# What may be in a config as it likes: it says how an adapter was trained or is shared out, not what it computes.
-FREE = (
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision", "runtime_config",
-    "target_modules", "task_type", "bias",
-)  # fmt: skip
-INITS = (True, False, "gaussian", "orthogonal", "eva")  # others take a part of the base's own weights out of it
-AGREE = (
+AGREE = (  # fields that all networks of an import have to share
     "base_model_name_or_path", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha", "r",
     "target_modules",
 )  # fmt: skip
+# Fields with any value: how an adapter was trained or is shared out, not what it computes, or checked on their own.
+FREE = (
+    *AGREE, "auto_mapping", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode", "init_lora_weights",
+    "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "task_type",
+)  # fmt: skip
+INITS = (True, False, "gaussian", "orthogonal", "eva")  # others take a part of the base's own weights out of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def read(folder: Path, budget: arrays.Budget) -> Adapter:
     path = folder / MODEL
     if not path.exists():
         others = sorted(p.name for p in folder.glob("adapter_model*"))
-        pickled = f"{others[0]} {arrays.strange(folder / others[0])}" if others else f"allowed: {MODEL} beside {CONFIG}"
+        pickled = f"{others[0]} {arrays.refusal(folder / others[0])}" if others else f"allowed: {MODEL} beside {CONFIG}"
         raise PdiffError(f"has no {MODEL}; {pickled}")
     try:
         return Adapter(_tree(arrays.read(path, budget), config["r"]), config)
@@ -96,8 +95,8 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The fields that have to agree and do not, each with both values."""
 
     def value(config: dict, name: str) -> Any:
-        found = config.get(name)
-        return sorted(found, key=str) if isinstance(found, list) else found
+        field = config.get(name)
+        return sorted(field, key=str) if isinstance(field, list) else field
 
     return [f"{n} is {shown(value(a, n))}, not {shown(value(b, n))}" for n in AGREE if value(a, n) != value(b, n)]
 
@@ -112,22 +111,19 @@ def written(config: dict[str, Any]) -> bytes:
     return json.dumps(config | {"inference_mode": True}, indent=1, sort_keys=True).encode()
 
 
-def _tree(found: dict[str, Shaped[ndarray, "..."]], rank: int) -> dict[str, Shaped[ndarray, "..."]]:
+def _tree(weights: dict[str, Shaped[ndarray, "..."]], rank: int) -> dict[str, Shaped[ndarray, "..."]]:
     tree = {}
-    for name, value in found.items():
+    for name, value in weights.items():
         module, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
         if not name.startswith(PREFIX) or kind not in ("A.weight", "B.weight") or not module or "/" in module:
-            raise PdiffError(
-                f"{shown(name)} is not handled; allowed: {PREFIX}MODULE.lora_A.weight and .lora_B.weight alone"
-            )
+            allowed = f"{PREFIX}MODULE.lora_A.weight and .lora_B.weight alone"
+            raise PdiffError(f"{shown(name)} is not handled; allowed: {allowed}")
         tree[f"{TREE}/{module}/{kind[0]}"] = value
     for path, value in tree.items():
-        module, kind = path.rsplit("/", 1)
-        if f"{module}/{'B' if kind == 'A' else 'A'}" not in tree:
-            raise PdiffError(f"{shown(module.split('/')[1])} has a lora_{kind} alone")
-        if value.ndim != 2 or value.shape[0 if kind == "A" else 1] != rank:
-            allowed = f"({rank}, inputs)" if kind == "A" else f"(outputs, {rank})"
-            raise PdiffError(
-                f"lora_{kind} of {shown(module.split('/')[1])} has shape {value.shape}; allowed: {allowed}"
-            )
+        _, module, kind = path.split("/")
+        other, axis, allowed = ("B", 0, f"({rank}, inputs)") if kind == "A" else ("A", 1, f"(outputs, {rank})")
+        if f"{TREE}/{module}/{other}" not in tree:
+            raise PdiffError(f"{shown(module)} has a lora_{kind} alone")
+        if value.ndim != 2 or value.shape[axis] != rank:
+            raise PdiffError(f"lora_{kind} of {shown(module)} has shape {value.shape}; allowed: {allowed}")
     return tree

@@ -64,9 +64,9 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     for row in rows:
         try:
             networks.append(_network(source, row, rules, budget))
-            faults += [f"{row.file}: {f}" for f in _unlike(networks[0], rows, networks[-1])]
+            faults += [f"{row.file}: {fault}" for fault in _unlike(networks[0], networks[-1])]
         except (PdiffError, OSError) as e:
-            if _no_room(e):
+            if isinstance(e, PdiffError) and "zoo.import_mb" in str(e):  # all later files would only say the same
                 raise PdiffError(f"{source / row.file}: {e}") from e
             faults.append(f"{row.file}: {e}")
     faults = faults or _twice(rows, networks)
@@ -98,16 +98,16 @@ def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, bud
                 inside(source, f"{row.file}/{name}")
         if rules is not None:
             raise PdiffError(f"is a LoRA folder, which needs no {mapping.NAME}; allowed: a source without it")
-        found = peft.read(path, budget)
-        named, adapter = found.arrays, found.config
-        places = {p: Place(name) for p, name in peft.names(list(named)).items()}
+        lora = peft.read(path, budget)
+        leaves, adapter = lora.arrays, lora.config
+        places = {p: Place(name) for p, name in peft.names(list(leaves)).items()}
     elif path.is_dir() and arrays.kind_of(path) is None:
         raise PdiffError("is a folder without a network; allowed: one of PEFT or of Orbax, or the path of a file")
     else:
-        found = arrays.read(path, budget)
-        named, places = mapping.apply(rules, found) if rules is not None else (found, {p: Place(p) for p in found})
-    named = {p: named[p] for p in sorted(named)}
-    return _Network(named, places, adapter, _digest(named))
+        leaves = arrays.read(path, budget)
+        leaves, places = mapping.apply(rules, leaves) if rules is not None else (leaves, {p: Place(p) for p in leaves})
+    leaves = dict(sorted(leaves.items()))
+    return _Network(leaves, places, adapter, _digest(leaves))
 
 
 def inside(source: Path, file: str) -> Path:
@@ -125,58 +125,50 @@ def inside(source: Path, file: str) -> Path:
 
 
 def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> Arrays | None:
-    there = [name for name in BASES if (source / name).exists()]
-    if not there:
+    names = [name for name in BASES if (source / name).exists()]
+    if not names:
         return None
-    if len(there) > 1:
-        raise PdiffError(f"{source}: holds {' and '.join(there)}; allowed: one base")
+    if len(names) > 1:
+        raise PdiffError(f"{source}: holds {' and '.join(names)}; allowed: one base")
     try:
-        found = arrays.read(inside(source, there[0]), budget)
-        named = found if rules is None else mapping.apply(rules, found)[0]
+        leaves = arrays.read(inside(source, names[0]), budget)
+        leaves = leaves if rules is None else mapping.apply(rules, leaves)[0]
     except PdiffError as e:
-        raise PdiffError(f"{source / there[0]}: {e}") from e
-    return {p: a.astype(np.float32) for p, a in named.items()}
+        raise PdiffError(f"{source / names[0]}: {e}") from e
+    return {p: a.astype(np.float32) for p, a in leaves.items()}
 
 
-def _unlike(first: _Network, rows: Sequence[Row], other: _Network) -> list[str]:
+def _unlike(first: _Network, other: _Network) -> list[str]:
     """How a network differs from the first that could be read; one line, of what differs first."""
-    odd = sorted(set(first.arrays) ^ set(other.arrays))
-    what = []
-    if odd:
-        lacks = [n for n in odd if n in first.arrays]
-        what.append(f"{'lacks' if lacks else 'has also'} {shown((lacks or odd)[0])}, which the first network "
-                    f"{'has' if lacks else 'lacks'} ({len(odd)} such arrays)")  # fmt: skip
-    for name in sorted(set(first.arrays) & set(other.arrays)):
-        a, b = first.arrays[name], other.arrays[name]
-        if (a.shape, a.dtype) != (b.shape, b.dtype) and not what:
-            what.append(f"{shown(name)} is {b.dtype} {b.shape}; the first network has {a.dtype} {a.shape}")
     if (first.adapter is None) != (other.adapter is None):
-        what = ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
-    elif first.adapter is not None:
-        fields = peft.differing(other.adapter, first.adapter)
-        what = [f"{peft.CONFIG} differs from the first: {'; '.join(fields)}"] if fields else what
-    return what
+        return ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
+    if first.adapter is not None and (fields := peft.differing(other.adapter, first.adapter)):
+        return [f"{peft.CONFIG} differs from the first: {'; '.join(fields)}"]
+    odd = sorted(set(first.arrays) ^ set(other.arrays))
+    if lacking := [n for n in odd if n in first.arrays]:
+        return [f"lacks {shown(lacking[0])}, which the first network has ({len(odd)} such arrays)"]
+    if odd:
+        return [f"has also {shown(odd[0])}, which the first network lacks ({len(odd)} such arrays)"]
+    for name, a in sorted(first.arrays.items()):
+        b = other.arrays[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return [f"{shown(name)} is {b.dtype} {b.shape}; the first network has {a.dtype} {a.shape}"]
+    return []
 
 
 def _twice(rows: Sequence[Row], networks: Sequence[_Network]) -> list[str]:
     """A line for each network that is another bit for bit: it would count twice, or be in two splits."""
-    known: dict[str, str] = {}
+    files: dict[str, str] = {}
     lines = []
     for row, network in zip(rows, networks, strict=True):
-        if network.digest in known:
-            lines.append(f"{row.file}: is bit for bit {known[network.digest]}; leave one of them out")
-        known.setdefault(network.digest, row.file)
+        if (first := files.setdefault(network.digest, row.file)) != row.file:
+            lines.append(f"{row.file}: is bit for bit {first}; leave one of them out")
     return lines
 
 
-def _digest(named: Arrays) -> str:
-    found = hashlib.sha256()
-    for path, value in named.items():
-        found.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        found.update(np.ascontiguousarray(value).view(np.uint8).data)
-    return found.hexdigest()
-
-
-def _no_room(error: Exception) -> bool:
-    """Whether the import has read as much as it may, so that every later file would only say the same."""
-    return isinstance(error, PdiffError) and "zoo.import_mb" in str(error)
+def _digest(leaves: Arrays) -> str:
+    digest = hashlib.sha256()
+    for path, value in leaves.items():
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,78 +1,80 @@
-"""From what is said of single networks to tasks: names, descriptions, factors, and which are held out."""
+"""The tasks of imported networks: names, descriptions, factors, and which are held out."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports.arrays import FILES, shown
-from pdiff.imports.manifest import Row, words_of
-from pdiff.tasks.base import SPLITS
+from pdiff.imports.manifest import Row
+from pdiff.tasks.base import SPLITS, hold_out, words_of
 
 
-def named(row: Row) -> str:
-    """The task of a network: what the manifest says, else the first folder below the source, or the file itself."""
+def task_name(row: Row) -> str:
+    """The task of a network: that of the manifest, else the first folder below the source, or the file itself."""
     path = Path(row.file)
     alone = path.stem if path.suffix.lower() in FILES else path.name  # a folder's name may have a dot: strength_0.5
     return row.task or (path.parts[0] if len(path.parts) > 1 else alone)
 
 
 def gathered(rows: tuple[Row, ...], where: str) -> dict[str, dict[str, Any]]:
-    """What rows say of each task, by name: `rows` (numbers), `factors`, `descriptions` and `split`.
+    """The entries of each task, by name: `rows` (numbers), `factors`, `descriptions` and `split`.
 
     Raises:
-      Faults: two rows of a task say different things, or tasks have different factors.
+      Faults: two rows of a task contradict each other, or tasks have different factors.
     """
-    found: dict[str, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     faults = []
     for i, row in enumerate(rows):
-        task = found.setdefault(named(row), {"rows": [], "descriptions": [], "factors": {}, "split": ""})
+        name = task_name(row)
+        task = tasks.setdefault(name, {"rows": [], "descriptions": [], "factors": {}, "split": ""})
         task["rows"].append(i)
-        for key, said in (("descriptions", list(row.descriptions)), ("factors", row.factors), ("split", row.split)):
-            if said and task[key] and said != task[key]:
-                faults.append(f"{row.line or row.file}: {key} {shown(said)}; an earlier network of task "
-                              f"{shown(named(row))} has {shown(task[key])}")  # fmt: skip
-            task[key] = task[key] or said
-    names = max((list(t["factors"]) for t in found.values()), key=len)
-    for name, task in found.items():
+        for key, value in (("descriptions", list(row.descriptions)), ("factors", row.factors), ("split", row.split)):
+            if value and task[key] and value != task[key]:
+                earlier = f"an earlier network of task {shown(name)} has {shown(task[key])}"
+                faults.append(f"{row.line or row.file}: {key} {shown(value)}; {earlier}")
+            task[key] = task[key] or value
+    names = max((list(t["factors"]) for t in tasks.values()), key=len)
+    for name, task in tasks.items():
         if set(task["factors"]) != set(names):
             faults.append(f"task {shown(name)}: has the factors {sorted(task['factors'])}, others have {sorted(names)}")
-    saying = [n for n, t in found.items() if t["split"]]
-    if 0 < len(saying) < len(found):
-        silent = next(n for n in found if n not in saying)
-        faults.append(f"task {shown(silent)}: has no split and {shown(saying[0])} has; allowed: all tasks or none")
+    with_split = [n for n, t in tasks.items() if t["split"]]
+    without = [n for n, t in tasks.items() if not t["split"]]
+    if with_split and without:
+        reason = f"has no split and {shown(with_split[0])} has; allowed: all tasks or none"
+        faults.append(f"task {shown(without[0])}: {reason}")
     if faults:
         raise Faults(where, faults)
-    return found
+    return tasks
 
 
-def described(found: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[list[dict[str, Any]], list[str]]:
+def described(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[list[dict[str, Any]], list[str]]:
     """Tasks by split, for `Facts.tasks` but for the file names, and the names of their factors.
 
-    Tasks without a split are held out by a permutation that `config.seed` draws: first `tasks.num_unseen` unseen ones,
-    then `tasks.num_validation`, then at most `tasks.num_seen` seen ones. All have as many descriptions as the one with
-    most, repeating theirs; one without has its name in words.
+    If no task has a split, `hold_out` draws them by `config.seed`. All have as many descriptions as the one with most,
+    repeating theirs; one without has its name in words.
 
     Raises:
       PdiffError: there are too few tasks, or none is seen.
     """
-    if not any(t["split"] for t in found.values()):
-        found = _split(found, config)
-    factor_names = sorted(next(iter(found.values()))["factors"])
-    texts = {n: t["descriptions"] or [words_of(n)] for n, t in found.items()}
+    if not any(t["split"] for t in gathered.values()):
+        split_of = hold_out(gathered, config.tasks, config.seed, "there are")
+        gathered = {name: gathered[name] | {"split": split_of[name]} for name in sorted(split_of)}
+    factor_names = sorted(next(iter(gathered.values()))["factors"])
+    texts = {n: t["descriptions"] or [words_of(n)] for n, t in gathered.items()}
     most = max(map(len, texts.values()))
     tasks = [
         {
             "name": name,
             "split": split,
             "factors": [t["factors"][f] for f in factor_names],
-            "descriptions": [texts[name][j % len(texts[name])] for j in range(most)],
+            "descriptions": list(itertools.islice(itertools.cycle(texts[name]), most)),
             "rows": t["rows"],
         }
         for split in SPLITS
-        for name, t in found.items()
+        for name, t in gathered.items()
         if t["split"] == split
     ]
     seen = sum(len(t["rows"]) for t in tasks if t["split"] == "seen")
@@ -82,22 +84,3 @@ def described(found: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[lis
             "with --config.tasks.num_unseen=0 --config.tasks.num_validation=0, or bring more"
         )
     return tasks, factor_names
-
-
-def _split(found: dict[str, dict[str, Any]], config: ConfigDict) -> dict[str, dict[str, Any]]:
-    counts = config.tasks
-    held_out = counts.num_unseen + counts.num_validation
-    if len(found) <= held_out:
-        raise PdiffError(
-            f"there are {len(found)} tasks; allowed: more than tasks.num_unseen + tasks.num_validation = "
-            f"{counts.num_unseen} + {counts.num_validation}"
-        )
-    order = np.random.RandomState(config.seed).permutation(len(found))
-    shuffled = [sorted(found)[i] for i in order]
-    parts = {
-        "unseen": shuffled[: counts.num_unseen],
-        "validation": shuffled[counts.num_unseen : held_out],
-        "seen": shuffled[held_out : held_out + counts.num_seen],
-    }
-    chosen = {n: split for split, names in parts.items() for n in names}
-    return {n: found[n] | {"split": chosen[n]} for n in sorted(chosen)}

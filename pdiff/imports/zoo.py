@@ -1,7 +1,7 @@
 """Imported networks as the zoo of a run, checked as a whole and written to a new workdir or not at all."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -35,57 +35,55 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
       PdiffError: something is wrong with them, or with the config for them.
     """
     if config.zoo.dir:
-        raise PdiffError(
-            f"zoo.dir: got {config.zoo.dir!r}; allowed with --mode=import: '', its zoo lies in the workdir"
-        )
-    found = source.read(folder, config.zoo.import_mb, manifest)
-    gathered = tasks.gathered(found.rows, str(folder))
+        allowed = "allowed with --mode=import: '', its zoo lies in the workdir"
+        raise PdiffError(f"zoo.dir: got {config.zoo.dir!r}; {allowed}")
+    imported = source.read(folder, config.zoo.import_mb, manifest)
+    gathered = tasks.gathered(imported.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
         described, factor_names = tasks.described(gathered, config)
     else:
         described, factor_names = _of_family(gathered, config)
-    leaves = {p: [list(v.shape), v.dtype, v.place.name, v.place.transform] for p, v in found.leaves.items()}
-    said = {
-        split: [found.rows[i].accuracy for t in described if t["split"] == split for i in t["rows"]] for split in SPLITS
-    }
-    accuracies = {split: values for split, values in said.items() if values and None not in values}
-    facts = Facts(found.digest, str(folder), described, factor_names, leaves, found.adapter, accuracies)
-    return found, facts
+    leaves = {p: [list(v.shape), v.dtype, v.place.name, v.place.transform] for p, v in imported.leaves.items()}
+    accuracies: dict[str, list] = {split: [] for split in SPLITS}
+    for task in described:
+        accuracies[task["split"]] += [imported.rows[i].accuracy for i in task["rows"]]
+    accuracies = {split: values for split, values in accuracies.items() if values and None not in values}
+    facts = Facts(imported.digest, str(folder), described, factor_names, leaves, imported.adapter, accuracies)
+    return imported, facts
 
 
 def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str]]:
-    """Tasks of one of pdiff's own families that networks came for, by split; its own words and factors hold."""
+    """Those tasks of a family of pdiff's that have networks, by split, with the family's descriptions and factors."""
     family = scenario.made_of(config, None)[0]
-    wrong = [f"task {shown(n)}: says factors, descriptions or a split, which the family {family.name} has already"
-             for n, t in gathered.items() if t["factors"] or t["descriptions"] or t["split"]]  # fmt: skip
+    wrong = [n for n, t in gathered.items() if t["factors"] or t["descriptions"] or t["split"]]
     if wrong:
-        raise Faults("manifest", wrong)
-    names = [t.name for split in SPLITS for t in family.split(split) if t.name in gathered]
-    scenario.restricted(family, [*names, *(n for n in gathered if n not in names)])  # refuses strange names
-    found = [
-        {"name": t.name, "split": t.split, "factors": list(t.factors), "descriptions": list(t.descriptions),
-         "rows": gathered[t.name]["rows"]}
-        for t in (next(t for t in family.tasks if t.name == n) for n in names)
-    ]  # fmt: skip
+        reason = f"says factors, descriptions or a split, which the family {family.name} has already"
+        raise Faults("manifest", [f"task {shown(n)}: {reason}" for n in wrong])
+    chosen = [t for split in SPLITS for t in family.split(split) if t.name in gathered]
+    scenario.restricted(family, list(gathered))  # refuses strange names
+    described = [
+        {"name": t.name, "split": t.split, "factors": list(t.factors), "descriptions": list(t.descriptions)}
+        | {"rows": gathered[t.name]["rows"]}
+        for t in chosen
+    ]
     for split in SPLITS:
-        counts = {t["name"]: len(t["rows"]) for t in found if t["split"] == split}
+        counts = {t["name"]: len(t["rows"]) for t in described if t["split"] == split}
         if len(set(counts.values())) > 1:
             few, many = min(counts, key=counts.get), max(counts, key=counts.get)
-            raise PdiffError(
-                f"{split} tasks: {many} has {counts[many]} networks and {few} has {counts[few]}; allowed: as many each"
-            )
-    return found, list(family.factor_names)
+            unequal = f"{many} has {counts[many]} networks and {few} has {counts[few]}"
+            raise PdiffError(f"{split} tasks: {unequal}; allowed: as many each")
+    return described, list(family.factor_names)
 
 
 def write(
-    config: ConfigDict, found: source.Source, facts: Facts, family: Family, target: Target, workdir: Path
+    config: ConfigDict, imported: source.Source, facts: Facts, family: Family, target: Target, workdir: Path
 ) -> dict[str, int]:
     """Writes the zoo, the facts and, last, the config into `workdir`; returns the networks of each split.
 
     Raises:
       PdiffError: the networks are not the target's, or another process writes there.
     """
-    networks = _networks(config, found, facts, family, target)
+    networks = _networks(config, imported, facts, family, target)
     with claim.claimed(workdir, f"--workdir: {workdir}"):
         if not check_workdir(workdir, facts):  # else another process has done it just now
             files.remove_partial(workdir)
@@ -96,54 +94,58 @@ def write(
 
 
 def check_workdir(workdir: Path, facts: Facts | None = None) -> bool:
-    """Whether `workdir` holds this very import already; with `facts` alone can that be said.
+    """Whether `workdir` holds the import of these facts already; without `facts`, always False.
 
-    What an import that was killed has left is as good as nothing.
+    What a killed import has left counts as nothing.
 
     Raises:
       PdiffError: it holds anything else.
     """
     if processes.count() > 1:
         raise PdiffError("--mode=import: runs in one process; allowed: --num_processes=1")
-    there = {p.name for p in workdir.iterdir() if p.suffix != ".partial"} if workdir.is_dir() else set()
-    if not workdir.exists() or (workdir.is_dir() and there <= {claim.FOLDER, scenario.IMPORTED, "zoo"}):
+    if not workdir.exists():
         return False
-    known = scenario.load(workdir) if workdir.is_dir() else None
-    if known is not None and (facts is None or facts.digest == known.digest):
-        return facts is not None
+    if workdir.is_dir():
+        names = {p.name for p in workdir.iterdir() if p.suffix != ".partial"}
+        if names <= {claim.FOLDER, scenario.IMPORTED, "zoo"}:
+            return False
+        known = scenario.load(workdir)
+        if known is not None and (facts is None or facts.digest == known.digest):
+            return facts is not None
     raise PdiffError(f"--workdir: {workdir} is not empty; allowed: a new one, or one of the very same networks")
 
 
 def _networks(
-    config: ConfigDict, found: source.Source, facts: Facts, family: Family, target: Target
+    config: ConfigDict, imported: source.Source, facts: Facts, family: Family, target: Target
 ) -> dict[str, Networks]:
-    params = found.params
+    params, base = imported.params, imported.base
     rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
     if config.zoo.align == "balanced" and facts.adapter is not None:
         params = gauge.of_all(params, np.array(rows["seen"]))
-    base = found.base
     if config.tasks.family != scenario.IMPORTED:
         base = _base_of_family(params, base, rows["seen"], target)
-    task_of = {i: n for n, t in enumerate(facts.tasks) for i in t["rows"]}
-    seed_of = {i: j for t in facts.tasks for j, i in enumerate(t["rows"])}
-    base = base or {p: v[rows["seen"]].mean(0, dtype=np.float64).astype(np.float32) for p, v in params.items()}
-    if set(base) < set(params) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
+    task_and_seed = {row: (i, seed) for i, t in enumerate(facts.tasks) for seed, row in enumerate(t["rows"])}
+    base = base or _mean(params, rows["seen"])
+    if set(params) - set(base) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
         raise PdiffError("base: is another tree than the networks; allowed: their arrays and shapes")
     networks = {"base": _stacked({p: v[None] for p, v in base.items()}, [-1], [0])}
     for split in (s for s in SPLITS if rows[s]):
-        own = rows[split]
-        made = _stacked({p: v[own] for p, v in params.items()}, [task_of[i] for i in own], [seed_of[i] for i in own])
-        networks[split] = made
+        task, seed = zip(*(task_and_seed[i] for i in rows[split]), strict=True)
+        networks[split] = _stacked({p: v[rows[split]] for p, v in params.items()}, task, seed)
     if config.zoo.align == "weight_matching":
-        held = {split: n for split, n in networks.items() if split != "base"}
-        networks |= build.aligned(held, target.generated_permutations("zoo.align"))
+        by_split = {split: n for split, n in networks.items() if split != "base"}
+        networks |= build.aligned(by_split, target.generated_permutations("zoo.align"))
     if config.tasks.family == scenario.IMPORTED:
         return networks
     return _measured(config, family, target, networks)
 
 
-def _stacked(params: dict[str, np.ndarray], task: list[int], seed: list[int]) -> Networks:
-    """Networks whose accuracy nobody here has measured: NaN."""
+def _mean(params: dict[str, np.ndarray], rows: list[int]) -> dict[str, np.ndarray]:
+    return {path: value[rows].mean(0, dtype=np.float64).astype(np.float32) for path, value in params.items()}
+
+
+def _stacked(params: dict[str, np.ndarray], task: Sequence[int], seed: Sequence[int]) -> Networks:
+    """Networks whose accuracy is unknown: NaN."""
     unknown = np.full(len(task), np.nan, np.float32)
     return Networks(
         params=traverse_util.unflatten_dict(params, sep="/"),
@@ -168,21 +170,18 @@ def _base_of_family(params: dict, base: dict | None, seen: list[int], target: Ta
         )
     for path, value in params.items():
         if value.shape[1:] != generated[path]:
-            raise PdiffError(
-                f"{shown(path)} has shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
-            )
+            shapes = f"shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
+            raise PdiffError(f"{shown(path)} has {shapes}")
     if base is None:
         rest = sorted(set(abstract) - set(generated))
         if rest:
-            raise PdiffError(
-                f"base: missing; {shown(rest[0])} is not generated, so it has to come from a base.safetensors"
-            )
-        return {p: v[seen].mean(0, dtype=np.float64).astype(np.float32) for p, v in params.items()}
+            reason = f"{shown(rest[0])} is not generated, so it has to come from a base.safetensors"
+            raise PdiffError(f"base: missing; {reason}")
+        return _mean(params, seen)
     wrong = [p for p, v in abstract.items() if p not in base or base[p].shape != v.shape]
-    if wrong or set(base) - set(abstract):
-        raise PdiffError(
-            f"base: {shown((wrong or sorted(set(base) - set(abstract)))[0])} is not as in the target {target.name}"
-        )
+    wrong += sorted(set(base) - set(abstract))
+    if wrong:
+        raise PdiffError(f"base: {shown(wrong[0])} is not as in the target {target.name}")
     return base
 
 
@@ -191,17 +190,13 @@ def _measured(config: ConfigDict, family: Family, target: Target, networks: dict
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec = make_spec(target.abstract(), generate=target.generate)
     log.info("import: measuring accuracies, and training the task-blind control")
-    accuracy = {part: _accuracy(family, target, spec, base, part) for part in ("validation", "test")}
+    accuracy = {f"{part}_accuracy": _accuracy(family, target, spec, base, part) for part in ("validation", "test")}
     measured = {
-        split: dataclasses.replace(
-            n,
-            validation_accuracy=accuracy["validation"](n.params, n.task),
-            test_accuracy=accuracy["test"](n.params, n.task),
-        )
+        split: dataclasses.replace(n, **{field: measure(n.params, n.task) for field, measure in accuracy.items()})
         for split, n in networks.items()
         if split != "base"
     }
-    whole = build.without_task(family, target, lambda p: p, networks["base"].params, np.zeros(1, np.int32), 0)
+    whole = build.without_task(family, target, networks["base"].params, np.zeros(1, np.int32), 0)
     return {"base": whole, "task_blind": build.task_blind(family, target, config, base)} | measured
 
 
@@ -209,15 +204,15 @@ def _accuracy(family: Family, target: Target, spec, base: PyTree, part: str) -> 
     images = family.data[part]
 
     @jax.jit
-    def of(params, own):
+    def accuracies(params, variables):
         def one(pair):
             network = codec.complete(spec, pair[0], base)
             return score.right(target.apply, family.labelled, network, pair[1], images.x, images.y).mean()
 
-        return jax.lax.map(one, (params, own))
+        return jax.lax.map(one, (params, variables))
 
     def measure(params: PyTree, task: np.ndarray) -> np.ndarray:
-        own = jax.tree.map(lambda v: jnp.asarray(v)[task], family.variables)
-        return np.asarray(of(params, own), np.float32)
+        variables = jax.tree.map(lambda v: jnp.asarray(v)[task], family.variables)
+        return np.asarray(accuracies(params, variables), np.float32)
 
     return measure

@@ -1,20 +1,22 @@
 """The interface of tasks and families.
 
-A family shares one set of labelled images among all its tasks. What makes a task is a small
-pytree of `variables` (for a rotation: one matrix) and one pure function, `render`, that turns
-shared images into the task's. So thousands of tasks cost no memory for images, and rendering
-runs inside the jitted steps that need it.
+A family shares one set of labelled images among all its tasks. A task is a small pytree of `variables` (for a rotation:
+one matrix), and one pure function, `render`, turns shared images into the task's. So thousands of tasks cost no memory
+for images, and rendering runs inside the jitted steps that need it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
+from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.grammar import Grammar
@@ -26,14 +28,14 @@ RENDER_BYTES = 1 << 28  # of rendered images that are kept, at most
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One thing that a network can be asked for.
+    """What a network is trained for.
 
     Attributes:
       name: unique in its family.
       id: position in `Family.tasks`; the id condition looks it up.
-      split: `seen` (in the zoo that the generator learns from), `interp` (between seen ones),
-        `unseen` (outside them), or `validation` (held out as the last two, and the only
-        tasks that may select a hyper-parameter, a sampler or a checkpoint).
+      split: `seen` (in the zoo that the generator learns from), `interp` (between seen ones), `unseen` (outside them),
+        or `validation` (held out like these two, and the only tasks that may select a hyper-parameter, a sampler or a
+        checkpoint).
       factors: continuous coordinates, in the units of `Family.factor_names`.
       descriptions: texts that the generator is trained with.
       held_out_descriptions: other wordings of the same, never trained on.
@@ -63,8 +65,8 @@ class Family:
     Attributes:
       name: as in the config.
       factor_names, factor_periods: one per factor; a period of 0 means that it does not wrap.
-      factor_units: one per factor: how much of it is 1 in the numbers of a description (0.01 for a share told in
-        percent); 0 for an indicator, which is 0 or 1 and told in words. Empty is 1 for each.
+      factor_units: one per factor: how much of it is 1 in the numbers of a description (0.01 for a share written in
+        percent); 0 for an indicator, which is 0 or 1 and written in words. Empty is 1 for each.
       num_classes: labels are 0 … num_classes - 1.
       image_shape: of one image, before it is flattened.
       data: `train`, `validation` and `test` images, disjoint.
@@ -77,11 +79,11 @@ class Family:
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
         themselves. They belong to no task.
       pretraining_on_all: whether the base is trained on a training image as all of those have it, not as one does.
-      backgrounds: images of each task that show no object, for the condition of that name: training draws one, asking
-        shows the first. None if there are none.
+      backgrounds: images of each task that show no object, for the condition of that name: training draws one, a
+        request for the task shows the first. None if there are none.
       vary: factors -> the variables of a task with them, in the family or not; None if factors do not determine them.
       class_names: what the labels are called; empty is their numbers.
-      grammar: the vague descriptions, which say sets of tasks; None if there are none.
+      grammar: the vague descriptions, which denote sets of tasks; None if there are none.
     """
 
     name: str
@@ -95,7 +97,7 @@ class Family:
     render: Callable[[Any, Float[ArrayLike, "n shared"]], Float[Array, "n features"]]
     describe: Callable[[tuple[float, ...]], tuple[tuple[str, ...], tuple[str, ...]]] | None
     arcs: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(default_factory=dict)
-    relabel: Callable[[Any, Float[ArrayLike, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda own, x, y: y
+    relabel: Callable[[Any, Float[ArrayLike, "n shared"], Int[Array, " n"]], Int[Array, " n"]] = lambda _, x, y: y
     factor_units: tuple[float, ...] = ()
     pretraining: Any = None
     pretraining_on_all: bool = False
@@ -124,10 +126,10 @@ class Family:
         return tasks * images * self.features * 4 <= RENDER_BYTES
 
     def labelled(
-        self, own: Any, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]
+        self, variables: Any, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]
     ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """Shared images and labels as the task with these variables has them."""
-        return self.render(own, x), self.relabel(own, x, jnp.asarray(y))
+        return self.render(variables, x), self.relabel(variables, x, jnp.asarray(y))
 
     def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """What the base is trained and scored on: a shared image as one of the pretraining tasks has it, or as all."""
@@ -135,7 +137,7 @@ class Family:
         if self.pretraining is None:
             return jnp.asarray(images.x), jnp.asarray(images.y)
         if self.pretraining_on_all and part == "train":
-            every = jax.jit(lambda own: jax.lax.map(lambda v: self.labelled(v, images.x, jnp.asarray(images.y)), own))
+            every = jax.jit(lambda tasks: jax.lax.map(lambda v: self.labelled(v, images.x, images.y), tasks))
             return jax.tree.map(jnp.concatenate, every(self.pretraining))
         count = len(jax.tree.leaves(self.pretraining)[0])
         # A permutation, so that no task gets only some of the classes where these take turns.
@@ -179,9 +181,8 @@ class Family:
         """Raises PdiffError unless ids, names, splits of tasks and splits of images are sound."""
         if [t.id for t in self.tasks] != list(range(len(self.tasks))):
             raise PdiffError(f"family {self.name}: task ids must be their positions")
-        names = [t.name for t in self.tasks]
-        if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(name for name, count in Counter(t.name for t in self.tasks).items() if count > 1)
+        if twice:
             raise PdiffError(f"family {self.name}: task names must be unique; got twice: {', '.join(twice[:5])}")
         for task in self.tasks:
             if task.split not in SPLITS:
@@ -203,3 +204,27 @@ class Family:
             if not np.isfinite(images.x).all():
                 raise PdiffError(f"family {self.name}: the {part} images hold values that are not finite")
             used |= rows
+
+
+def hold_out(names: Collection[str], config: ConfigDict, seed: int, start: str) -> dict[str, str]:
+    """The split of each task, by a permutation of the sorted names that `seed` draws.
+
+    First come `num_unseen` unseen ones (of the `tasks` part of a run's config), then `num_validation` for validation,
+    then at most `num_seen` seen ones; the rest is left out.
+
+    Raises:
+      PdiffError: no name is left for a seen task; the message begins with `start`.
+    """
+    if len(names) <= config.num_unseen + config.num_validation:
+        raise PdiffError(
+            f"{start} {len(names)} tasks; allowed: more than tasks.num_unseen + tasks.num_validation = "
+            f"{config.num_unseen} + {config.num_validation}"
+        )
+    splits = ["unseen"] * config.num_unseen + ["validation"] * config.num_validation + ["seen"] * config.num_seen
+    ordered, order = sorted(names), np.random.RandomState(seed).permutation(len(names))
+    return {ordered[i]: split for i, split in zip(order, splits, strict=False)}
+
+
+def words_of(name: str) -> str:
+    """A task's name as a description."""
+    return " ".join(re.split("[_-]+", name)).strip() or name

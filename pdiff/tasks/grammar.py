@@ -1,8 +1,8 @@
-"""Vague descriptions: sentences that say a set of tasks, such as "digits rotated by between 60 and 90 degrees".
+"""Vague descriptions: sentences that denote a set of tasks, such as "digits rotated by between 60 and 90 degrees".
 
-A family's `Grammar` lists the kinds of such sentences. It writes them, for training and for tests, each with the set
-that it says, and reads them back: of a prompt that it could have written it tells the set, of any other nothing.
-Precise descriptions, which say one task, are none of its sentences.
+A family's `Grammar` lists the kinds of such sentences. It writes them, for training and for tests, each with its set,
+and reads them back: a prompt that it could have written gives the set, any other None. Precise descriptions, which
+denote one task, are none of its sentences.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from pdiff.errors import PdiffError
 
 NUMBER = r"\d+(?:\.\d+)?"  # the pattern of slots that hold numbers
-CLOSE = 0.005  # half of the last digit that a description tells, so that the ends of a range belong to it
+CLOSE = 0.005  # half of the last digit of a description, so that the ends of a range belong to it
 
 Values = dict[str, float | str]  # by slot: a number, or words in lower case
 
@@ -72,11 +72,11 @@ class Grammar:
 
     def sentence(self, random: np.random.Generator, held_out: bool = False) -> tuple[str, TaskSet]:
         """A random sentence, in a training or a held-out wording, and what it says."""
-        made = self.constructions[random.integers(len(self.constructions))]
-        wordings = made.held_out if held_out else made.wordings
-        wording, drawn = wordings[random.integers(len(wordings))], made.draw(random)
-        texts = {slot: v if isinstance(v, str) else f"{round(v, 2):g}" for slot, v in drawn.items()}
-        return wording.format(**texts), made.region(self._values(texts))
+        chosen = self.constructions[random.integers(len(self.constructions))]
+        wordings = chosen.held_out if held_out else chosen.wordings
+        wording, values = wordings[random.integers(len(wordings))], chosen.draw(random)
+        texts = {slot: v if isinstance(v, str) else f"{round(v, 2):g}" for slot, v in values.items()}
+        return wording.format(**texts), chosen.region(self._values(texts))
 
     def read(self, text: str) -> TaskSet | None:
         """What a sentence in any of the wordings says, whatever its case, spaces and last stop; None if it is in none.
@@ -86,8 +86,8 @@ class Grammar:
         """
         plain = " ".join(text.lower().split()).rstrip(" .!?")
         for pattern, region in self._patterns:
-            if found := pattern.fullmatch(plain):
-                return region(self._values(found.groupdict()))
+            if match := pattern.fullmatch(plain):
+                return region(self._values(match.groupdict()))
         return None
 
     def examples(self, count: int = 2) -> list[str]:
@@ -123,10 +123,8 @@ def construction(
     `frames` are (training, held-out) ones. A template is held out if its frame or its phrase is. `region` takes the
     values by name.
     """
-    trained, every = (
-        tuple(frame.replace("{}", phrase) for frame in fs for phrase in ps)
-        for fs, ps in ((frames[0], phrases), (frames[0] + frames[1], phrases + held_out))
-    )
+    trained = tuple(frame.replace("{}", phrase) for frame in frames[0] for phrase in phrases)
+    every = (frame.replace("{}", phrase) for frame in frames[0] + frames[1] for phrase in phrases + held_out)
     return Construction(name, trained, tuple(t for t in every if t not in trained), draw, lambda v: region(**v))
 
 
@@ -157,7 +155,7 @@ def between(values: Float[np.ndarray, " n"], low: float, high: float) -> Bool[np
 
 
 def interval(a: float, b: float, unit: str, whole: tuple[float, float] = (0.0, 100.0)) -> tuple[float, float]:
-    """What of the range from a to b is in the `whole` one.
+    """The part of the range from a to b that lies in the `whole` one.
 
     Raises:
       PdiffError: nothing is, or b is not above a.

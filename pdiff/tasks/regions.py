@@ -11,6 +11,7 @@ A line is a circle that a region of no width cuts at 0.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ class Range:
     unit: str
     wraps: bool
 
-    def parse(self, text: str, field: str = "tasks.unseen") -> tuple[Region, ...]:
+    def parse(self, text: str) -> tuple[Region, ...]:
         """On a circle of 360, '60:90,350:10' -> ((60, 90), (350, 370)). An empty string is no region.
 
         Raises:
@@ -46,16 +47,15 @@ class Range:
             if not (0 <= start <= self.length and 0 <= end <= self.length and ordered):
                 order, example = ("different", "60:90,216:234") if self.wraps else ("in that order", "45:60,85:100")
                 raise PdiffError(
-                    f"{field}: got {item!r} in {text!r}; allowed: 'start:end' in {self.unit} from 0 to "
+                    f"tasks.unseen: got {item!r} in {text!r}; allowed: 'start:end' in {self.unit} from 0 to "
                     f"{self.length:g}, start and end {order}, separated by commas, as in '{example}'"
                 )
             regions.append((start % self.length, end if end > start else end + self.length))
             if regions[-1][0] == 0 and start == self.length:
                 regions[-1] = (0.0, end)
-        for i, a in enumerate(regions):
-            for b in regions[i + 1 :]:
-                if self.inside(b[0], a) or self.inside(a[0], b):
-                    raise PdiffError(f"{field}: the regions {a} and {b} of {text!r} overlap")
+        for a, b in itertools.combinations(regions, 2):
+            if self.inside(b[0], a) or self.inside(a[0], b):
+                raise PdiffError(f"tasks.unseen: the regions {a} and {b} of {text!r} overlap")
         return tuple(regions)
 
     def divide(self, config: ConfigDict) -> dict[str, tuple[Region, ...]]:
@@ -86,7 +86,7 @@ class Range:
 
     def complement(self, regions: Sequence[Region]) -> list[Region]:
         """The regions between `regions`; the whole range when there are none."""
-        ordered = sorted([*regions] if self.wraps else [(0.0, 0.0), *regions])
+        ordered = sorted(regions if self.wraps else [(0.0, 0.0), *regions])
         if not ordered:
             return [(0.0, self.length)]
         ends = [*ordered[1:], (ordered[0][0] + self.length, 0.0)]

@@ -25,12 +25,7 @@ class Support:
         return dataclasses.asdict(self)
 
 
-def of_images(
-    images: ArrayLike,
-    labels: ArrayLike | None,
-    num_classes: int,
-    features: int,
-) -> Support:
+def of_images(images: ArrayLike, labels: ArrayLike | None, num_classes: int, features: int) -> Support:
     """One support set from a user's own images, flat or not; labels from 0 to num_classes - 1, or none.
 
     Raises:

@@ -1,8 +1,8 @@
 """Builds a family's zoo: pretrain a base, fine-tune every (task, seed), chunk by chunk, and align them if asked to.
 
-All processes train each chunk together, each on its own devices, and each keeps the networks that these made in a file
+All processes train each chunk together, each on its own devices, and each keeps the networks of these in a file
 (`parts`) until the whole zoo is written. So networks never move between processes, no process ever holds the zoo, and
-an interrupted build goes on where it stopped.
+an interrupted build continues where it stopped.
 """
 
 import dataclasses
@@ -28,13 +28,11 @@ from pdiff.tasks.base import SPLITS
 from pdiff.weights import codec, matching
 from pdiff.weights.permutations import PermutationSpec
 from pdiff.weights.spec import make_spec
-from pdiff.zoo import finetune, score, store
-from pdiff.zoo import parts as parts_lib
+from pdiff.zoo import finetune, parts, score, store
 from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
-from pdiff.zoo.parts import Parts
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
-# Fields of `zoo` that say where it lies and how it is made and read.
+# Fields of `zoo` for where it lies and how it is made and read.
 NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
 
@@ -55,7 +53,7 @@ def build(
 ) -> dict[str, Networks | StoredNetworks]:
     """The zoo of `config`, read if it is finished, else built or continued. All processes call it together.
 
-    What is damaged of a finished one is made again alone.
+    Of a finished one, only damaged or missing files are made again.
 
     Raises:
       PdiffError: `zoo.memory_mb` is too small for it, it is of another format, or another run is building it.
@@ -63,34 +61,33 @@ def build(
     """
     name, outline = fingerprint(config), _outline(family, target, config)
     store.check_memory(config.zoo.memory_mb, len(family.split("seen")), tree_bytes(outline.shapes))
-    parts = Path(where) / f"{name}.parts"
+    folder = Path(where) / f"{name}.parts"
     if not processes.all_hold(not processes.is_first() or store.is_whole(where, name)):
-        with claim.claimed(parts, f"the zoo in {where}"):
+        with claim.claimed(folder, f"the zoo in {where}"):
             processes.on_first(partial(store.remove_damaged, where, name), "sure of what the zoo lacks")
-            lost = store.lost(where, name)  # all of it, or what was damaged
-            if lost != []:  # else another run has just finished it
-                known = store.base(where, name) if lost is not None and store.BASE not in lost else None
-                wanted = None if lost is None else [s for s in outline.shards(parts) if s.path.name in lost]
-                networks = _finetune_all(family, target, config, parts, mesh, stop, known, wanted)
-                store.write(where, name, networks, outline, lost)
-    processes.on_first(partial(_remove, parts), "done with the parts of the zoo")
+            missing = store.missing(where, name, outline)
+            if missing:  # else another run has just finished it
+                base = None if store.BASE in missing else store.base(where, name)
+                shards = [s for s in outline.shards(folder) if s.path.name in missing]
+                networks = _networks(family, target, config, folder, mesh, stop, outline, shards, base)
+                store.write(where, name, networks, outline, missing)
+    processes.on_first(partial(_remove, folder), "done with the parts of the zoo")
     return store.read_verified(where, name, config.zoo.memory_mb)
 
 
-def _remove(parts: Path) -> None:
-    """Removes what is not needed any more, also where a run was killed over that."""
-    if parts.exists() and claim.holder(parts) is None:
-        shutil.rmtree(parts, ignore_errors=True)
+def _remove(folder: Path) -> None:
+    """Removes the parts of a finished zoo, also those that a killed run has left."""
+    if folder.exists() and claim.holder(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:
     """What the zoo will hold."""
     jobs = _jobs(family, config.zoo)
-    counts = {"task_blind": config.zoo.reference_seeds}
-    counts |= {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
+    counts = {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
     spec = make_spec(target.abstract(), generate=target.generate)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), codec.take(spec, target.abstract()))
-    return store.Outline({s: counts[s] for s in store.NETWORK_SPLITS if s in counts}, shapes)
+    return store.Outline({"task_blind": config.zoo.reference_seeds, **counts}, shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,93 +110,85 @@ def _jobs(family: Family, config: ConfigDict) -> _Jobs:
     return _Jobs(split, task.astype(np.int32), seed.astype(np.int32))
 
 
-def _finetune_all(
+def _networks(
     family: Family,
     target: Target,
     config: ConfigDict,
-    parts: Path,
+    folder: Path,
     mesh: Mesh,
     stop: StopSignal,
-    base: Networks | None = None,
-    wanted: list | None = None,
+    outline: store.Outline,
+    shards: list[store.Shard],
+    base: Networks | None,
 ) -> dict[str, store.Slices]:
-    """Networks of every split: those of tasks are all in `parts`, and read from there as they are needed.
+    """At least the networks of `shards`, some of those of `outline`, by split; those of tasks are read from `folder`.
 
-    With a `base`, that one is fine-tuned. With shards that are `wanted`, only what these hold is made, where no
-    alignment needs all.
+    They are fine-tuned from `base`, which is trained first if it is None. Alignment needs all networks, and makes them.
     """
     jobs, keep = _jobs(family, config.zoo), config.zoo.keep_last
-    base = base or _of_first(parts, "base", lambda: _base(family, target, config))
+    base = base or _of_first(folder, "base", lambda: _base(family, target, config))
     base_params, networks = jax.tree.map(lambda a: a[0], base.params), {"base": base}
-    if config.zoo.align != "none":
-        wanted = None  # matching needs all at once
-    if wanted is None or any(s.split == "task_blind" for s in wanted):
-        blind = _of_first(parts, "task_blind", lambda: task_blind(family, target, config, base_params))
+    if any(s.split == "task_blind" for s in shards):
+        blind = _of_first(folder, "task_blind", lambda: task_blind(family, target, config, base_params))
         networks["task_blind"] = blind
-    first = {split: int(keep * np.argmax(jobs.split == split)) for split in SPLITS}  # rows of a split are consecutive
-    needed = np.ones(len(jobs.task) * keep, bool)
-    if wanted is not None:
-        needed[:] = False
-        for shard in (s for s in wanted if s.split in first):
-            needed[first[shard.split] + shard.rows.start : first[shard.split] + shard.rows.stop] = True
-    if needed.any():
+    counts = {split: outline.counts.get(split, 0) for split in SPLITS}
+    first = dict(zip(SPLITS, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
+    due = np.full(len(jobs.task), config.zoo.align != "none")
+    for shard in (s for s in shards if s.split in SPLITS):
+        due[np.arange(first[shard.split] + shard.rows.start, first[shard.split] + shard.rows.stop) // keep] = True
+    if due.any():
         step = chunk_step(family, target, config, mesh)
         constants = dist.replicate(chunk_constants(family, base_params), mesh)
-        due = needed.reshape(-1, keep).any(1)
-        _finetune_jobs(jobs, due, lambda job: step(job, constants), config, parts, mesh, stop)
+        _finetune_jobs(jobs, due, lambda job: step(job, constants), config, folder, mesh, stop)
     processes.barrier("done with the networks of the zoo")
-    everything = Parts(parts)
-    by_split = {
-        split: parts_lib.Rows(everything, first[split], first[split] + keep * count)
-        for split in SPLITS
-        if (count := int((jobs.split == split).sum()))
-    }
+    finished = parts.Parts(folder)
+    by_split = {s: parts.Rows(finished, first[s], first[s] + n) for s, n in counts.items() if n}
     if config.zoo.align != "none":
-        held = {split: rows[:] for split, rows in by_split.items()}
-        by_split = aligned(held, target.generated_permutations("zoo.align"))
+        in_memory = {split: rows[:] for split, rows in by_split.items()}
+        by_split = aligned(in_memory, target.generated_permutations("zoo.align"))
     return networks | by_split
 
 
 def _finetune_jobs(
-    jobs: _Jobs, due: np.ndarray, step: Callable, config: ConfigDict, parts: Path, mesh: Mesh, stop: StopSignal
+    jobs: _Jobs, due: np.ndarray, step: Callable, config: ConfigDict, folder: Path, mesh: Mesh, stop: StopSignal
 ) -> None:
-    """Fine-tunes the jobs that are due, in the chunks of all, into `parts`.
+    """Fine-tunes the jobs that are due, in the chunks of all, into `folder`.
 
     A chunk is finished when every process has its own rows.
     """
     count, chunk, keep = len(jobs.task), chunk_size(config, mesh), config.zoo.keep_last
-    own, found = _runs(dist.local_rows(chunk, mesh, dist.SHARDED)), Parts(parts)
+    local, finished = _ranges(dist.local_rows(chunk, mesh, dist.SHARDED)), parts.Parts(folder)
     starts = [start for start in range(0, count, chunk) if due[start : start + chunk].any()]
     quiet = not processes.is_first()
     for start in tqdm(starts, desc="zoo", unit="chunk", unit_scale=False, disable=quiet):
         stop.check(f"with {start} of {count} networks of the zoo kept")
-        mine = [(start + a, min(start + b, count)) for a, b in own if start + a < count]
-        if processes.all_hold(all(found.hold(a * keep, b * keep) for a, b in mine)):
+        ranges = [(start + a, min(start + b, count)) for a, b in local if start + a < count]
+        if processes.all_hold(all(finished.hold(a * keep, b * keep) for a, b in ranges)):
             continue
         rows = np.minimum(np.arange(start, start + chunk), count - 1)
-        made = jax.tree.map(_own_rows, step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh)))
+        networks = jax.tree.map(_local_rows, step(dist.shard((jobs.task[rows], jobs.seed[rows]), mesh)))
         first = 0
-        for (a, b), (low, high) in zip(mine, own, strict=False):
-            parts_lib.keep_rows(parts, a * keep, made[first * keep : (first + b - a) * keep])
+        for (a, b), (low, high) in zip(ranges, local, strict=False):
+            parts.keep_rows(folder, a * keep, networks[first * keep : (first + b - a) * keep])
             first += high - low
 
 
-def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
+def _ranges(rows: np.ndarray) -> list[tuple[int, int]]:
     """Ascending numbers as ranges, (first, last + 1)."""
     pieces = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     return [(int(p[0]), int(p[-1]) + 1) for p in pieces]
 
 
-def _own_rows(x: jax.Array) -> np.ndarray:
+def _local_rows(x: jax.Array) -> np.ndarray:
     """Those rows of an array, split over devices by them, that this process has, in their order."""
     shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def _of_first(parts: Path, name: str, make: Callable[[], Networks]) -> Networks:
-    """What process 0 makes and keeps while the others wait; they read it."""
-    processes.on_first(lambda: parts_lib.kept(parts, name, make), f"given the networks '{name}'")
-    return parts_lib.kept(parts, name, make)
+def _of_first(folder: Path, name: str, make: Callable[[], Networks]) -> Networks:
+    """Networks that process 0 reads or makes while the others wait, which then read them."""
+    processes.on_first(lambda: parts.read_or_make(folder, name, make), f"given the networks '{name}'")
+    return parts.read_or_make(folder, name, make)
 
 
 def aligned(networks: dict[str, Networks], symmetry: PermutationSpec) -> dict[str, Networks]:
@@ -226,7 +215,7 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
 
     def step(job, constants):
         (task, seed), base = job, constants["base"]
-        own = jax.tree.map(lambda v: v[task], constants["variables"])
+        variables = jax.tree.map(lambda v: v[task], constants["variables"])
         x, y = constants["data"]["train"]
         distinct = _most_tasks(zoo, len(task))
         if family.fit_rendered(distinct, len(y)):
@@ -238,24 +227,24 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
                 return jax.tree.map(lambda a: a.at[at].get(mode="promise_in_bounds"), rendered)
 
         else:
-            drawn_from = own
+            drawn_from = variables
 
-            def take(own, rows):
-                return family.labelled(own, x[rows], y[rows])
+            def take(variables, rows):
+                return family.labelled(variables, x[rows], y[rows])
 
         draw = finetune.minibatches(x, y, zoo.batch_size).rows
-        parts = finetune.finetune(target, base, draw, take, drawn_from, seed, zoo, config.seed, task)
+        params = finetune.finetune(target, base, draw, take, drawn_from, seed, zoo, config.seed, task)
 
         def accuracy(part):
-            def of(network, own):
+            def of(network, variables):
                 whole = codec.complete(spec, network, base)
-                return score.right(target.apply, family.labelled, whole, own, *constants["data"][part]).mean()
+                return score.right(target.apply, family.labelled, whole, variables, *constants["data"][part]).mean()
 
-            return jax.vmap(jax.vmap(of, (0, None)))(parts, own).reshape(-1)
+            return jax.vmap(jax.vmap(of, (0, None)))(params, variables).reshape(-1)
 
         steps = zoo.steps - zoo.keep_every * jnp.arange(zoo.keep_last - 1, -1, -1, dtype=jnp.int32)
         return Networks(
-            params=jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), parts),
+            params=jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), params),
             task=jnp.repeat(task, zoo.keep_last),
             seed=jnp.repeat(seed, zoo.keep_last),
             step=jnp.tile(steps, len(task)),
@@ -285,15 +274,15 @@ def _most_tasks(config: ConfigDict, rows: int) -> int:
 
 def _rendered(family: Family, variables: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The images and labels of all of these tasks, one task after the other."""
-    made = jax.vmap(family.labelled, (0, None, None))(variables, x, y)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
+    labelled = jax.vmap(family.labelled, (0, None, None))(variables, x, y)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), labelled)
 
 
 def _base(family: Family, target: Target, config: ConfigDict) -> Networks:
     """The pretrained base, a whole tree, with its accuracy on images like those it was trained on."""
     params = finetune.pretrain(target, *family.pretraining_images("train"), config.zoo, config.seed)
     stacked = jax.tree.map(lambda p: p[None], params)
-    return without_task(family, target, lambda p: p, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
+    return without_task(family, target, stacked, np.zeros(1, np.int32), config.zoo.pretrain_steps)
 
 
 def task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree) -> Networks:
@@ -301,7 +290,6 @@ def task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree)
     zoo, images = config.zoo, family.data["train"]
     seen = jnp.array([t.id for t in family.split("seen")])
     seeds = np.arange(zoo.reference_seeds, dtype=np.int32)
-
     groups = min(TASKS_A_STEP, zoo.batch_size)
 
     @jax.jit
@@ -314,19 +302,24 @@ def task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree)
         def take(_, drawn):
             rows, chosen = drawn
             grouped = (a.reshape(groups, -1, *a.shape[1:]) for a in shared.take(rows))
-            made = jax.vmap(family.labelled)(jax.tree.map(lambda v: v[chosen], variables), *grouped)
-            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
+            labelled = jax.vmap(family.labelled)(jax.tree.map(lambda v: v[chosen], variables), *grouped)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), labelled)
 
         return finetune.finetune(target, base, draw, take, seeds, seeds, zoo, config.seed)
 
     params = fit(base, jax.tree.map(jnp.asarray, family.variables), images.x, images.y, seeds)
     spec = make_spec(base, generate=target.generate)
     stacked = jax.tree.map(lambda p: p[:, -1], params)
-    return without_task(family, target, lambda p: codec.complete(spec, p, base), stacked, seeds, zoo.steps)
+    return without_task(family, target, stacked, seeds, zoo.steps, lambda p: codec.complete(spec, p, base))
 
 
 def without_task(
-    family: Family, target: Target, whole: Callable[[PyTree], PyTree], params: PyTree, seeds: np.ndarray, step: int
+    family: Family,
+    target: Target,
+    params: PyTree,
+    seeds: np.ndarray,
+    step: int,
+    whole: Callable[[PyTree], PyTree] = lambda p: p,
 ) -> Networks:
     """Networks that belong to no task; their accuracies are on the images that the base was pretrained on.
 

@@ -1,8 +1,8 @@
 """Training many small networks at once: `scan` over steps inside `vmap` over networks.
 
-Minibatches are drawn from the seed alone, never from the task. Two networks of one seed then see
-the same rows in the same order, so that weights differ between tasks only by what the tasks
-ask for (common random numbers), and between seeds by everything else.
+Minibatches are drawn from the seed alone, never from the task. Two networks of one seed then see the same rows in the
+same order, so that weights differ between tasks only by the tasks themselves (common random numbers), and between
+seeds by everything else.
 
 Running statistics of BatchNorm (Ioffe & Szegedy 2015) are part of a network. Where `target.generate` matches them, as
 the default '.*' does, training normalises by the batch and updates them, and they are generated like parameters. Where
@@ -57,10 +57,8 @@ class Minibatches:
 
 def minibatches(x: Float[ArrayLike, "n features"], y: Int[ArrayLike, " n"], batch_size: int) -> Minibatches:
     """Minibatches of labelled images, drawn with replacement."""
-    images = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
-    return Minibatches(
-        lambda key: draw_rows(key, len(y), batch_size), lambda rows: jax.tree.map(lambda a: a[rows], images)
-    )
+    x, y = jnp.asarray(x), jnp.asarray(y)  # a traced index into a NumPy array is an error
+    return Minibatches(lambda key: draw_rows(key, len(y), batch_size), lambda rows: (x[rows], y[rows]))
 
 
 def draw_rows(key: PRNGKeyArray, count: int, batch_size: int) -> Int[Array, " batch"]:
@@ -81,13 +79,14 @@ def train(
 ) -> PyTree[Float[Array, "kept ..."]]:
     """Trains one network from `params` by cross-entropy on `batches`, of a key for each step.
 
-    Returns the parameters after the last `keep_last` multiples of `keep_every` steps before the
-    end, oldest first; the last is always the one after `steps` updates.
+    Returns the parameters after the last `keep_last` multiples of `keep_every` steps before the end, oldest first; the
+    last is always the one after `steps` updates.
     """
 
-    def loss(columns, x, y):
-        value, updated = _training_loss(_transposed(columns), target, x, y)
-        return value, _transposed(updated)
+    def loss(columns, x, y):  # and the parameters with their running statistics updated, if there are any
+        params = _transposed(columns)
+        logits, params = target.apply_train(params, x) if target.apply_train else (target.apply(params, x), params)
+        return cross_entropy(logits, y), _transposed(params)
 
     def update(carry, rows):
         params, state = carry
@@ -113,8 +112,8 @@ def train(
     columns = _transposed(params)
     carry = run((columns, optimizer.init(columns)), 0, burn_in)
     _, later = jax.lax.scan(segment, carry, burn_in + keep_every * jnp.arange(keep_last - 1))
-    kept = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
-    return jax.vmap(_transposed)(kept)
+    checkpoints = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), carry[0], later)
+    return jax.vmap(_transposed)(checkpoints)
 
 
 def _transposed(params: PyTree) -> PyTree:
@@ -122,19 +121,11 @@ def _transposed(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: jnp.swapaxes(p, -1, -2) if p.ndim == 2 else p, params)
 
 
-def _training_loss(
-    params: PyTree, target: Target, x: Float[Array, "n features"], y: Int[Array, " n"]
-) -> tuple[Float[Array, ""], PyTree]:
-    """Mean cross-entropy in nats, and `params` with their running statistics updated, if there are any."""
-    logits, params = target.apply_train(params, x) if target.apply_train else (target.apply(params, x), params)
-    return cross_entropy(logits, y), params
-
-
 def cross_entropy(logits: Float[Array, "n classes"], y: Int[Array, " n"]) -> Float[Array, ""]:
     """Mean cross-entropy in nats. A mask picks the labels' logits: a gather's gradient would be a slow scatter."""
     columns = logits.T  # examples last, as in `layers.Dense`
-    own = jnp.where(jnp.arange(len(columns))[:, None] == y, columns, 0).sum(0)
-    return (jax.nn.logsumexp(columns, 0) - own).mean()
+    labelled = jnp.where(jnp.arange(len(columns))[:, None] == y, columns, 0).sum(0)
+    return (jax.nn.logsumexp(columns, 0) - labelled).mean()
 
 
 def _decays(params: PyTree) -> PyTree[bool]:
@@ -166,14 +157,15 @@ def pretrain(
     check(target, config)
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
     fresh = jax.jit(target.init)(rng.stream(seed, "zoo/base/init"))
-    alone, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
-    fit = jax.jit(
-        lambda start, x, y, key: train(
-            alone, optimizer, start, minibatches(x, y, config.batch_size), key, steps=config.pretrain_steps
-        )
-    )
-    kept = fit(start, x, y, rng.stream(seed, "zoo/base/batches"))
-    return whole(jax.tree.map(lambda p: p[0], kept))
+    part, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
+
+    @jax.jit
+    def fit(start, x, y, key):
+        batches = minibatches(x, y, config.batch_size)
+        return train(part, optimizer, start, batches, key, steps=config.pretrain_steps)
+
+    checkpoints = fit(start, x, y, rng.stream(seed, "zoo/base/batches"))
+    return whole(jax.tree.map(lambda p: p[0], checkpoints))
 
 
 def finetune(
@@ -181,38 +173,37 @@ def finetune(
     base: PyTree,
     rows: Callable[[PRNGKeyArray], PyTree[Int[Array, "..."]]],
     take: Callable[[PyTree, PyTree], tuple[Float[Array, "batch features"], Int[Array, " batch"]]],
-    own: PyTree[Shaped[Array, "nets ..."]],
+    variables: PyTree[Shaped[Array, "nets ..."]],
     seeds: Int[Array, " nets"],
     config: ConfigDict,
     seed: int,
     task: Int[Array, " nets"] | int = -1,
 ) -> PyTree[Float[Array, "nets kept ..."]]:
-    """One network for each row of `own` and `seeds`. Pure; jit or shard it over `nets`.
+    """One network for each row of `variables` and `seeds`. Pure; jit or shard it over `nets`.
 
     Each starts from `base`, or, where `config.init` is 'random', with the generated leaves of an initialisation of its
     own: another for every seed and `task` id (-1 is none).
 
-    `rows(key)` draws and `take(own of one network, rows)` makes its minibatches (`Minibatches`). Only the leaves that
-    `target.generate` matches are trained, and only they are returned: the generated part (`codec.take`).
+    `rows(key)` draws and `take(variables of one network, rows)` makes its minibatches (`Minibatches`). Only the leaves
+    that `target.generate` matches are trained, and only they are returned: the generated part (`codec.take`).
 
     Raises:
       PdiffError: it matches no leaf, or some running statistics only; and as `check`.
     """
     check(target, config)
-    alone, start, _ = _only(target, base)
+    part, start, _ = _only(target, base)
     optimizer = make_optimizer(config.learning_rate, config.weight_decay, config.steps, config.schedule)
     keys = rng.per_example(rng.stream(seed, "zoo/batches"), seeds)
     by_task = rng.per_example(rng.stream(seed, "zoo/init"), jnp.broadcast_to(task, seeds.shape))
     spec = make_spec(base, generate=target.generate)
+    length = {name: config[name] for name in ("steps", "keep_last", "keep_every")}
 
-    def one(own, key, own_init):
-        first = codec.take(spec, target.init(own_init)) if config.init == "random" else start
-        return train(
-            alone, optimizer, first, Minibatches(rows, lambda drawn: take(own, drawn)), key,
-            steps=config.steps, keep_last=config.keep_last, keep_every=config.keep_every,
-        )  # fmt: skip
+    def one(variables, key, init_key):
+        first = codec.take(spec, target.init(init_key)) if config.init == "random" else start
+        batches = Minibatches(rows, lambda drawn: take(variables, drawn))
+        return train(part, optimizer, first, batches, key, **length)
 
-    return jax.vmap(one)(own, keys, jax.vmap(jax.random.fold_in)(by_task, seeds))
+    return jax.vmap(one)(variables, keys, jax.vmap(jax.random.fold_in)(by_task, seeds))
 
 
 def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTree], PyTree]]:
@@ -229,9 +220,9 @@ def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTre
         logits, tree = target.apply_train(whole(part), x)
         return logits, codec.take(spec, tree)
 
-    alone = dataclasses.replace(
+    of_part = dataclasses.replace(
         target,
         apply=lambda part, x: target.apply(whole(part), x),
         apply_train=apply_train if target.updates_running() else None,
     )
-    return alone, codec.take(spec, base), whole
+    return of_part, codec.take(spec, base), whole

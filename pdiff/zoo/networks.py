@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import ArrayLike, Bool, Float, Int, PyTree, Shaped
 
-READ_TOGETHER = 256  # records that are decoded before they are put where they belong
+READ_TOGETHER = 256  # records that are decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What is finished of a zoo that is being built: files of consecutive networks, each named by its rows and its digest.
+"""The finished part of a zoo that is being built: files of consecutive networks, each named by its rows and its digest.
 
-Rows count all networks of a zoo, split after split. Every process keeps what its own devices made; all read what they
-need, of whoever kept it. A build may so go on with another number of processes than it was begun with.
+Rows count all networks of a zoo, split after split. Every process writes the networks of its own devices, and reads
+those of all. So a build may continue with another number of processes.
 """
 
 import bisect
@@ -34,15 +34,15 @@ def from_bytes(data: bytes) -> Networks:
     return Networks(**traverse_util.unflatten_dict(safetensors.numpy.load(data), sep="/"))
 
 
-def kept(where: Path, name: str, make: Callable[[], Networks]) -> Networks:
+def read_or_make(where: Path, name: str, make: Callable[[], Networks]) -> Networks:
     """Reads the part `name`, or makes and keeps it; a damaged one is made again."""
     for path in where.glob(f"{name}-*.{SUFFIX}"):
         if _intact(path):
             return from_bytes(path.read_bytes())
         path.unlink(missing_ok=True)
-    made = jax.tree.map(np.asarray, make())
-    _write(where, name, made)
-    return made
+    networks = jax.tree.map(np.asarray, make())
+    _write(where, name, networks)
+    return networks
 
 
 def keep_rows(where: Path, start: int, networks: Networks) -> None:
@@ -70,9 +70,9 @@ class Parts:
     """The parts that lie in the folder `where` when this is made."""
 
     def __init__(self, where: Path):
-        found = [_part(path) for path in Path(where).glob(f"rows_*.{SUFFIX}")]
-        self._parts = sorted(found, key=lambda p: p.start)
-        self._longest = max((p.stop - p.start for p in found), default=0)
+        parts = (_part(path) for path in Path(where).glob(f"rows_*.{SUFFIX}"))
+        self._parts = sorted(parts, key=lambda p: p.start)
+        self._longest = max((p.stop - p.start for p in self._parts), default=0)
 
     def hold(self, start: int, stop: int) -> bool:
         """Whether there are intact parts with all of these rows. Damaged ones are deleted."""
@@ -99,7 +99,7 @@ class Parts:
         return Networks.concatenate([part.read(a, b) for part, a, b in chosen])
 
     def _covering(self, start: int, stop: int) -> list[tuple[Part, int, int]] | None:
-        """Parts and the rows to take of each that are together the rows asked for, or None."""
+        """Parts and the rows to take of each that are together the requested rows, or None."""
         chosen = []
         while start < stop:
             low, high = (

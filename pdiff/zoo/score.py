@@ -9,35 +9,38 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 BLOCK = 512  # images at a time
 
+Apply = Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
+Labelled = Callable[[Any, Array, Array], tuple[Array, Array]]  # as `Family.labelled`
+
 
 def right(
-    apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
-    labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
+    apply: Apply,
+    labelled: Labelled,
     network: PyTree,
-    own: Any,
-    x: Float[ArrayLike, "images shared"],
-    y: Int[ArrayLike, " images"],
-) -> Bool[Array, " images"]:
-    """Which of the shared images a network gets right as the task with the variables `own` has them. Pure; vmap it.
+    variables: Any,
+    x: Float[ArrayLike, "n shared"],
+    y: Int[ArrayLike, " n"],
+) -> Bool[Array, " n"]:
+    """Which of the shared images a network gets right as the task with these variables has them. Pure; vmap it.
 
     `labelled` is the family's, or another that makes the task's images and labels of the shared ones.
     """
-    predicted, labels = answers(apply, labelled, network, own, x, y)
+    predicted, labels = answers(apply, labelled, network, variables, x, y)
     return predicted == labels
 
 
 def answers(
-    apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]],
-    labelled: Callable[[Any, Array, Array], tuple[Array, Array]],
+    apply: Apply,
+    labelled: Labelled,
     network: PyTree,
-    own: Any,
-    x: Float[ArrayLike, "images shared"],
-    y: Int[ArrayLike, " images"],
-) -> tuple[Int[Array, " images"], Int[Array, " images"]]:
+    variables: Any,
+    x: Float[ArrayLike, "n shared"],
+    y: Int[ArrayLike, " n"],
+) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
     """The classes that a network predicts for the shared images as the task has them (`labelled`), and their labels."""
 
     def answer(rows):
-        images, labels = labelled(own, *rows)
+        images, labels = labelled(variables, *rows)
         return apply(network, images).argmax(-1), labels
 
     return in_blocks(answer, (jnp.asarray(x), jnp.asarray(y)))
@@ -50,5 +53,5 @@ def in_blocks(answer: Callable[[PyTree], PyTree[Array]], rows: PyTree[Array]) ->
         return answer(rows)
     blocks = -(-count // BLOCK)
     index = jnp.minimum(jnp.arange(blocks * BLOCK), count - 1).reshape(blocks, BLOCK)  # the last row fills up
-    made = jax.lax.map(lambda i: answer(jax.tree.map(lambda a: a[i], rows)), index)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], made)
+    answers = jax.lax.map(lambda i: answer(jax.tree.map(lambda a: a[i], rows)), index)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], answers)

@@ -19,23 +19,21 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Int, PyTree
-from tensorflow_datasets.core.dataset_info import DatasetIdentity
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
+from jaxtyping import PyTree
 
 from pdiff.errors import PdiffError
 from pdiff.system import files, processes, tfds_folder
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
+from pdiff.tasks.base import SPLITS
 from pdiff.zoo import parts
 from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 
-NETWORK_SPLITS = ("task_blind", "seen", "validation", "interp", "unseen")
+NETWORK_SPLITS = ("task_blind", *SPLITS)
 BASE = "base.safetensors"
-NAME, VERSION, FORMAT = "pdiff_zoo", "1.0.0", "array_record"
-KIND = "zoo"
+NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
 REMEDY = "run the run's command again: it makes that file alone again"
-SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # most of a shard
+SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # at most, of a shard
 
 
 @runtime_checkable
@@ -48,7 +46,9 @@ class Slices(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
+class Shard:
+    """A file of networks: which `rows` of a split it holds."""
+
     path: Path
     split: str
     rows: slice
@@ -73,7 +73,7 @@ class Outline:
         one = networks[next(iter(counts))][:1]
         return Outline(counts, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), one.params))
 
-    def shards(self, where: Path) -> list["_Shard"]:
+    def shards(self, where: Path) -> list[Shard]:
         """All files of networks that the zoo in `where` has."""
         size = tree_bytes(self.shapes)
         return [shard for split, count in self.counts.items() for shard in _plan(where, split, count, size)]
@@ -84,7 +84,7 @@ def write(
     fingerprint: str,
     networks: Mapping[str, Slices],
     outline: Outline | None = None,
-    lost: Collection[str] | None = None,
+    missing: Collection[str] | None = None,
 ) -> None:
     """Writes a zoo, by all processes together; its manifest comes last, so that its presence means finished.
 
@@ -92,22 +92,21 @@ def write(
 
     Args:
       outline: of the whole zoo; by default of `networks`.
-      lost: names of those files of a finished zoo that are to be made again (`lost`), from the `networks` that they
-        hold; the others stay as they are.
+      missing: names of the files to write, from the `networks` that they hold; the others stay as they are. By default
+        all of them, in the place of whatever is there.
 
     Raises:
       PdiffError: the disk has no room for it.
     """
     where, outline = location(directory, fingerprint), outline or Outline.of(networks)
-    shards = outline.shards(where)
-    due = shards if lost is None else [s for s in shards if s.path.name in lost]
-    features = _features(outline.shapes)
+    shards, features = outline.shards(where), _features(outline.shapes)
+    due = [s for s in shards if missing is None or s.path.name in missing]
     size = sum(s.rows.stop - s.rows.start for s in due) * tree_bytes(outline.shapes)
 
     def prepare():
-        if lost is None:
-            shutil.rmtree(where, ignore_errors=True)  # one without its manifest
-            where.mkdir(parents=True)
+        if missing is None:
+            shutil.rmtree(where, ignore_errors=True)
+        where.mkdir(parents=True, exist_ok=True)
         files.require_space(where, size, "the zoo")
 
     processes.on_first(prepare, "about to write the zoo")
@@ -116,15 +115,13 @@ def write(
     processes.barrier("done with the shards of the zoo")
 
     def finish():
-        if lost is None or set(lost) - {s.path.name for s in due} - {BASE}:
+        if missing is None or set(missing) - {s.path.name for s in due} - {BASE}:
             _write_metadata(where, fingerprint, features, shards)
-        if lost is None or BASE in lost:
+        if missing is None or BASE in missing:
             files.write_atomic(where / BASE, parts.to_bytes(networks["base"][:]))
-        if lost is not None and (changed := files.faults(where, _digests(where))):
-            log.warning(
-                "warning: %s: made again with other bits, as on other devices; what was trained on the zoo is not "
-                "repeated bit for bit", ", ".join(changed),
-            )  # fmt: skip
+        if exists(directory, fingerprint) and (changed := ", ".join(files.faults(where, _digests(where)))):
+            consequence = "what was trained on the zoo is not repeated bit for bit"
+            log.warning("warning: %s: made again with other bits, as on other devices; %s", changed, consequence)
         files.write_manifest(where, KIND)
 
     processes.on_first(finish, "done with the zoo")
@@ -140,7 +137,7 @@ def is_whole(directory: Path, fingerprint: str) -> bool:
 
 
 def remove_damaged(directory: Path, fingerprint: str) -> None:
-    """Removes what is damaged of a zoo, or all of one whose manifest is, with a warning that names it."""
+    """Removes the damaged files of a zoo, or all of it if its manifest is damaged, with warnings that name them."""
     where = location(directory, fingerprint)
     if not where.exists():
         return
@@ -160,10 +157,12 @@ def remove_damaged(directory: Path, fingerprint: str) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def lost(directory: Path, fingerprint: str) -> list[str] | None:
-    """The files that a finished zoo lacks; None if there is no zoo."""
+def missing(directory: Path, fingerprint: str, outline: Outline) -> list[str]:
+    """The names of the files that a zoo lacks: all of them where there is none."""
     where = location(directory, fingerprint)
-    return [n for n in _digests(where) if not (where / n).exists()] if exists(directory, fingerprint) else None
+    if not exists(directory, fingerprint):
+        return [BASE, tfds_folder.INFO, tfds_folder.FEATURES, *(s.path.name for s in outline.shards(where))]
+    return [name for name in _digests(where) if not (where / name).exists()]
 
 
 def _digests(where: Path) -> dict[str, str]:
@@ -214,9 +213,9 @@ def base(directory: Path, fingerprint: str) -> Networks:
 
 
 def in_memory(networks: Mapping[str, Networks | StoredNetworks]) -> dict[str, Networks]:
-    """The same zoo for what needs all networks at once: of a split on disk a sample, and the log says so.
+    """The same zoo for what needs all networks at once: of a split on disk a sample, which the log reports.
 
-    It has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
+    A sample has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
     """
     return {split: n if isinstance(n, Networks) else _sampled(split, n) for split, n in networks.items()}
 
@@ -231,22 +230,13 @@ def check_memory(memory_mb: float, tasks: int, network_bytes: int) -> None:
 
 
 def _sampled(split: str, networks: StoredNetworks) -> Networks:
-    per_task = _per_task(networks)
-    rows = [r[evenly(len(r), per_task)] for r in _by_task(networks.task)]
-    chosen = np.sort(np.concatenate(rows))
-    log.info(
-        "zoo: %d of the %d %s networks, %d of each task, are in memory for what needs all at once (zoo.memory_mb = %g)",
-        len(chosen), len(networks), split, per_task, networks.memory / 1e6,
-    )  # fmt: skip
+    by_task = [np.flatnonzero(networks.task == t) for t in np.unique(networks.task)]
+    per_task = max(1, int(networks.memory // tree_bytes(networks.shapes)) // len(by_task))
+    chosen = np.sort(np.concatenate([rows[evenly(len(rows), per_task)] for rows in by_task]))
+    sample = f"{len(chosen)} of the {len(networks)} {split} networks, {per_task} of each task"
+    megabytes = networks.memory / 1e6
+    log.info("zoo: %s, are in memory for what needs all at once (zoo.memory_mb = %g)", sample, megabytes)
     return networks[chosen]
-
-
-def _per_task(networks: StoredNetworks) -> int:
-    return max(1, int(networks.memory // tree_bytes(networks.shapes)) // len(np.unique(networks.task)))
-
-
-def _by_task(task: Int[np.ndarray, " nets"]) -> list[Int[np.ndarray, " own"]]:
-    return [np.flatnonzero(task == t) for t in np.unique(task)]
 
 
 def _stored(builder: tfds.core.DatasetBuilder, split: str, memory: float) -> StoredNetworks:
@@ -265,30 +255,26 @@ def _plain(features: tfds.features.FeatureConnector) -> dict | tfds.features.Fea
 
 
 def _features(shapes: PyTree[jax.ShapeDtypeStruct]) -> tfds.features.FeaturesDict:
-    described = jax.tree.map(lambda s: tfds.features.Tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
-    scalars = {"task": np.int32, "seed": np.int32, "step": np.int32}
-    return tfds.features.FeaturesDict(
-        {"params": described, **scalars, "validation_accuracy": np.float32, "test_accuracy": np.float32}
-    )
+    params = jax.tree.map(lambda s: tfds.features.Tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
+    numbers = {name: np.float32 if name.endswith("accuracy") else np.int32 for name in COLUMNS}
+    return tfds.features.FeaturesDict({"params": params, **numbers})
 
 
 def _template(where: Path, split: str) -> tfds.core.ShardedFileTemplate:
-    return tfds.core.ShardedFileTemplate(data_dir=where, dataset_name=NAME, split=split, filetype_suffix=FORMAT)
+    suffix = tfds_folder.FORMAT
+    return tfds.core.ShardedFileTemplate(data_dir=where, dataset_name=NAME, split=split, filetype_suffix=suffix)
 
 
-def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[_Shard]:
+def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[Shard]:
     """Networks in order, as many a shard as it takes; never by how many processes there are."""
     size = max(1, min(SHARD_NETWORKS, SHARD_BYTES // network_bytes))
-    starts = range(0, count, size)
-    paths = _template(where, split).sharded_filepaths(len(starts))
-    return [
-        _Shard(Path(path), split, slice(start, min(start + size, count)))
-        for path, start in zip(paths, starts, strict=True)
-    ]
+    rows = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    paths = _template(where, split).sharded_filepaths(len(rows))
+    return [Shard(Path(path), split, r) for path, r in zip(paths, rows, strict=True)]
 
 
-def _write_shard(shard: _Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
-    serializer = ExampleSerializer(features.get_serialized_info())
+def _write_shard(shard: Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     fields = {f.name: getattr(networks, f.name) for f in dataclasses.fields(networks)}
     writer = ArrayRecordWriter(str(shard.path), "group_size:1")  # a record can be read without its neighbours
     for i in range(len(networks)):
@@ -298,31 +284,19 @@ def _write_shard(shard: _Shard, networks: Networks, features: tfds.features.Feat
     writer.close()
 
 
-def _write_metadata(where: Path, fingerprint: str, features: tfds.features.FeaturesDict, shards: list[_Shard]) -> None:
-    identity = DatasetIdentity(
-        name=NAME,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(where),
-        module_name=__name__,
-        config_name=fingerprint,
+def _write_metadata(where: Path, fingerprint: str, features: tfds.features.FeaturesDict, shards: list[Shard]) -> None:
+    version = tfds.core.Version(VERSION)
+    identity = tfds.core.DatasetIdentity(
+        name=NAME, version=version, data_dir=str(where), module_name=__name__, config_name=fingerprint
     )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        description="Fine-tuned networks of a pdiff family.",
-        features=features,
-        disable_shuffling=True,
-    )
-    info.set_file_format(FORMAT)
+    text = "Fine-tuned networks of a pdiff family."
+    info = tfds.core.DatasetInfo(builder=identity, description=text, features=features, disable_shuffling=True)
+    info.set_file_format(tfds_folder.FORMAT)
     splits = []
     for split in dict.fromkeys(s.split for s in shards):
-        own = [s for s in shards if s.split == split]
-        splits.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[s.rows.stop - s.rows.start for s in own],
-                num_bytes=sum(s.path.stat().st_size for s in own),
-                filename_template=_template(where, split),
-            )
-        )
+        in_split = [s for s in shards if s.split == split]
+        lengths = [s.rows.stop - s.rows.start for s in in_split]
+        size, template = sum(s.path.stat().st_size for s in in_split), _template(where, split)
+        splits.append(tfds.core.SplitInfo(split, lengths, size, template))
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(where)

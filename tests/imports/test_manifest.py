@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import manifest, mapping
 from pdiff.imports.manifest import Row
-from pdiff.imports.tasks import named
+from pdiff.imports.tasks import task_name
 from pdiff.tasks.base import SPLITS
 from tests.fuzz_import import NASTY
 from tests.imports import zoos
@@ -116,8 +116,8 @@ def test_folders_without_networks_and_pickles_are_each_told(tmp_path):
 
 def test_a_folder_with_a_dot_in_its_name_is_a_task_of_its_own():
     rows = [Row(f"strength_0.{i}", "", ()) for i in range(3)]
-    assert [named(r) for r in rows] == ["strength_0.0", "strength_0.1", "strength_0.2"]
-    assert named(Row("a.safetensors", "", ())) == "a" and named(Row("b_0.1/net.npz", "", ())) == "b_0.1"
+    assert [task_name(r) for r in rows] == ["strength_0.0", "strength_0.1", "strength_0.2"]
+    assert task_name(Row("a.safetensors", "", ())) == "a" and task_name(Row("b_0.1/net.npz", "", ())) == "b_0.1"
 
 
 # --- properties: tables with nasty cells, and damaged ones -------------------------------------------

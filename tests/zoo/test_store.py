@@ -163,8 +163,8 @@ def test_damaged_files_are_made_again_alone_with_the_same_bits(
         data[len(data) // 3] ^= 32
         victim.write_bytes(data)
     made = []
-    keep_rows = build.parts_lib.keep_rows
-    monkeypatch.setattr(build.parts_lib, "keep_rows", lambda *a: made.append(a) or keep_rows(*a))
+    keep_rows = build.parts.keep_rows
+    monkeypatch.setattr(build.parts, "keep_rows", lambda *a: made.append(a) or keep_rows(*a))
     make(parts, tiny_config, where, mesh)
     assert digests(where, tiny_config) == before and store.is_whole(where, build.fingerprint(tiny_config))
     assert times == {p: p.stat().st_mtime_ns for p in times} and len(made) == chunks

@@ -44,18 +44,14 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        shape = self._arrays["train"][0].shape[1:]
+        # An Image would have to be decoded from PNG, three times as slowly.
+        image = tfds.features.Tensor(shape=(*self._arrays["train"][0].shape[1:], 1), dtype=np.uint8)
+        features = {"image": image, "label": tfds.features.ClassLabel(names=NAMES)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="Articles of clothing of Zalando's, in shades of grey.",
             homepage="https://github.com/zalandoresearch/fashion-mnist",
-            features=tfds.features.FeaturesDict(
-                {
-                    # An Image would have to be decoded from PNG, three times as slowly.
-                    "image": tfds.features.Tensor(shape=(*shape, 1), dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(names=NAMES),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
             disable_shuffling=True,
         )
@@ -87,7 +83,7 @@ def prepare(source: Path, data_dir: Path, validation: int = VALIDATION) -> Path:
     data_dir.mkdir(parents=True, exist_ok=True)
     files.require_space(data_dir, 2 * sum(x.nbytes for x, _ in splits.values()), "the data set")  # shards twice
     builder = FashionMnist(data_dir, splits)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody asked for
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints progress
         tfds.disable_progress_bar()
         builder.download_and_prepare()
     return Path(builder.data_dir)

@@ -41,15 +41,13 @@ def load(config: ConfigDict) -> DataSet:
 def digits(config: ConfigDict) -> DataSet:
     """scikit-learn's 1,797 digits: 8x8 pixels; 1,200 / 200 / 397 images.
 
-    The three parts are a fixed permutation of the whole, so that no setting of a run moves an
-    image from one part to another.
+    The three parts are a fixed permutation of the whole, so that no setting of a run moves an image to another part.
     """
     # What `sklearn.datasets.load_digits` reads. Importing scikit-learn for it would take longer than sampling does.
     where = Path(find_spec("sklearn").submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     with gzip.open(where, "rt") as lines:
         table = np.loadtxt(lines, delimiter=",")
-    x, y = table[:, :-1], table[:, -1]
-    x, y = (x / 16).astype(np.float32), y.astype(np.int32)
+    x, y = (table[:, :-1] / 16).astype(np.float32), table[:, -1].astype(np.int32)
     order = np.random.RandomState(0).permutation(len(x))
     parts = {"train": order[:1200], "validation": order[1200:1400], "test": order[1400:]}
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -68,16 +66,12 @@ LOADERS = {"digits": digits, "fashion_mnist": fashion_mnist}
 
 
 # Height and width (and channels), numbers of images and class names of data sets that are not in a package.
+FASHION_NAMES = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot"
+CIFAR_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 SHAPES = {
-    "fashion_mnist": (
-        (28, 28), (55000, 5000, 10000),
-        "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot",
-    ),
-    "tfds:cifar10": (
-        (32, 32, 3), (45000, 5000, 10000),
-        "airplane automobile bird cat deer dog frog horse ship truck",
-    ),
-}  # fmt: skip
+    "fashion_mnist": ((28, 28), (55000, 5000, 10000), FASHION_NAMES),
+    "tfds:cifar10": ((32, 32, 3), (45000, 5000, 10000), CIFAR_NAMES),
+}
 
 
 def shapes_of(config: ConfigDict) -> DataSet | None:

@@ -53,8 +53,8 @@ def _location(name: str, data_dir: str) -> Path:
         return max(wanted, key=lambda p: [int(n) for n in p.name.split(".")])
     configs = sorted(p.parent.parent.name for p in folder.glob("*/*/features.json"))
     if configs and not versions:
-        known = f"{parts['name']}/{configs[0]}"
-        raise PdiffError(f"tasks.data: got 'tfds:{name}'; allowed: one of its configs, as in tfds:{known}")
+        example = f"tfds:{parts['name']}/{configs[0]}"
+        raise PdiffError(f"tasks.data: got 'tfds:{name}'; allowed: one of its configs, as in {example}")
     raise PdiffError(f"tasks.data: no data set {name} in {data_dir}; {_command(name, data_dir)}")
 
 
@@ -75,11 +75,12 @@ def _data_set(where: Path) -> DataSet:
     for split in ("train", "validation", "test"):
         if split not in builder.info.splits:
             continue
-        x, y = _read(builder, split, image, label, f"{where}: split {split}")
+        source = f"{where}: split {split}"
+        x, y = _read(builder, split, image, label, source)
         if shape not in (None, x.shape[1:]):
             raise PdiffError(f"{where}: images of {shape} and, in {split}, of {x.shape[1:]}; allowed: one size")
-        shape, named = x.shape[1:], f"{where}: split {split}"
-        parts[split] = Images(pixels(x, named), labels(y, len(class_names), named), np.arange(rows, rows + len(y)))
+        shape = x.shape[1:]
+        parts[split] = Images(pixels(x, source), labels(y, len(class_names), source), np.arange(rows, rows + len(y)))
         rows += len(y)
     if len(set(parts["train"].y.tolist())) < 2:
         raise PdiffError(f"{where}: training images of one class; allowed: at least two classes")
@@ -125,8 +126,8 @@ def _with_validation(parts: dict[str, Images]) -> dict[str, Images]:
     train = parts["train"]
     order = np.random.RandomState(0).permutation(len(train.y))
     cut = len(order) - min(MOST_VALIDATION, max(1, len(order) // 10))
-    kept, held_out = (Images(train.x[r], train.y[r], train.index[r]) for r in (order[:cut], order[cut:]))
-    return {"train": kept, "validation": held_out, "test": parts["test"]}
+    rest, held_out = (Images(train.x[r], train.y[r], train.index[r]) for r in (order[:cut], order[cut:]))
+    return {"train": rest, "validation": held_out, "test": parts["test"]}
 
 
 def _one_line(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Camera traps: a classifier for each location, asked for by its empty background image. After arXiv 2506.17807.
+"""Camera traps: a classifier for each location, conditioned on its empty background image. After arXiv 2506.17807.
 
 There, a classifier of animals is pretrained over camera-trap locations, adapters of its first layers are fine-tuned for
 each location, and a diffusion model generates them from the image of the empty location. Here the animals are the 8x8
@@ -7,7 +7,7 @@ photographs that ship with scikit-image, so that nothing is downloaded and textu
 a horizon, the roll of the camera, the light, the distance of the ground and the animals, and the mix of animals that
 goes with the habitat. All of it but the mix is plain to see in the empty image, and the mix goes with the ground.
 
-Settings and photographs are divided once, whatever `tasks` asks for:
+Settings and photographs are divided once, whatever `tasks` says:
 
   unseen      light below 70 percent with a roll above 22 degrees, on the right-hand end of the photographs
   interp      rolls of 8 to 14 degrees, on the part of the photographs that seen locations are on
@@ -31,21 +31,10 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from pdiff.errors import PdiffError
+from pdiff.tasks import grammar
 from pdiff.tasks.base import SPLITS, Family, Images, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import (
-    NUMBER,
-    Grammar,
-    TaskSet,
-    Values,
-    any_of,
-    between,
-    construction,
-    interval,
-    log_uniform,
-    numbers,
-    pick,
-)
+from pdiff.tasks.grammar import Grammar, TaskSet, Values
 
 SIDE = 12  # of an image, in pixels
 ANIMAL_SIDE = 8  # one of its pixels is one pixel of the image at distance 100 percent
@@ -147,7 +136,7 @@ def class_mix(habitat: int, num_classes: int) -> Float[np.ndarray, " classes"]:
 
 
 def photographs() -> list[Float[np.ndarray, "height width"]]:
-    """The habitats' photographs, grey, in [0, 1], blurred as much as sampling every PITCH pixels asks for."""
+    """The habitats' photographs, grey, in [0, 1], blurred as much as sampling every PITCH pixels needs."""
     import skimage.data  # slow to import, and only needed here
 
     loaded = (getattr(skimage.data, name)() / 255 for name in HABITATS.values())
@@ -155,23 +144,23 @@ def photographs() -> list[Float[np.ndarray, "height width"]]:
     return [ndimage.uniform_filter(p, PITCH) for p in grey]
 
 
-def chosen_class(own: dict, x: Float[ArrayLike, "n shared"]) -> Int[Array, " n"]:
+def chosen_class(variables: dict, x: Float[ArrayLike, "n shared"]) -> Int[Array, " n"]:
     """The class whose share of [0, 1) a shared row's first number falls into."""
-    return jnp.sum(x[:, :1] >= own["cumulative_mix"][:-1], -1, dtype=jnp.int32)
+    return jnp.sum(x[:, :1] >= variables["cumulative_mix"][:-1], -1, dtype=jnp.int32)
 
 
-def render(own: dict, x: Float[ArrayLike, "n shared"]) -> Float[Array, "n pixels"]:
+def render(variables: dict, x: Float[ArrayLike, "n shared"]) -> Float[Array, "n pixels"]:
     """One animal of each shared row in front of one of the location's empty images. A function of the row alone."""
     animals = x[:, NUMBERS:].reshape(len(x), -1, ANIMAL_SIDE**2)
-    animal = jnp.take_along_axis(animals, chosen_class(own, x)[:, None, None], 1)[:, 0]
-    alpha = jnp.clip(OPACITY * animal @ own["warp"], 0, 1)
-    shot = own["shots"][(x[:, 1] * SHOTS).astype(jnp.int32)]
-    return (shot * (1 - alpha) + own["brightness"] * alpha) * (1 + FLICKER * (x[:, 2:3] - 0.5))
+    animal = jnp.take_along_axis(animals, chosen_class(variables, x)[:, None, None], 1)[:, 0]
+    alpha = jnp.clip(OPACITY * animal @ variables["warp"], 0, 1)
+    shot = variables["shots"][(x[:, 1] * SHOTS).astype(jnp.int32)]
+    return (shot * (1 - alpha) + variables["brightness"] * alpha) * (1 + FLICKER * (x[:, 2:3] - 0.5))
 
 
-def relabel(own: dict, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]) -> Int[Array, " n"]:
+def relabel(variables: dict, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]) -> Int[Array, " n"]:
     """The class of the animal that `render` shows."""
-    return chosen_class(own, x)
+    return chosen_class(variables, x)
 
 
 def shared_rows(part: Images, num_classes: int, seed: int) -> Images:
@@ -221,14 +210,15 @@ def locations(counts: dict[str, int], sizes: list[tuple[int, int]]) -> dict[str,
     half = counts["validation"] // 2
     wanted = {(s, "unseen" if s == "unseen" else "seen"): n for s, n in counts.items()}
     wanted |= {("validation", "seen"): counts["validation"] - half, ("validation", "validation"): half}
-    found: dict[tuple[str, str], list[Location]] = {key: [] for key in wanted}
+    by_region: dict[tuple[str, str], list[Location]] = {key: [] for key in wanted}
     random = np.random.RandomState(FIRST)
-    while any(len(found[key]) < count for key, count in wanted.items()):
+    while any(len(by_region[key]) < count for key, count in wanted.items()):
         settings, point = _settings(random, (ROLL, LIGHT, DISTANCE)), random.random_sample(2)
         key = region(*settings[:2])
-        if len(found[key]) < wanted[key]:
-            found[key].append(_location(settings, point, len(found[key]), sizes, key[1]))
-    return {split: [x for key in found if key[0] == split for x in found[key]] for split in counts}
+        places = by_region[key]
+        if len(places) < wanted[key]:
+            places.append(_location(settings, point, len(places), sizes, key[1]))
+    return {split: [x for key, places in by_region.items() if key[0] == split for x in places] for split in counts}
 
 
 def _settings(random: np.random.RandomState, ranges) -> tuple[float, ...]:
@@ -239,17 +229,12 @@ def _settings(random: np.random.RandomState, ranges) -> tuple[float, ...]:
 def _location(
     settings: tuple[float, ...], point: Float[np.ndarray, "2"], place: int, sizes: list[tuple[int, int]], strip: str
 ) -> Location:
-    """The location number `place` of its kind."""
+    """The location number `place` of its kind; its crop is `point` of the way along what keeps all shots inside."""
     habitat = place % len(HABITATS)
-    return Location(*settings, habitat, _crop(point, sizes[habitat], STRIPS[strip]))
-
-
-def _crop(point: Float[np.ndarray, "2"], size: tuple[int, int], strip: tuple[float, float]) -> tuple[float, float]:
-    """A centre in the strip of a photograph, `point` of the way along what keeps all shots inside."""
+    (height, width), (start, end) = sizes[habitat], STRIPS[strip]
     margin = PITCH * (DISTANCE[1] / 100 * (SIDE - 1) / np.sqrt(2) + SHAKE)
-    low = np.array([margin, strip[0] * size[1] + margin])
-    high = np.array([size[0] - margin, strip[1] * size[1] - margin])
-    return tuple((low + point * (high - low)).tolist())
+    low, high = np.array([0, start * width]) + margin, np.array([height, end * width]) - margin
+    return Location(*settings, habitat, tuple((low + point * (high - low)).tolist()))
 
 
 def location_variables(
@@ -277,28 +262,29 @@ def _grammar(seen: Float[np.ndarray, "tasks factors"]) -> Grammar:
     def cameras(*chosen: str, light: tuple[float, float] = LIGHT) -> TaskSet:
         """Those in the chosen habitats, by default all, and in this light."""
         places = [habitats.index(h) for h in dict.fromkeys(chosen or habitats)]
-        low, high = interval(*light, "percent light", LIGHT)
+        low, high = grammar.interval(*light, "percent light", LIGHT)
         where = f"on {' or '.join(habitats[p] for p in places)}" if chosen else "anywhere"
         width = f"{len(places)} of {len(habitats)} habitats, {high - low:g} of {LIGHT[1] - LIGHT[0]:g} percent"
         return TaskSet(
             f"any camera {where}, in {low:g} to {high:g} percent light ({width})",
-            lambda f: np.isin(np.round(f[:, 3] / HABITAT_STEP), places) & between(f[:, 1], low, high),
+            lambda f: np.isin(np.round(f[:, 3] / HABITAT_STEP), places) & grammar.between(f[:, 1], low, high),
         )
 
     def draw(*slots: str, light: bool = False) -> Callable[[np.random.Generator], Values]:
-        def drawn(random: np.random.Generator) -> Values:
-            width = log_uniform(random, 10, 40)
+        def values(random: np.random.Generator) -> Values:
+            width = grammar.log_uniform(random, 10, 40)
             start = random.uniform(LIGHT[0], LIGHT[1] - width)
-            return pick(random, habitats, *slots) | (numbers(random, a=start, b=start + width) if light else {})
+            words = grammar.pick(random, habitats, *slots)
+            return words | grammar.numbers(random, a=start, b=start + width) if light else words
 
-        return drawn
+        return values
 
     def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
         ordered = seen[np.lexsort((seen[:, 1], seen[:, 3]))]  # as they come, every sixth is of one habitat
         most = min(count, len(seen))
         return ordered[((np.arange(most) + 0.5) * len(seen) / most).astype(int)]
 
-    made = (
+    constructions = (
         ("habitat", ("on {habitat}", "at some place on {habitat}", "on {habitat} in any light"),
          ("at any place on {habitat}",), draw("habitat"), lambda habitat: cameras(habitat)),
         ("two habitats", ("on either {habitat} or {other}", "on {habitat} or {other}"),
@@ -313,8 +299,8 @@ def _grammar(seen: Float[np.ndarray, "tasks factors"]) -> Grammar:
          ("on all but {habitat}",), draw("habitat"), lambda habitat: cameras(*(h for h in habitats if h != habitat))),
         ("any", ("at any place", "on any ground"), ("on some ground",), draw(), cameras),
     )  # fmt: skip
-    slots = {"habitat": any_of(habitats), "other": any_of(habitats), "a": NUMBER, "b": NUMBER}
-    return Grammar(tuple(construction(name, FRAMES, *rest) for name, *rest in made), slots, grid)
+    slots = dict.fromkeys(("habitat", "other"), grammar.any_of(habitats)) | dict.fromkeys("ab", grammar.NUMBER)
+    return Grammar(tuple(grammar.construction(name, FRAMES, *rest) for name, *rest in constructions), slots, grid)
 
 
 def make_family(config: ConfigDict) -> Family:
@@ -332,15 +318,13 @@ def make_family(config: ConfigDict) -> Family:
     tasks, variables = [], []
     for split, places in by_split.items():
         for i, place in enumerate(places):
-            trained, held_out = describe(place.factors)
-            tasks.append(Task(f"{split}_{i}", len(tasks), split, place.factors, trained, held_out))
+            tasks.append(Task(f"{split}_{i}", len(tasks), split, place.factors, *describe(place.factors)))
             variables.append(location_variables(place, photos[place.habitat], class_mix(place.habitat, classes)))
     random = np.random.RandomState(1)
-    moderate = [
-        _location(_settings(random, MODERATE), random.random_sample(2), i, sizes, "seen") for i in range(PRETRAINING)
-    ]
-    even = np.full(classes, 1 / classes)
-    pretraining = [location_variables(place, photos[place.habitat], even) for place in moderate]
+    even, pretraining = np.full(classes, 1 / classes), []
+    for i in range(PRETRAINING):
+        place = _location(_settings(random, MODERATE), random.random_sample(2), i, sizes, "seen")
+        pretraining.append(location_variables(place, photos[place.habitat], even))
     stacked, stacked_pretraining = (jax.tree.map(lambda *v: np.stack(v), *trees) for trees in (variables, pretraining))
     return Family(
         name="camera_trap",

@@ -1,8 +1,8 @@
 """Subsets of the classes: is the class of an image in the subset? A family with one factor, 0 or 1, for each class.
 
-As in Recurrent Parameter Generation (RPG, Wang et al. 2025), and as Tina (Li et al. 2024) asks for classifiers by their
-classes: a task is a subset of 2 to 5 classes, and a network answers for each image of the whole data set whether its
-class is in the subset (label 1) or not (label 0). All tasks have the same images; only the labels differ.
+As in Recurrent Parameter Generation (RPG, Wang et al. 2025) and Tina (Li et al. 2024), a task is a subset of 2 to 5
+classes, and a network answers for each image of the whole data set whether its class is in the subset (label 1) or not
+(label 0). All tasks have the same images; only the labels differ.
 
 How far apart two tasks are is a number of classes: those that are in just one of the two subsets. A network for the
 complement of a subset is one for the subset with its two answers exchanged, so held-out subsets are kept away from the
@@ -64,24 +64,26 @@ FRAMES = (  # of vague descriptions, as above: training ones, then held-out ones
 NUMBER_WORDS = dict(zip(("two", "three", "four", "five"), SIZES, strict=True))
 
 
-def render(own: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
+def render(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
     """The shared images as they are."""
     return jnp.asarray(x)
 
 
-def relabel(own: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"], y: Int[ArrayLike, " n"]) -> Int[Array, " n"]:
+def relabel(
+    variables: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"], y: Int[ArrayLike, " n"]
+) -> Int[Array, " n"]:
     """1 where an image's class is in the subset, else 0."""
-    return jnp.asarray(own["member"])[y]
+    return jnp.asarray(variables["member"])[y]
 
 
 def describe(factors: tuple[float, ...], class_names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Training and held-out wordings for a subset: the classes whose factor is above a half, "nothing" if none is."""
     chosen = [name for name, factor in zip(class_names, factors, strict=True) if factor > 0.5] or ["nothing"]
-    trained, held_out = (
-        tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
-        for wordings in (WORDINGS, HELD_OUT_WORDINGS)
-    )
-    return trained, held_out
+
+    def filled(wordings):
+        return tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
+
+    return filled(WORDINGS), filled(HELD_OUT_WORDINGS)
 
 
 def _grammar(names: tuple[str, ...]) -> Grammar:
@@ -94,7 +96,7 @@ def _grammar(names: tuple[str, ...]) -> Grammar:
         inside, outside = ([names.index(n) for n in {*wanted}] for wanted in (have, lack))
         free = len(names) - len(inside) - len(outside)
         width = sum(math.comb(free, size - len(inside)) for size in sizes if size >= len(inside))
-        told = [f"{word} {' and '.join(those)}" for word, those in (("with", have), ("without", lack)) if those]
+        limits = [f"{word} {' and '.join(classes)}" for word, classes in (("with", have), ("without", lack)) if classes]
         size = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
 
         def contains(factors):
@@ -102,7 +104,7 @@ def _grammar(names: tuple[str, ...]) -> Grammar:
             fits = chosen[:, inside].all(1) & ~chosen[:, outside].any(1)
             return fits & np.isin(chosen.sum(1), sizes)
 
-        return TaskSet(" ".join(["any", size, "classes", *told, f"({width} of {total} subsets)"]), contains)
+        return TaskSet(" ".join(["any", size, "classes", *limits, f"({width} of {total} subsets)"]), contains)
 
     def either(a: str, b: str) -> TaskSet:
         """One of the two listed subsets, exactly."""
@@ -130,7 +132,7 @@ def _grammar(names: tuple[str, ...]) -> Grammar:
         return np.array([[float(c in subset) for c in range(len(names))] for subset in chosen])
 
     known, total = any_of(names), sum(math.comb(len(names), size) for size in SIZES)
-    made = [
+    constructions = [
         ("with", ("{name} and some other classes", "{name} among other classes", "{name} and a few more"),
          ("{name} together with some more classes",), draw("name"), lambda name: subsets([name])),
         ("with two", ("{name} and {other} with or without others", "at least {name} and {other}"),
@@ -149,7 +151,7 @@ def _grammar(names: tuple[str, ...]) -> Grammar:
     ]  # fmt: skip
     listed = f"(?:{known})(?:, (?:{known}))* and (?:{known})"
     slots = {"name": known, "other": known, "size": any_of(NUMBER_WORDS), "a": listed, "b": listed}
-    return Grammar(tuple(construction(first, FRAMES, *rest) for first, *rest in made), slots, grid)
+    return Grammar(tuple(construction(name, FRAMES, *rest) for name, *rest in constructions), slots, grid)
 
 
 def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:

@@ -4,8 +4,8 @@ The kinds are those of Hendrycks & Dietterich 2019 that are affine in the pixels
 `render` serves them all. A severity lies in [0, 1]: 0 is the clean image for every kind, and strength grows with it.
 The range of severities is cut into the regions of `pdiff/tasks/regions.py`, in percent and the same for every kind.
 
-A task's seed draws its noise and where its occluding block lies. That place is told as two more factors and in the
-descriptions; what noise is drawn can be neither told nor learned, so it is not.
+A task's seed draws its noise and where its occluding block lies. That place is in two more factors and in the
+descriptions; the noise itself can be neither described nor learned, so it is in neither.
 """
 
 import functools
@@ -21,21 +21,10 @@ from scipy import ndimage
 
 from pdiff import rng
 from pdiff.errors import PdiffError
-from pdiff.tasks.base import Family, Task
+from pdiff.tasks import grammar
+from pdiff.tasks.base import SPLITS, Family, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import (
-    NUMBER,
-    Grammar,
-    TaskSet,
-    Values,
-    any_of,
-    between,
-    construction,
-    interval,
-    log_uniform,
-    numbers,
-    pick,
-)
+from pdiff.tasks.grammar import Grammar, TaskSet, Values
 from pdiff.tasks.regions import Range, spread
 
 PERCENT = Range(100.0, "percent", wraps=False)
@@ -107,7 +96,7 @@ def blur(severity: float, shape: Shape) -> Variables:
 
 
 def inversion(severity: float, shape: Shape) -> Variables:
-    """(1 - s) x + s (1 - x), which at 0.5 is grey: nothing can be told there."""
+    """(1 - s) x + s (1 - x), which at 0.5 is grey everywhere."""
     return _blend(np.full(shape, 1 - 2 * severity), np.full(shape, severity))
 
 
@@ -153,19 +142,18 @@ def _blend(gain: Float[np.ndarray, "height width"], offset: Float[np.ndarray, "h
 def _resample(side: int, zoom: float, offset: float) -> Float[np.ndarray, "side side"]:
     """M such that `(line @ M)[i]` is `line` at `zoom * i + offset`, linear between pixels and black outside."""
     # On the basis lines; 'grid-constant' also goes linearly to black at the edges, 'constant' would jump.
-    return ndimage.affine_transform(
-        np.eye(side), np.array([1.0, zoom]), np.array([0.0, offset]), order=1, mode="grid-constant"
-    )
+    matrix, shift = np.array([1.0, zoom]), np.array([0.0, offset])
+    return ndimage.affine_transform(np.eye(side), matrix, shift, order=1, mode="grid-constant")
 
 
-def render(own: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
+def render(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
     """The images `x` as the task has them. An image looks the same whatever batch it is in."""
-    height, width = own["offset"].shape
-    mixed = jnp.einsum("qr,nrc->nqc", own["rows"], x.reshape(-1, height, width))
-    mixed = jnp.einsum("nrc,rcd->nrd", mixed, own["columns"]) + own["offset"]
-    key = rng.stream(0, "tasks/corruptions/noise", own["seed"])
+    height, width = variables["offset"].shape
+    mixed = jnp.einsum("qr,nrc->nqc", variables["rows"], x.reshape(-1, height, width))
+    mixed = jnp.einsum("nrc,rcd->nrd", mixed, variables["columns"]) + variables["offset"]
+    key = rng.stream(0, "tasks/corruptions/noise", variables["seed"])
     draw = jax.vmap(lambda bits: jax.random.normal(jax.random.fold_in(key, bits), x.shape[1:]))
-    return jnp.clip(mixed.reshape(x.shape) + own["noise"] * draw(hash_images(x)), 0, 1)
+    return jnp.clip(mixed.reshape(x.shape) + variables["noise"] * draw(hash_images(x)), 0, 1)
 
 
 def hash_images(x: Float[ArrayLike, "n pixels"]) -> UInt32[Array, " n"]:
@@ -197,26 +185,33 @@ def _grammar(kinds: Sequence[str], what: str) -> Grammar:
     def tasks(*chosen: str, bands: Sequence[tuple[float, float]] = ((0.0, 100.0),), said: str = "") -> TaskSet:
         """Those of a chosen kind, or of any if none is, in one of the bands, in percent."""
         columns = [1 + kinds.index(k) for k in dict.fromkeys(chosen or kinds)]
-        parts = list(dict.fromkeys(interval(*band, "percent") for band in bands))
+        parts = list(dict.fromkeys(grammar.interval(*band, "percent") for band in bands))
         where = " or ".join(f"{a:g} to {b:g}" for a, b in parts)
         width = f"{len(columns)} of {len(kinds)} kinds, {sum(b - a for a, b in parts):g} of 100 percent"
-        return TaskSet(
-            f"{said or ' or '.join(dict.fromkeys(chosen)) or 'any corruption'} of severity {where} percent ({width})",
-            lambda f: (f[:, columns] > 0.5).any(1) & np.any([between(100 * f[:, 0], *p) for p in parts], axis=0),
-        )
+        what = said or " or ".join(dict.fromkeys(chosen)) or "any corruption"
+
+        def contains(factors):
+            severe = np.any([grammar.between(100 * factors[:, 0], *part) for part in parts], axis=0)
+            return (factors[:, columns] > 0.5).any(1) & severe
+
+        return TaskSet(f"{what} of severity {where} percent ({width})", contains)
 
     def around(margin: float, *percents: float) -> list[tuple[float, float]]:
         return [(p - margin, p + margin) for p in percents]
 
     def draw(*slots: str, kind: Sequence[str] = ("kind",)) -> Callable[[np.random.Generator], Values]:
-        return lambda random: pick(random, kinds, *kind) | numbers(random, **{s: random.uniform(1, 99) for s in slots})
+        def values(random: np.random.Generator) -> Values:
+            drawn = grammar.pick(random, kinds, *kind)
+            return drawn | grammar.numbers(random, **{slot: random.uniform(1, 99) for slot in slots})
+
+        return values
 
     def ends(random: np.random.Generator) -> Values:
-        width = log_uniform(random, 5, 60)
+        width = grammar.log_uniform(random, 5, 60)
         start = random.uniform(0, 100 - width)
-        return pick(random, kinds, "kind") | numbers(random, a=start, b=start + width)
+        return grammar.pick(random, kinds, "kind") | grammar.numbers(random, a=start, b=start + width)
 
-    made = [
+    constructions = [
         ("kind", ("some {kind}", "{kind} of any severity", "any amount of {kind}"),
          ("{kind}", "{kind} at some severity"), draw(), lambda kind: tasks(kind)),
         ("severity", ("some corruption of severity {a} percent", "{a} percent of some corruption"),
@@ -232,7 +227,7 @@ def _grammar(kinds: Sequence[str], what: str) -> Grammar:
          ("whatever corruption",), draw(kind=()), lambda: tasks()),
     ]  # fmt: skip
     if len(kinds) > 1:
-        made += [
+        constructions += [
             ("two kinds", ("either {kind} or {other}", "some {kind} or {other}"),
              ("{kind} or else {other}",), draw(kind=("kind", "other")), lambda kind, other: tasks(kind, other)),
             ("not a kind", ("any corruption but {kind}", "some corruption other than {kind}"),
@@ -245,8 +240,8 @@ def _grammar(kinds: Sequence[str], what: str) -> Grammar:
         percents = np.round((np.arange(each) + 0.5) * 100 / each, 2)
         return np.array([_factors(kind, float(p), kinds) for kind in kinds for p in percents][:count])
 
-    slots = {"kind": any_of(kinds), "other": any_of(kinds), "a": NUMBER, "b": NUMBER}
-    return Grammar(tuple(construction(name, frames, *rest) for name, *rest in made), slots, grid)
+    slots = dict.fromkeys(("kind", "other"), grammar.any_of(kinds)) | dict.fromkeys("ab", grammar.NUMBER)
+    return Grammar(tuple(grammar.construction(name, frames, *rest) for name, *rest in constructions), slots, grid)
 
 
 def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
@@ -257,23 +252,21 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
     """
     kinds, bands = config.corruptions, PERCENT.divide(config)
     regions = {"seen": PERCENT.complement([b for held in bands.values() for b in held]), **bands}
-    counts = {split: config[f"num_{split}"] for split in ("seen", "validation", "interp", "unseen")}
     data = data or images.load(config)
     if len(data.image_shape) != 2:
-        raise PdiffError(
-            f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for corruptions: grey images"
-        )
-    describe_own = functools.partial(describe, kinds=kinds, what=config.data.replace("_", " "))
+        got = f"{config.data!r}, images of {data.image_shape}"
+        raise PdiffError(f"tasks.data: got {got}; allowed for corruptions: grey images")
+    what = config.data.replace("_", " ")
+    describe_here = functools.partial(describe, kinds=kinds, what=what)
     vary = functools.partial(variables_of, kinds=kinds, shape=data.image_shape)
     tasks, variables = [], []
-    for split, count in counts.items():
+    for split in SPLITS:
         # The severities of kind i are laid out from 100 i to 100 i + 100.
         laid_out = [(100 * i + a, 100 * i + b) for i in range(len(kinds)) for a, b in regions[split]]
-        for value in np.sort(spread(laid_out, count)):
+        for value in np.sort(spread(laid_out, config[f"num_{split}"])):
             kind, percent = kinds[int(value // 100)], round(float(value % 100), 2)
             factors = _factors(kind, percent, kinds)
-            trained, held_out = describe_own(factors)
-            tasks.append(Task(f"{kind}_{percent:g}", len(tasks), split, factors, trained, held_out))
+            tasks.append(Task(f"{kind}_{percent:g}", len(tasks), split, factors, *describe_here(factors)))
             variables.append(vary(factors))
     names = factor_names(kinds)
     return Family(
@@ -287,11 +280,11 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         tasks=tuple(tasks),
         variables=jax.tree.map(lambda *a: np.stack(a), *variables),
         render=render,
-        describe=describe_own,
+        describe=describe_here,
         vary=vary,
         class_names=data.class_names,
-        grammar=_grammar(kinds, config.data.replace("_", " ")),
-        arcs={split: tuple((a / 100, b / 100) for a, b in own) for split, own in bands.items()},
+        grammar=_grammar(kinds, what),
+        arcs={split: tuple((a / 100, b / 100) for a, b in held) for split, held in bands.items()},
     )
 
 
@@ -312,5 +305,5 @@ def variables_of(factors: tuple[float, ...], *, kinds: Sequence[str], shape: Sha
     """The variables of the task with these factors, of one kind."""
     kind = kinds[int(np.argmax(factors[1 : 1 + len(kinds)]))]
     place = {"across": factors[-2], "down": factors[-1]} if kind == "occlusion" else {}
-    made = jax.tree.map(np.float32, KINDS[kind](factors[0], shape, **place))
-    return made | {"seed": np.uint32(_seed(kind, round(100 * factors[0], 2)))}
+    variables = jax.tree.map(np.float32, KINDS[kind](factors[0], shape, **place))
+    return variables | {"seed": np.uint32(_seed(kind, round(100 * factors[0], 2)))}

@@ -6,9 +6,8 @@
 The classes are those of all tasks together; a task may lack some, but needs two. Tasks have no factors, so what
 is made of factors (nearest tasks, ridge, lines between tasks, mixing) does not exist here, nor do interp tasks.
 
-Tasks are split by a fixed permutation of their sorted names: first `num_unseen` unseen ones, then `num_validation`,
-then at most `num_seen` seen ones. Images of each class of a task are split by a fixed permutation of their sorted file
-names: a fifth for testing, a fifth for validation, the rest for training.
+Tasks are split by a fixed permutation of their names (`hold_out`), images of each class of a task by a fixed
+permutation of their sorted file names: a fifth for testing, a fifth for validation, the rest for training.
 
 A family's tasks share rows, so here a shared row is nothing but a number, and a task's variables are the table of its
 images and labels that the number looks up. All tables have the same length. Down a table the task's classes take
@@ -19,7 +18,6 @@ for one row more or less of each). All tables lie in memory, one byte for a pixe
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from pdiff.errors import PdiffError
-from pdiff.tasks.base import Family, Images, Task
+from pdiff.tasks.base import SPLITS, Family, Images, Task, hold_out, words_of
 
 PARTS = ("train", "validation", "test")
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -43,14 +41,14 @@ HELD_OUT_WORDINGS = ("a recogniser of {}", "classifier for images of {}")  # of 
 Files = dict[str, list[Path]]  # by class, sorted by name
 
 
-def render(own: dict[str, ArrayLike], x: Float[ArrayLike, "n 1"]) -> Float[Array, "n features"]:
+def render(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n 1"]) -> Float[Array, "n features"]:
     """The task's images at the row numbers `x`, in [0, 1]."""
-    return jnp.asarray(own["x"])[_rows(x)].astype(jnp.float32) / 255
+    return jnp.asarray(variables["x"])[_rows(x)].astype(jnp.float32) / 255
 
 
-def relabel(own: dict[str, ArrayLike], x: Float[ArrayLike, "n 1"], y: Int[ArrayLike, " n"]) -> Int[Array, " n"]:
+def relabel(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n 1"], y: Int[ArrayLike, " n"]) -> Int[Array, " n"]:
     """The task's labels at the row numbers `x`."""
-    return jnp.asarray(own["y"])[_rows(x)]
+    return jnp.asarray(variables["y"])[_rows(x)]
 
 
 def make_family(config: ConfigDict) -> Family:
@@ -62,12 +60,13 @@ def make_family(config: ConfigDict) -> Family:
     root = Path(config.data_dir).expanduser()
     if not config.data_dir or not root.is_dir():
         raise PdiffError(f"tasks.data_dir: got {config.data_dir!r}, no such folder; allowed: a folder of tasks")
-    chosen = [(s, n) for s, names in split_tasks([p.name for p in _folders(root)], config).items() for n in names]
-    found = {name: _files(root / name) for _, name in chosen}
-    class_names = sorted({c for files in found.values() for c in files})
-    pixels, shape = _read_all(p for files in found.values() for paths in files.values() for p in paths)
-    lengths = _lengths(list(found.values()), len(class_names), config.eval_images)
-    tables = [_table(found[name], class_names, lengths, pixels) for _, name in chosen]
+    split_of = hold_out([p.name for p in _folders(root)], config, 0, f"tasks.data_dir: {config.data_dir} has")
+    chosen = sorted(split_of.items(), key=lambda item: (SPLITS.index(item[1]), item[0]))
+    files = [_files(root / name) for name, _ in chosen]
+    class_names = sorted(set().union(*files))
+    pixels, shape = _read_all(path for by_class in files for paths in by_class.values() for path in paths)
+    lengths = _lengths(files, len(class_names), config.eval_images)
+    tables = [_table(by_class, class_names, lengths, pixels) for by_class in files]
     variables = {key: np.stack([t[key] for t in tables]) for key in ("x", "y")}
     tasks = _tasks(root, chosen)
     return Family(
@@ -88,29 +87,10 @@ def make_family(config: ConfigDict) -> Family:
     )
 
 
-def split_tasks(names: Sequence[str], config: ConfigDict) -> dict[str, list[str]]:
-    """Sorted names of tasks by split, as the module says.
-
-    Raises:
-      PdiffError: there are fewer than the splits ask for, one seen task among them.
-    """
-    held_out = config.num_unseen + config.num_validation
-    if len(names) <= held_out:
-        raise PdiffError(
-            f"tasks.data_dir: {config.data_dir} has {len(names)} tasks; allowed: more than tasks.num_unseen + "
-            f"tasks.num_validation = {config.num_unseen} + {config.num_validation}"
-        )
-    order = np.random.RandomState(0).permutation(len(names))
-    shuffled = [sorted(names)[i] for i in order]
-    seen = shuffled[held_out : held_out + config.num_seen]
-    validation, unseen = shuffled[config.num_unseen : held_out], shuffled[: config.num_unseen]
-    return {"seen": sorted(seen), "validation": sorted(validation), "unseen": sorted(unseen)}
-
-
 def split_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """The images of one class of a task by part; each has at least one if there are three."""
-    order = np.random.RandomState(0).permutation(len(paths))
-    shuffled = [sorted(paths)[i] for i in order]
+    ordered = sorted(paths)
+    shuffled = [ordered[i] for i in np.random.RandomState(0).permutation(len(paths))]
     fifth = max(1, round(len(paths) / 5))
     return {"test": shuffled[:fifth], "validation": shuffled[fifth : 2 * fifth], "train": shuffled[2 * fifth :]}
 
@@ -153,13 +133,13 @@ def read_support(
         raise PdiffError("--support: networks that were imported without images cannot be asked about any")
     if not folder.is_dir():
         raise PdiffError(f"--support: got {str(folder)!r}, no such folder; allowed: a folder of images")
-    named = {n: i for names in (map(str, range(family.num_classes)), family.classes) for i, n in enumerate(names)}
+    label_of = {str(i): i for i in range(family.num_classes)} | {name: i for i, name in enumerate(family.classes)}
     classes = _folders(folder)
     for where in classes:
-        if where.name not in named:
+        if where.name not in label_of:
             raise PdiffError(f"--support: {where}: no class of this generator; allowed: {', '.join(family.classes)}")
-    paths = [p for where in (classes or [folder]) for p in sorted(where.iterdir()) if not p.name.startswith(".")]
-    loose = [p for p in folder.iterdir() if classes and not p.is_dir() and not p.name.startswith(".")]
+    paths = [p for where in (classes or [folder]) for p in _visible(where)]
+    loose = [p for p in _visible(folder) if classes and not p.is_dir()]
     for path in (*loose, *(p for p in paths if p.suffix.lower() not in ENDINGS)):
         wanted = "images in the classes' folders alone" if path in loose else f"files that end in {', '.join(ENDINGS)}"
         raise PdiffError(f"--support: {path}: got it among the images; allowed: {wanted}")
@@ -172,15 +152,19 @@ def read_support(
             raise PdiffError(f"--support: {path}: an image of {image.shape}; allowed: {family.image_shape}")
         images.append(image.reshape(-1))
     x = np.stack(images).astype(np.float32) / 255
-    return x, np.array([named[p.parent.name] for p in paths], np.int32) if classes else None
+    return x, np.array([label_of[p.parent.name] for p in paths], np.int32) if classes else None
 
 
 def _rows(x: Float[ArrayLike, "n 1"]) -> Int[Array, " n"]:
     return jnp.asarray(x[:, 0], jnp.int32)  # exact below 2^24, more rows than memory has room for
 
 
+def _visible(where: Path) -> list[Path]:
+    return sorted(p for p in where.iterdir() if not p.name.startswith("."))
+
+
 def _folders(where: Path) -> list[Path]:
-    return sorted(p for p in where.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in _visible(where) if p.is_dir()]
 
 
 def _files(task: Path) -> Files:
@@ -189,18 +173,18 @@ def _files(task: Path) -> Files:
     Raises:
       PdiffError: it has one class, a class with too few images, or files that are no images.
     """
-    found = {}
+    files = {}
     for folder in _folders(task):
-        paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        paths = _visible(folder)
         strange = [p for p in paths if p.suffix.lower() not in ENDINGS]
         if strange:
             raise PdiffError(f"{strange[0]}: no image; allowed: files that end in {', '.join(ENDINGS)}")
         if len(paths) < len(PARTS):
             raise PdiffError(f"{folder}: {len(paths)} images; allowed: at least 3, one for each of {', '.join(PARTS)}")
-        found[folder.name] = paths
-    if len(found) < 2:
-        raise PdiffError(f"{task}: {len(found)} classes; allowed: at least two folders of images")
-    return found
+        files[folder.name] = paths
+    if len(files) < 2:
+        raise PdiffError(f"{task}: {len(files)} classes; allowed: at least two folders of images")
+    return files
 
 
 def _read_all(paths: Iterable[Path]) -> tuple[dict[Path, UInt8[np.ndarray, " features"]], tuple[int, ...]]:
@@ -219,14 +203,14 @@ def _read_all(paths: Iterable[Path]) -> tuple[dict[Path, UInt8[np.ndarray, " fea
     return pixels, shape
 
 
-def _lengths(found: Sequence[Files], num_classes: int, eval_images: int) -> dict[str, int]:
+def _lengths(tasks: Sequence[Files], num_classes: int, eval_images: int) -> dict[str, int]:
     """Rows of each part: enough for every image of every task when its classes take turns, a multiple of `num_classes`.
 
     Validation and test rows are at most `eval_images`, if that is above 0, made such a multiple.
     """
     lengths = {}
     for part in PARTS:
-        most = max(len(files) * max(len(split_files(p)[part]) for p in files.values()) for files in found)
+        most = max(len(files) * max(len(split_files(p)[part]) for p in files.values()) for files in tasks)
         if eval_images and part != "train":
             most = min(most, eval_images)
         lengths[part] = math.ceil(most / num_classes) * num_classes
@@ -239,10 +223,10 @@ def _table(
     """A task's images and labels, one part below the other."""
     x, y = [], []
     for part, length in lengths.items():
-        own = [(class_names.index(name), split_files(paths)[part]) for name, paths in files.items()]
+        classes = [(class_names.index(name), split_files(paths)[part]) for name, paths in files.items()]
         for row in range(length):
-            label, paths = own[row % len(own)]
-            x.append(pixels[paths[row // len(own) % len(paths)]])
+            label, paths = classes[row % len(classes)]
+            x.append(pixels[paths[row // len(classes) % len(paths)]])
             y.append(label)
     return {"x": np.stack(x), "y": np.array(y, np.int32)}
 
@@ -267,7 +251,7 @@ def describe(task: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     path = task / DESCRIPTION
     if not path.exists():
-        words = " ".join(re.split("[_-]+", task.name)).strip() or task.name
+        words = words_of(task.name)
         return tuple(w.format(words) for w in WORDINGS), tuple(w.format(words) for w in HELD_OUT_WORDINGS)
     try:
         if not path.is_file() or path.stat().st_size > MOST_TEXT:
@@ -281,10 +265,11 @@ def describe(task: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _tasks(root: Path, chosen: Sequence[tuple[str, str]]) -> tuple[Task, ...]:
-    """The tasks of (split, name), all with as many wordings as the one with most, repeating theirs."""
-    described = [describe(root / name) for _, name in chosen]
+    """The tasks of (name, split), all with as many wordings as the one with most, repeating theirs."""
+    described = [describe(root / name) for name, _ in chosen]
     most = max(len(trained) for trained, _ in described)
-    return tuple(
-        Task(name, i, split, (), tuple(itertools.islice(itertools.cycle(trained), most)), held_out)
-        for i, ((split, name), (trained, held_out)) in enumerate(zip(chosen, described, strict=True))
-    )
+    tasks = []
+    for (name, split), (trained, held_out) in zip(chosen, described, strict=True):
+        wordings = tuple(itertools.islice(itertools.cycle(trained), most))
+        tasks.append(Task(name, len(tasks), split, (), wordings, held_out))
+    return tuple(tasks)

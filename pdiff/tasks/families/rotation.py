@@ -14,20 +14,10 @@ from jaxtyping import Array, ArrayLike, Float
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
-from pdiff.tasks.base import Family, Task
+from pdiff.tasks import grammar
+from pdiff.tasks.base import SPLITS, Family, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import (
-    CLOSE,
-    NUMBER,
-    Grammar,
-    TaskSet,
-    Values,
-    between,
-    construction,
-    interval,
-    log_uniform,
-    numbers,
-)
+from pdiff.tasks.grammar import Grammar, TaskSet, Values
 from pdiff.tasks.regions import Range, spread
 
 ANGLES = Range(360.0, "degrees", wraps=True)
@@ -83,7 +73,7 @@ def _arc(start: float, width: float, said: str) -> TaskSet:
     """The angles from `start` to `width` degrees counter-clockwise of it."""
 
     def contains(factors):  # an angle that rounding has put just before the start is not a whole turn after it
-        return between((factors[:, 0] - start + CLOSE) % 360 - CLOSE, 0, width)
+        return grammar.between((factors[:, 0] - start + grammar.CLOSE) % 360 - grammar.CLOSE, 0, width)
 
     return TaskSet(f"any angle {said} ({width:g} of 360)", contains)
 
@@ -108,7 +98,7 @@ def _listed(**angles: float) -> TaskSet:
 
 
 def _side(low: float = 0.0, high: float = 360.0) -> TaskSet:
-    return _range(*interval(low, high, "degrees", (0.0, 360.0)))
+    return _range(*grammar.interval(low, high, "degrees", (0.0, 360.0)))
 
 
 def _rest() -> TaskSet:
@@ -118,12 +108,12 @@ def _rest() -> TaskSet:
 
 
 def _angles(*slots: str) -> Callable[[np.random.Generator], Values]:
-    return lambda random: numbers(random, **dict(zip(slots, random.uniform(1, 359, len(slots)), strict=True)))
+    return lambda random: grammar.numbers(random, **dict(zip(slots, random.uniform(1, 359, len(slots)), strict=True)))
 
 
 def _ends(random: np.random.Generator) -> Values:
     start = random.uniform(0, 360)
-    drawn = numbers(random, a=start, b=start + log_uniform(random, 10, 180))
+    drawn = grammar.numbers(random, a=start, b=start + grammar.log_uniform(random, 10, 180))
     return {slot: round(angle % 360, 2) for slot, angle in drawn.items()}
 
 
@@ -150,8 +140,8 @@ _CONSTRUCTIONS = (
      ("never upside down",), _angles(), _rest),
 )  # fmt: skip
 GRAMMAR = Grammar(
-    tuple(construction(*parts) for parts in _CONSTRUCTIONS),
-    dict.fromkeys("abc", NUMBER),
+    tuple(grammar.construction(*parts) for parts in _CONSTRUCTIONS),
+    dict.fromkeys("abc", grammar.NUMBER),
     lambda count: np.linspace(0, 360, count, endpoint=False)[:, None],
 )
 
@@ -163,20 +153,15 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
       PdiffError: the arcs are malformed, or leave no room for the seen tasks.
     """
     arcs = ANGLES.divide(config)
-    angles = {
-        "seen": spread(ANGLES.complement([a for held in arcs.values() for a in held]), config.num_seen),
-        "validation": spread(arcs["validation"], config.num_validation),
-        "interp": spread(arcs["interp"], config.num_interp),
-        "unseen": spread(arcs["unseen"], config.num_unseen),
-    }
+    regions = {"seen": ANGLES.complement([a for held in arcs.values() for a in held]), **arcs}
     data = data or images.load(config)
     if data.image_shape != (8, 8):
         raise PdiffError(f"tasks.data: got {config.data!r}, images of {data.image_shape}; allowed for rotation: digits")
     tasks = []
-    for split, values in angles.items():
-        for angle in np.sort(np.round(np.asarray(values) % 360, 2) % 360):
-            trained, held_out = describe((float(angle),))
-            tasks.append(Task(f"rotation_{angle:g}", len(tasks), split, (float(angle),), trained, held_out))
+    for split in SPLITS:
+        angles = np.array(spread(regions[split], config[f"num_{split}"]))
+        for angle in np.sort(np.round(angles % 360, 2) % 360).tolist():
+            tasks.append(Task(f"rotation_{angle:g}", len(tasks), split, (angle,), *describe((angle,))))
     return Family(
         name="rotation",
         factor_names=("degrees",),
