@@ -31,9 +31,7 @@ def training_noise_ratios(
 
 
 def denoising_loss(
-    denoised: Float[Array, "batch tokens dim"],
-    x0: Float[Array, "batch tokens dim"],
-    sigma: Float[Array, " batch"],
+    denoised: Float[Array, "batch tokens dim"], x0: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """Weighted denoising score matching (Vincent 2011; weighted as in Karras et al. 2022).
 

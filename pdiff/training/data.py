@@ -43,14 +43,7 @@ def training_batches(
         chosen = np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
         read = {"params": networks[chosen].params} if params else {}
         wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
-        return place(
-            {
-                **read,
-                "task": networks.task[chosen],
-                "wording": wording[mine],
-                "index": mine.astype(np.int32),
-            }
-        )
+        return place({**read, "task": networks.task[chosen], "wording": wording[mine], "index": mine.astype(np.int32)})
 
     return _ahead(load, start, stop)
 

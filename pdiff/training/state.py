@@ -31,12 +31,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     schedule = learning_rate_schedule(config)
     return optax.chain(
         clip_by_global_norm(config.grad_clip),
-        optax.adamw(
-            schedule,
-            b2=0.99,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
+        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=decays),
     )
 
 

@@ -77,19 +77,13 @@ def fit(
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
 
 
-def normalize(
-    stats: Stats,
-    tokens: Float[ArrayLike, "*n tokens token_dim"],
-) -> Float[Array, "*n tokens token_dim"]:
+def normalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
     """z = (x - center) / scale, and 0 where the scale is 0."""
     on = varying(stats)
     return jnp.where(on, (tokens - stats.center) / jnp.where(on, stats.scale, 1), 0)
 
 
-def denormalize(
-    stats: Stats,
-    tokens: Float[ArrayLike, "*n tokens token_dim"],
-) -> Float[Array, "*n tokens token_dim"]:
+def denormalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
     """x = center + scale * z, and exactly the center where the scale is 0, whatever z holds there."""
     return jnp.where(varying(stats), stats.center + stats.scale * tokens, stats.center)
 
@@ -179,12 +173,7 @@ def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> n
     return (total / np.maximum(count, 1))[spec.element_leaf]  # padding reads the last leaf, masked later
 
 
-def _check_arguments(
-    shape: tuple[int, int],
-    center: str,
-    scale: str,
-    base: np.ndarray | None,
-) -> None:
+def _check_arguments(shape: tuple[int, int], center: str, scale: str, base: np.ndarray | None) -> None:
     if center not in CENTERS:
         raise PdiffError(f"weights.center is {center!r}, allowed are {', '.join(CENTERS)}")
     if scale not in SCALES:
