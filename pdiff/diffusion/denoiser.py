@@ -13,11 +13,7 @@ Denoiser = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[A
 
 
 def precondition(network: Denoiser) -> Denoiser:
-    """Wraps F(x, c_noise) as D(z, sigma).
-
-    Args:
-      network: its input has unit variance at every sigma, and c_noise is log(sigma)/4.
-    """
+    """Wraps F(x, c_noise), with x of unit variance at every sigma and c_noise = log(sigma)/4, as D(z, sigma)."""
 
     def denoise(z: Float[Array, "batch ..."], sigma: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
         f = network(like(1 / jnp.sqrt(sigma**2 + 1), z) * z, jnp.log(sigma) / 4)

@@ -38,12 +38,10 @@ def by_likelihood(
 ) -> Denoiser:
     """D moved towards what makes observations likely, so that samples follow the posterior given these.
 
-    The denoiser of the posterior is D + sigma^2 grad_z log p(y | z), and p(y | z) is taken for p(y | D(z, sigma))
+    The denoiser of the posterior is D + sigma^2 grad_z log p(y | z), and p(y | z) is approximated by p(y | D(z, sigma))
     (diffusion posterior sampling, Chung et al. 2023, equations 7 and 11, without a free step size). That is too sure at
-    high noise, so D is moved by at most `most` of its own norm.
-
-    Args:
-      log_likelihood: of all observations together, in nats, for each estimate of the clean values.
+    high noise, so D is moved by at most `most` of its own norm. `log_likelihood` is that of all observations together,
+    in nats, for each estimate of the clean values.
     """
 
     def moved(z: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]) -> Float[Array, "batch tokens dim"]:
@@ -53,7 +51,7 @@ def by_likelihood(
 
         gradient, x0 = jax.grad(total, has_aux=True)(z)
         step = jnp.square(sigma)[:, None, None] * gradient
-        length, own = (jnp.sqrt(jnp.square(a).sum((1, 2), keepdims=True)) for a in (step, x0))
-        return x0 + step * jnp.minimum(1, most * own / jnp.maximum(length, 1e-9))
+        length, norm = (jnp.sqrt(jnp.square(a).sum((1, 2), keepdims=True)) for a in (step, x0))
+        return x0 + step * jnp.minimum(1, most * norm / jnp.maximum(length, 1e-9))
 
     return moved
