@@ -46,12 +46,12 @@ class Target:
         """The permutations of the generated part, which leave all else of the tree as it is; None if there are none."""
         if self.permutations is None:
             return None
-        paths = ["/".join(p) for p in traverse_util.flatten_dict(self.abstract())]
+        paths = traverse_util.flatten_dict(self.abstract(), sep="/")
         spec = self.permutations.restricted([p for p in paths if re.fullmatch(self.generate, p)])
         return spec if spec.units else None
 
     def generated_permutations(self, field: str) -> PermutationSpec:
-        """`symmetry`, for a config field that asks for it, named with its value in the message.
+        """`symmetry`, for a config field that needs it; `field` is its name and value, for the message.
 
         Raises:
           PdiffError: there is none.

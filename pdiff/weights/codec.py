@@ -3,12 +3,11 @@
     tokens = jax.vmap(partial(encode, spec))(stacked)          # (n, tokens, token_dim)
     parts = jax.vmap(partial(decode_part, spec))(tokens)       # the generated part of the tree, with a leading n
 
-Networks are kept as their generated part, which is what zoos hold (`take`, `encode_part`, `decode_part`); where the
-rest is a large base that they share, `complete` one inside the mapped function that uses it, so that the base is not
-repeated n times.
+Zoos hold networks as their generated part (`take`, `encode_part`, `decode_part`); `complete` one inside the mapped
+function that uses it, so that the rest, a base that all share, is not repeated n times.
 
-Where networks are NumPy arrays anyway, `encode_stacked` and `decode_stacked` are the same without a device: nothing is
-compiled for each number of networks, and decoding copies nothing.
+For NumPy arrays `encode_stacked` and `decode_stacked` are the same without a device: nothing is compiled for each
+number of networks, and decoding copies nothing.
 """
 
 from collections.abc import Mapping
@@ -103,22 +102,20 @@ def _decode(spec: Spec, tokens: Any, xp: Any) -> PyTree:
     batch = tokens.shape[:-2]
     flat, part, start = tokens.reshape(*batch, spec.num_tokens * spec.token_dim), {}, 0
     for leaf in spec.leaves:
-        end = start + leaf.size
-        part[leaf.path] = _cast(flat[..., start:end].reshape(*batch, *leaf.shape), leaf.dtype, xp)
-        start = end
+        values = flat[..., start : start + leaf.size].reshape(*batch, *leaf.shape)
+        part[leaf.path] = _cast(values, leaf.dtype, xp)
+        start += leaf.size
     return traverse_util.unflatten_dict(part, sep="/")
 
 
 def _check_tokens(spec: Spec, shape: tuple[int, ...]) -> None:
-    if shape != (spec.num_tokens, spec.token_dim):
-        raise PdiffError(
-            f"tokens have shape {shape}, the spec has {(spec.num_tokens, spec.token_dim)}; use jax.vmap for a batch"
-        )
+    expected = (spec.num_tokens, spec.token_dim)
+    if shape != expected:
+        raise PdiffError(f"tokens have shape {shape}, the spec has {expected}; use jax.vmap for a batch")
 
 
 def _check_part(spec: Spec, flat: Mapping[str, Any], batch: tuple[int, ...] = ()) -> None:
-    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
-    if odd:
+    if odd := sorted(set(flat) ^ {leaf.path for leaf in spec.leaves}):
         raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
     for leaf in spec.leaves:
         _check(leaf, flat[leaf.path], "part", batch=batch)
@@ -138,12 +135,10 @@ def _cast(array: Any, dtype: str, xp: Any) -> Any:
 def _matched(spec: Spec, tree: PyTree, name: str) -> dict[str, Any]:
     """The leaves of `tree` by path, after a check that paths and shapes are the spec's.
 
-    Containers may differ (a FrozenDict for a dict). Dtypes are compared by `take` alone: what is not generated passes
-    through, whatever it is.
+    Containers may differ (a FrozenDict for a dict). Only `take` compares dtypes: what is not generated passes through.
     """
     flat = dict(flatten(tree))
-    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.all_leaves})
-    if odd:
+    if odd := sorted(set(flat) ^ {leaf.path for leaf in spec.all_leaves}):
         state = "not in the spec" if odd[0] in flat else "missing"
         raise PdiffError(f"{name} is not the tree that the spec describes: leaf {odd[0]!r} is {state}")
     for leaf in spec.all_leaves:
@@ -155,6 +150,6 @@ def _check(leaf: LeafSpec, value: Any, name: str, dtype: bool = True, batch: tup
     shape = tuple(getattr(value, "shape", ()))
     if shape != (*batch, *leaf.shape):
         raise PdiffError(f"leaf {leaf.path!r} of {name} has shape {shape}, the spec has {(*batch, *leaf.shape)}")
-    found = str(getattr(value, "dtype", type(value).__name__))
-    if dtype and found != leaf.dtype:
-        raise PdiffError(f"leaf {leaf.path!r} of {name} is {found}, the spec has {leaf.dtype}")
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if dtype and kind != leaf.dtype:
+        raise PdiffError(f"leaf {leaf.path!r} of {name} is {kind}, the spec has {leaf.dtype}")

@@ -1,8 +1,8 @@
 """The subspace that the prior works in: principal components of normalised weights, and their coefficients.
 
-Networks of one family lie near a surface of few dimensions, so a few dozen principal components hold them, whatever
-their size. The components come from the networks' Gram matrix (Turk & Pentland 1991), which is as large as there are
-networks and not as there are weights: networks are read in blocks, and no more than two blocks, the Gram matrix and the
+Networks of one family lie near a surface of few dimensions, so a few dozen principal components describe them, whatever
+their size. The components come from the networks' Gram matrix (Turk & Pentland 1991), whose size is the number of
+networks and not of weights: networks are read in blocks, and no more than two blocks, the Gram matrix and the
 components are in memory at a time. Weights are normalised leaf by leaf before (`stats`), which is the scaling here.
 """
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from pdiff.errors import PdiffError
 
+Either = Array | np.ndarray
 Blocks = Callable[[], Iterator[Float[np.ndarray, "some tokens dim"]]]  # the same networks every time, in order
 
 LEAST_SHARE = 1e-10  # of the variance: components below it are rounding
@@ -30,20 +31,16 @@ class Subspace:
         then have sigma_data = 1, as EDM's preconditioning takes them to have (Karras et al. 2022, table 1).
     """
 
-    center: Float[Array | np.ndarray, "tokens dim"]
-    basis: Float[Array | np.ndarray, "components tokens dim"]
-    scale: Float[Array | np.ndarray, ""]
+    center: Float[Either, "tokens dim"]
+    basis: Float[Either, "components tokens dim"]
+    scale: Float[Either, ""]
 
-    def project(
-        self, x: Float[Array | np.ndarray, "batch tokens dim"]
-    ) -> Float[Array | np.ndarray, "batch components"]:
+    def project(self, x: Float[Either, "batch tokens dim"]) -> Float[Either, "batch components"]:
         """Coefficients of the nearest networks in the subspace; exact for those inside it."""
         flat = (x - self.center).reshape(len(x), -1)
         return flat @ self.basis.reshape(len(self.basis), -1).T / self.scale
 
-    def reconstruct(
-        self, coefficients: Float[Array | np.ndarray, "batch components"]
-    ) -> Float[Array | np.ndarray, "batch tokens dim"]:
+    def reconstruct(self, coefficients: Float[Either, "batch components"]) -> Float[Either, "batch tokens dim"]:
         """The networks of these coefficients, as normalised weights."""
         flat = self.scale * coefficients @ self.basis.reshape(len(self.basis), -1)
         return self.center + flat.reshape(len(coefficients), *self.center.shape)
@@ -85,9 +82,9 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     count = _enough(basis, center, held_out, explained)
     count = min(-(-count // multiple) * multiple, most)
     padded = np.zeros((-(-count // multiple) * multiple, center.size), np.float32)
-    kept = basis[:count].astype(np.float32)
-    padded[: len(kept)] = kept
-    scale = np.sqrt(values[:count].sum() / len(gram) / len(kept))
+    components = basis[:count].astype(np.float32)
+    padded[: len(components)] = components
+    scale = np.sqrt(values[:count].sum() / len(gram) / len(components))
     shape = next(fitted()).shape[1:]
     return Subspace(center.reshape(shape).astype(np.float32), padded.reshape(-1, *shape), np.asarray(scale, np.float32))
 
@@ -103,7 +100,8 @@ def _gram(blocks: Blocks) -> tuple[Float[np.ndarray, "nets nets"], Float[np.ndar
     """Inner products of the centred networks, and their mean, in float64."""
     total, count = 0.0, 0
     for block in blocks():
-        total, count = total + block.reshape(len(block), -1).sum(0, dtype=np.float64), count + len(block)
+        total += block.reshape(len(block), -1).sum(0, dtype=np.float64)
+        count += len(block)
     center, gram, row = total / count, np.zeros((count, count)), 0
     for rows in blocks():
         left, column = rows.reshape(len(rows), -1) - center, 0
