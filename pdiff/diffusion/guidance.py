@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pdiff.diffusion.denoiser import Denoiser
+from pdiff.diffusion.denoiser import Denoiser, Sigmas, Tokens, Values
 
 
 def guided(
-    denoise: Callable[[Float[Array, "batch ..."], Float[Array, " batch"], PyTree], Float[Array, "batch ..."]],
-    condition: PyTree,
-    null_condition: PyTree,
-    scale: float,
+    denoise: Callable[[Values, Sigmas, PyTree], Values], condition: PyTree, null_condition: PyTree, scale: float
 ) -> Denoiser:
     """D_null + scale (D_condition - D_null), both from one call with a doubled batch.
 
@@ -23,7 +20,7 @@ def guided(
         return lambda z, sigma: denoise(z, sigma, condition)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
 
-    def mixed(z: Float[Array, "batch ..."], sigma: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
+    def mixed(z: Values, sigma: Sigmas) -> Values:
         doubled = denoise(jnp.concatenate([z, z]), jnp.concatenate([sigma, sigma]), both)
         with_condition, without = jnp.split(doubled, 2)
         return without + scale * (with_condition - without)
@@ -32,9 +29,7 @@ def guided(
 
 
 def by_likelihood(
-    denoise: Denoiser,
-    log_likelihood: Callable[[Float[Array, "batch tokens dim"]], Float[Array, " batch"]],
-    most: float = 0.5,
+    denoise: Denoiser, log_likelihood: Callable[[Tokens], Float[Array, " batch"]], most: float = 0.5
 ) -> Denoiser:
     """D moved towards what makes observations likely, so that samples follow the posterior given these.
 
@@ -44,7 +39,7 @@ def by_likelihood(
     in nats, for each estimate of the clean values.
     """
 
-    def moved(z: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]) -> Float[Array, "batch tokens dim"]:
+    def moved(z: Tokens, sigma: Sigmas) -> Tokens:
         def total(z):
             x0 = denoise(z, sigma)
             return log_likelihood(x0).sum(), x0

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from pdiff.diffusion.denoiser import loss_weight
+from pdiff.diffusion.denoiser import Sigmas, Tokens, loss_weight
 from pdiff.diffusion.sde import Path
 
 
-def training_noise_ratios(
-    path: Path, keys: Key[Array, " batch"], sigma_max: float, at_sigma_max: float
-) -> Float[Array, " batch"]:
+def training_noise_ratios(path: Path, keys: Key[Array, " batch"], sigma_max: float, at_sigma_max: float) -> Sigmas:
     """Noise-to-signal ratios from the path's own distribution, a share `at_sigma_max` of them at the top.
 
     `posterior_mean` and the first step of every sampler are at sigma_max, where log-normal noise hardly ever trains.
@@ -26,9 +24,7 @@ def training_noise_ratios(
     return jax.vmap(draw)(keys)
 
 
-def denoising_loss(
-    denoised: Float[Array, "batch tokens dim"], x0: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]
-) -> Float[Array, " batch"]:
+def denoising_loss(denoised: Tokens, x0: Tokens, sigma: Sigmas) -> Float[Array, " batch"]:
     """Weighted denoising score matching (Vincent 2011; weighted as in Karras et al. 2022).
 
     The mean squared error times 1 / c_out^2 of the preconditioning: about 1 at every sigma for an untrained network.

@@ -32,6 +32,10 @@ TOGETHER = 256  # networks scored at a time
 TASKS = 4  # tasks at a time; one program serves any number of them
 MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
 
+PerTask = PyTree[Float[np.ndarray, "tasks ..."]]  # one network for each task
+Images = Float[Array, "images features"]
+Chosen = Bool[Array, " images"] | bool
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -99,9 +103,7 @@ class Adapter:
         # One program for each function and its first, static arguments.
         self._program = functools.cache(lambda one, *static: self._mapped(functools.partial(one, *static)))
 
-    def choose(
-        self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+    def choose(self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support) -> PerTask:
         """For each task of `support` the network, of a pool that all share, under which its labels are likeliest.
 
         Where no image has a label, it is the one that is surest of its answers: a network may be sure and wrong.
@@ -115,9 +117,7 @@ class Adapter:
         chosen = np.minimum(np.concatenate(scores, 1).argmax(1), count - 1)
         return jax.tree.map(lambda w: np.asarray(w)[chosen], networks)
 
-    def finetune(
-        self, networks: PyTree[Float[np.ndarray, "tasks ..."]], support: Support, recipe: Recipe
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+    def finetune(self, networks: PerTask, support: Support, recipe: Recipe) -> PerTask:
         """One network for each task after `recipe.steps` of AdamW on all its labelled images, the rate on a cosine."""
         if not recipe.steps:
             return networks
@@ -125,9 +125,7 @@ class Adapter:
         step = self._program(self._finetune, recipe.space, recipe.steps)
         return self._over(step, (), (networks, support.tree, rates))
 
-    def draw_guided(
-        self, params: PyTree, support: Support, count: int, key: PRNGKeyArray
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+    def draw_guided(self, params: PyTree, support: Support, count: int, key: PRNGKeyArray) -> PerTask:
         """For each task of `support` the likeliest of `count` networks that are drawn for its labelled images alone.
 
         DDIM draws them from the prior, whose parameters are `params`, without a description, guided by the labels'
@@ -212,21 +210,19 @@ def _likelihood(generator: Generator, support: dict) -> tuple[Callable, Bool[Arr
 
 
 def log_likelihood(
-    apply: Callable,
-    network: PyTree,
-    x: Float[Array, "images features"],
-    y: Int[Array, " images"],
-    real: Bool[Array, " images"] | bool = True,
+    apply: Callable, network: PyTree, x: Images, y: Int[Array, " images"], real: Chosen = True
 ) -> Float[Array, ""]:
     """Mean log-likelihood, in nats, of the labels of those support images that are `real`, under one network."""
-    likely = jnp.take_along_axis(jax.nn.log_softmax(apply(network, x), -1), y[:, None], 1)[:, 0]
-    return jnp.where(real, likely, 0).sum() / jnp.maximum(jnp.broadcast_to(real, y.shape).sum(dtype=likely.dtype), 1)
+    return _mean(jnp.take_along_axis(jax.nn.log_softmax(apply(network, x), -1), y[:, None], 1)[:, 0], real)
 
 
-def negative_entropy(
-    apply: Callable, network: PyTree, x: Float[Array, "images features"], real: Bool[Array, " images"] | bool = True
-) -> Float[Array, ""]:
+def negative_entropy(apply: Callable, network: PyTree, x: Images, real: Chosen = True) -> Float[Array, ""]:
     """Minus the mean entropy, in nats, of a network's answers on those support images that are `real`."""
     logp = jax.nn.log_softmax(apply(network, x), -1)
-    sure = (jnp.exp(logp) * logp).sum(-1)
-    return jnp.where(real, sure, 0).sum() / jnp.maximum(jnp.broadcast_to(real, sure.shape).sum(dtype=sure.dtype), 1)
+    return _mean((jnp.exp(logp) * logp).sum(-1), real)
+
+
+def _mean(values: Float[Array, " images"], real: Chosen) -> Float[Array, ""]:
+    """Of the values that are `real`; 0 if none is."""
+    count = jnp.broadcast_to(real, values.shape).sum(dtype=values.dtype)
+    return jnp.where(real, values, 0).sum() / jnp.maximum(count, 1)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from pdiff import rng
-from pdiff.generator.generator import MEMBERS, Generator
+from pdiff.generator.generator import MEMBERS, Generator, Members, Strings
 from pdiff.models.conditions import factor_units, number_period
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
@@ -115,9 +115,9 @@ def asked(
     tasks: Sequence[Task],
     count: int,
     *,
-    given: Sequence[str] | None = None,
-    texts: Sequence[str] | None = None,
-    members: Float[np.ndarray, "samples members components"] | None = None,
+    given: Strings = None,
+    texts: Strings = None,
+    members: Members = None,
 ) -> dict:
     """The condition of `count` samples for each task, in task order; sample j is described in the j-th wording.
 

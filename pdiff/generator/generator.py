@@ -47,6 +47,9 @@ REMEDY = "delete that folder and run the run's command again to rebuild it"
 MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
+Strings = Sequence[str] | None
+Members = Float[np.ndarray, "batch members components"] | None
+
 
 @flax.struct.dataclass
 class RefinedZoo:
@@ -176,11 +179,7 @@ class Generator:
         return self.target.apply(codec.complete(self.spec, network, self.base), x)
 
     def condition(
-        self,
-        tasks: Sequence[Task],
-        texts: Sequence[str] | None = None,
-        given: Sequence[str] | None = None,
-        members: Float[np.ndarray, "batch members components"] | None = None,
+        self, tasks: Sequence[Task], texts: Strings = None, given: Strings = None, members: Members = None
     ) -> dict[str, dict[str, Any]]:
         """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording.
 
@@ -353,16 +352,7 @@ def suited_token_dim(num_params: int) -> int:
 
 def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
     spec, conditions = _spec(config, target), make_conditions(config, family, tokenizer.vocab_size)
-    return Generator(
-        config=config,
-        family=family,
-        target=target,
-        spec=spec,
-        stats=fitted,
-        base=base,
-        tokenizer=tokenizer,
-        mean=MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim)),
-        dit=make_dit(config.model),
-        path=sde.make_path(config.diffusion),
-        sentences=make_sentences(config, family),
-    )
+    mean = MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim))
+    models = {"mean": mean, "dit": make_dit(config.model), "path": sde.make_path(config.diffusion)}
+    sentences = make_sentences(config, family)
+    return Generator(config, family, target, spec, fitted, base, tokenizer, **models, sentences=sentences)

@@ -68,11 +68,7 @@ def write(generator: Generator, params: Params, results: dict, where: Path, impo
 
 
 def _halved(params: Params) -> dict:
-    """The parameters as float16.
-
-    Raises:
-      PdiffError: one of them is too large for that.
-    """
+    """The parameters as float16; a PdiffError where one is too large for that."""
     with np.errstate(over="ignore"):  # reported below, by name
         arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     for name, array in arrays.items():
@@ -115,7 +111,7 @@ def restore(static: Generator, workdir: Path, part: str = "ema", final: bool = F
     like = jax.eval_shape(static.init, jax.random.key(0))
     if is_published(workdir):
         return read(workdir, like), files.sha256(Path(workdir) / files.MANIFEST)
-    from pdiff.system.checkpoint import Checkpoints  # Orbax takes its time to import, and a published folder needs none
+    from pdiff.system.checkpoint import Checkpoints  # Orbax is slow to import, and a published folder needs none
 
     sharding = jax.sharding.NamedSharding(dist.make_mesh(), dist.REPLICATED)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)

@@ -81,18 +81,18 @@ def _conditions(
     """
     family, config, given = generator.family, generator.config, generator.config.sample.condition
     random, count = rng.on_host(config.seed, "refined/wordings"), config.refined.networks
-    if networks is None and family.vary is not None and family.grammar and set(given) <= conditioning.DESCRIBED:
+    if networks is not None:
+        tasks = [family.tasks[t] for t in networks.task]
+        factors = family.factors(tasks)
+    elif family.vary is not None and family.grammar and set(given) <= conditioning.DESCRIBED:
         factors = family.grammar.grid(count)
-        tasks = [Task("", 0, "seen", tuple(map(float, f)), *family.describe(tuple(map(float, f)))) for f in factors]
-    elif networks is None:
+        tasks = [Task("", 0, "seen", f, *family.describe(f)) for f in map(tuple, factors.tolist())]
+    else:
         seen = family.split("seen")
         tasks = [seen[i % len(seen)] for i in range(max(count // len(seen), 1) * len(seen))]
         factors = family.factors(tasks)
         ids = np.array([t.id for t in tasks], np.int32)
         return conditioning.as_trained(generator, ids, given), factors
-    else:
-        tasks = [family.tasks[t] for t in networks.task]
-        factors = family.factors(tasks)
     texts = [t.descriptions[random.integers(len(t.descriptions))] for t in tasks]
     return generator.condition(tasks, texts, given), factors
 

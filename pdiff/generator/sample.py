@@ -19,8 +19,11 @@ from pdiff.diffusion.guidance import guided
 from pdiff.generator.generator import Generator, null_condition
 from pdiff.system import dist
 
+Batch = PyTree[Float[Array, "batch ..."]]  # networks on the devices
+Networks = PyTree[Float[np.ndarray, "samples ..."]]
 
-def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., PyTree[Float[Array, "batch ..."]]]:
+
+def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Batch]:
     """(params, arrays, condition, key, index) -> networks, jitted and sharded over the batch.
 
     `arrays` are `generator.arrays()`, without the base if need be. `index` numbers the samples: sample i is the same
@@ -60,7 +63,7 @@ class Samplers:
         key: PRNGKeyArray,
         *,
         rows: PyTree[np.ndarray] = (),
-        make: Callable[[PyTree[Float[Array, "batch ..."]], Any], PyTree[Array]] = lambda networks, rows: networks,
+        make: Callable[[Batch, Any], PyTree[Array]] = lambda networks, rows: networks,
     ) -> Iterator[PyTree[np.ndarray]]:
         """One network for each row of `condition` by the sampler `name`, `sample.batch_size` of them at a time.
 
@@ -78,9 +81,7 @@ class Samplers:
 
         return dist.chunks(step, (condition, np.arange(count, dtype=np.int32), rows), count, self._batch)
 
-    def networks(
-        self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
-    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+    def networks(self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray) -> Networks:
         """`batches` of networks, all as one: parameter trees of the target."""
         return dist.join(self.batches(params, name, condition, key), _count(condition))
 
@@ -90,7 +91,7 @@ class Samplers:
         name: str,
         condition: Any,
         key: PRNGKeyArray,
-        score: Callable[[PyTree[Float[Array, "batch ..."]], Int[Array, " batch"]], Float[Array, " batch"]],
+        score: Callable[[Batch, Int[Array, " batch"]], Float[Array, " batch"]],
         task: Int[np.ndarray, " samples"],
     ) -> Float[np.ndarray, " samples"]:
         """`score` (as `Scorer.batch`) of what `networks` would return, each on its task; no network is kept."""

@@ -56,18 +56,17 @@ class Target:
         Raises:
           PdiffError: there is none.
         """
-        spec = self.symmetry()
-        if spec is None and self.permutations is None:
+        if spec := self.symmetry():
+            return spec
+        if self.permutations is None:
             raise PdiffError(
                 f"{field}: needs hidden units that can be reordered, which a {self.name} with low-rank adapters, or "
                 "without a permutation_spec in its module, does not have; allowed: the field's default"
             )
-        if spec is None:
-            raise PdiffError(
-                f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
-                "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"
-            )
-        return spec
+        raise PdiffError(
+            f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
+            "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"
+        )
 
     def updates_running(self) -> bool:
         """Whether running statistics are fine-tuned and generated, which is where `generate` matches them.

@@ -1,4 +1,4 @@
-"""Training metrics: one JSON object a line, and the same for TensorBoard and, if asked for, Weights & Biases."""
+"""Training metrics: one JSON object a line, and the same for TensorBoard and, optionally, Weights & Biases."""
 
 import hashlib
 import json

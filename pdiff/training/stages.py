@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import rng
@@ -19,7 +19,7 @@ from pdiff.generator.refined import mean_networks, training_sets
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer
 from pdiff.training import data
-from pdiff.training.train import Stage
+from pdiff.training.train import Keys, Losses, Stage
 from pdiff.weights import codec, stats
 from pdiff.zoo.networks import Networks, StoredNetworks
 
@@ -76,9 +76,7 @@ def prior(generator: Generator, zoo: str, mesh: Mesh) -> Stage:
     )
 
 
-def mean_loss(
-    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Keys) -> Losses:
     """Mean over the examples of a batch: what the networks do on images of their tasks, and how far they lie from the
     zoo's networks of the same task, in normalised weights."""
     config = generator.config.mean
@@ -105,9 +103,7 @@ def mean_loss(
     return loss, {"loss": loss, **parts}
 
 
-def prior_loss(
-    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def prior_loss(generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Keys) -> Losses:
     """Denoising score matching on the refined zoo, mean over the examples of a batch.
 
     An example is a set of tasks and a network of one of them: of all tasks for a share of `condition.drop_all`, of

@@ -30,8 +30,8 @@ DIVERGED = 1e4  # a loss out of hand: a network that answers zero has about 1, o
 
 # (tasks, names of their factors, {name: accuracy of each task}) -> a matplotlib figure
 Picture = Callable[[Sequence[Task], Sequence[str], dict[str, Float[np.ndarray, " tasks"]]], Any]
-# (params, batch, constants, keys) -> (mean loss over the examples, its parts by name)
-Loss = Callable[[PyTree, dict, PyTree, Key[Array, " batch"]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Keys = Key[Array, " batch"]
+Losses = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # mean over the examples, and its parts by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Stage:
       folder: of the checkpoints, in the workdir.
       before: updates of the stages before, which metrics count too.
       init: key -> fresh parameters.
-      loss: of a batch.
+      loss: (params, batch, constants, keys) -> that of a batch.
       constants: what every step reads, an argument of it that is replicated once and not baked into its program.
       batches: (start, stop, rows, place) -> as `data.training_batches`, at least with `index`.
       identity: what a resumed run's batches must agree on.
@@ -60,7 +60,7 @@ class Stage:
     folder: str
     before: int
     init: Callable[[PRNGKeyArray], PyTree]
-    loss: Loss
+    loss: Callable[[PyTree, dict, PyTree, Keys], Losses]
     constants: PyTree
     batches: Callable[..., Iterator[dict]]
     identity: dict
@@ -78,7 +78,7 @@ def train_step(stage: Stage) -> Callable:
     seed, settings, optimizer = stage.config.seed, stage.settings, stage.optimizer
     parts = settings.microbatches
 
-    def mean_gradients(params: PyTree, batch: dict, constants: PyTree, keys: Key[Array, " batch"]):
+    def mean_gradients(params: PyTree, batch: dict, constants: PyTree, keys: Keys):
         def gradients(batch, keys):
             return jax.grad(stage.loss, has_aux=True)(params, batch, constants, keys)
 

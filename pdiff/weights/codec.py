@@ -22,6 +22,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import LeafSpec, Spec, flatten
 
+Tokens = Float[np.ndarray, "nets tokens token_dim"]
+Parts = PyTree[Shaped[np.ndarray, "nets ..."]]
+
 
 def encode(spec: Spec, params: PyTree) -> Float[Array, "tokens token_dim"]:
     """The generated leaves of `params`, the whole tree, as float32 tokens; padding is 0.
@@ -50,9 +53,7 @@ def encode_part(spec: Spec, part: PyTree) -> Float[Array, "tokens token_dim"]:
     return _encode(spec, part, jnp)
 
 
-def encode_stacked(
-    spec: Spec, parts: PyTree[Shaped[np.ndarray, "nets ..."]]
-) -> Float[np.ndarray, "nets tokens token_dim"]:
+def encode_stacked(spec: Spec, parts: Parts) -> Tokens:
     """`encode_part` of stacked networks in NumPy; raises as it does, and where not all have the same number."""
     return _encode(spec, parts, np, next(map(np.shape, jax.tree.leaves(parts)), ())[:1])
 
@@ -63,17 +64,13 @@ def decode_part(spec: Spec, tokens: Float[ArrayLike, "tokens token_dim"]) -> PyT
     Tokens that were never encoded, such as a sample, are brought into range: integers are rounded and clipped,
     booleans are value > 0.5, padding is ignored.
     """
-    _check_tokens(spec, jnp.shape(tokens))
-    return _decode(spec, jnp.asarray(tokens), jnp)
+    return _decode(spec, jnp.asarray(tokens), jnp, ())
 
 
-def decode_stacked(
-    spec: Spec, tokens: Float[np.ndarray, "nets tokens token_dim"]
-) -> PyTree[Shaped[np.ndarray, "nets ..."]]:
+def decode_stacked(spec: Spec, tokens: Tokens) -> Parts:
     """`decode_part` of stacked tokens in NumPy. Float32 leaves are views of `tokens`, if that is contiguous."""
     tokens = np.asarray(tokens)
-    _check_tokens(spec, tokens.shape[1:])
-    return _decode(spec, tokens, np)
+    return _decode(spec, tokens, np, tokens.shape[:1])
 
 
 def complete(spec: Spec, part: PyTree, rest: PyTree) -> PyTree:
@@ -98,20 +95,16 @@ def _encode(spec: Spec, part: PyTree, xp: Any, batch: tuple[int, ...] = ()) -> A
     return xp.concatenate([*leaves, padding], axis=-1).reshape(*batch, spec.num_tokens, spec.token_dim)
 
 
-def _decode(spec: Spec, tokens: Any, xp: Any) -> PyTree:
-    batch = tokens.shape[:-2]
+def _decode(spec: Spec, tokens: Any, xp: Any, batch: tuple[int, ...]) -> PyTree:
+    shape, expected = tokens.shape[len(batch) :], (spec.num_tokens, spec.token_dim)
+    if shape != expected:
+        raise PdiffError(f"tokens have shape {shape}, the spec has {expected}; use jax.vmap for a batch")
     flat, part, start = tokens.reshape(*batch, spec.num_tokens * spec.token_dim), {}, 0
     for leaf in spec.leaves:
         values = flat[..., start : start + leaf.size].reshape(*batch, *leaf.shape)
         part[leaf.path] = _cast(values, leaf.dtype, xp)
         start += leaf.size
     return traverse_util.unflatten_dict(part, sep="/")
-
-
-def _check_tokens(spec: Spec, shape: tuple[int, ...]) -> None:
-    expected = (spec.num_tokens, spec.token_dim)
-    if shape != expected:
-        raise PdiffError(f"tokens have shape {shape}, the spec has {expected}; use jax.vmap for a batch")
 
 
 def _check_part(spec: Spec, flat: Mapping[str, Any], batch: tuple[int, ...] = ()) -> None:

@@ -16,6 +16,8 @@ MAX_SWEEPS = 100  # of coordinate descent; it takes a few, and each costs one as
 MAX_ROUNDS = 20  # of matching to the mean; few units change after so many
 RELATIVE_RISE = 1e-9  # of the objective, below which a rise is rounding; without it equal units could change for ever
 
+Stack = PyTree[Float[np.ndarray, "nets ..."]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
@@ -53,9 +55,7 @@ def weight_matching(spec: PermutationSpec, reference: PyTree, params: PyTree) ->
     return Matching(orders, tuple(objective))
 
 
-def align(
-    spec: PermutationSpec, networks: PyTree[Float[np.ndarray, "nets ..."]], reference: PyTree
-) -> PyTree[Float[np.ndarray, "nets ..."]]:
+def align(spec: PermutationSpec, networks: Stack, reference: PyTree) -> Stack:
     """Every network, of a stack of them, matched to `reference`. NumPy throughout: nothing compiles."""
     flat = {path: np.array(leaf) for path, leaf in flatten(networks)}
     for i in range(len(next(iter(flat.values())))):
@@ -65,9 +65,7 @@ def align(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def align_to_mean(
-    spec: PermutationSpec, networks: PyTree[Float[np.ndarray, "nets ..."]]
-) -> tuple[PyTree[Float[np.ndarray, "nets ..."]], PyTree]:
+def align_to_mean(spec: PermutationSpec, networks: Stack) -> tuple[Stack, PyTree]:
     """Networks matched to the first of them, then to their mean until that settles; and the mean, for others to match.
 
     As MergeMany there (algorithm 3), with the mean of all in place of all but one. A round can only lower the summed

@@ -116,7 +116,7 @@ def merged(a: Moments, b: Moments) -> Moments:
 
 
 def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:
-    """At most BLOCK_ELEMENTS elements at a time, whatever the blocks that are given."""
+    """Blocks of at most BLOCK_ELEMENTS elements, however large the blocks of `tokens` are."""
     for networks in (tokens,) if hasattr(tokens, "ndim") else tokens:
         rows = max(1, BLOCK_ELEMENTS // max(1, networks[:1].size))
         for start in range(0, len(networks), rows):

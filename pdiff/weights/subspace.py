@@ -59,7 +59,7 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     Raises:
       PdiffError: there are fewer than two networks, or they are all the same.
     """
-    import scipy.linalg  # takes its time, and who draws needs none of it
+    import scipy.linalg  # slow to import, and sampling does not need it
 
     gram, center = _gram(fitted)
     if len(gram) < 2:
@@ -89,13 +89,6 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     return Subspace(center.reshape(shape).astype(np.float32), padded.reshape(-1, *shape), np.asarray(scale, np.float32))
 
 
-def unexplained(subspace: Subspace, blocks: Blocks) -> float:
-    """The share of the networks' variance around the center that the subspace does not hold."""
-    basis = np.asarray(subspace.basis, np.float64).reshape(len(subspace.basis), -1)
-    squares, total = _squares(basis, np.asarray(subspace.center, np.float64).ravel(), blocks)
-    return float(1 - squares.sum() / total) if total else 0.0
-
-
 def _gram(blocks: Blocks) -> tuple[Float[np.ndarray, "nets nets"], Float[np.ndarray, " elements"]]:
     """Inner products of the centred networks, and their mean, in float64."""
     total, count = 0.0, 0
@@ -116,18 +109,12 @@ def _gram(blocks: Blocks) -> tuple[Float[np.ndarray, "nets nets"], Float[np.ndar
 
 def _enough(basis: np.ndarray, center: np.ndarray, held_out: Blocks, explained: float) -> int:
     """The fewest components that explain that share of the held-out networks' variance."""
-    squares, total = _squares(basis, center, held_out)
+    squares, total = np.zeros(len(basis)), 0.0  # of coefficients by component, and of distances from the center
+    for block in held_out():
+        x = block.reshape(len(block), -1) - center
+        squares += np.square(x @ basis.T).sum(0)
+        total += np.square(x).sum()
     if not total:
         return len(basis)
     enough = np.flatnonzero(np.cumsum(squares) >= explained * total)
     return int(enough[0]) + 1 if len(enough) else len(basis)
-
-
-def _squares(basis: np.ndarray, center: np.ndarray, blocks: Blocks) -> tuple[Float[np.ndarray, " components"], float]:
-    """Sums of squared coefficients by component, and of squared distances from the center."""
-    squares, total = np.zeros(len(basis)), 0.0
-    for block in blocks():
-        x = block.reshape(len(block), -1) - center
-        squares += np.square(x @ basis.T).sum(0)
-        total += np.square(x).sum()
-    return squares, total
