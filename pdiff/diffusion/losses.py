@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from pdiff.diffusion.denoiser import Sigmas, Tokens, loss_weight
 from pdiff.diffusion.sde import Path
 
+Networks = PyTree[Float[Array, "batch ..."]]
+
 
 def training_noise_ratios(path: Path, keys: Key[Array, " batch"], sigma_max: float, at_sigma_max: float) -> Sigmas:
     """Noise-to-signal ratios from the path's own distribution, a share `at_sigma_max` of them at the top.
@@ -33,17 +35,14 @@ def denoising_loss(denoised: Tokens, x0: Tokens, sigma: Sigmas) -> Float[Array, 
 
 
 def functional_loss(
-    networks: PyTree[Float[Array, "batch ..."]],
-    apply: Callable,
-    x: Float[Array, "batch images features"],
-    y: Int[Array, "batch images"],
+    networks: Networks, apply: Callable, x: Float[Array, "batch images features"], y: Int[Array, "batch images"]
 ) -> Float[Array, " batch"]:
     """Cross-entropy in nats of each network on images of its own task."""
     logits = jax.vmap(apply)(networks, x)
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(-1)
 
 
-def squared_distance(networks: PyTree[Float[Array, "batch ..."]], base: PyTree) -> Float[Array, " batch"]:
+def squared_distance(networks: Networks, base: PyTree) -> Float[Array, " batch"]:
     """||W - base||^2 of each network, in the weights' own units."""
     squares = jax.tree.map(lambda w, b: jnp.square(w - b).reshape(len(w), -1).sum(-1), networks, base)
     return sum(jax.tree.leaves(squares))

@@ -13,6 +13,7 @@ from pdiff.models.conditions import factor_units, number_period
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
 
+Keys = Key[Array, " batch"]
 DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
 
 
@@ -42,7 +43,7 @@ def training_condition(
     constants: dict,
     task: Int[Array, " batch"],
     wording: Int[Array, " batch"],
-    keys: Key[Array, " batch"],
+    keys: Keys,
     sigma: Float[Array, " batch"] | None = None,
     drop_all: float | None = None,
 ) -> dict:
@@ -92,14 +93,11 @@ def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Arra
 
 
 def _drawn_shot(
-    backgrounds: Float[Array, "tasks shots features"],
-    task: Int[Array, " batch"],
-    noise: float,
-    keys: Key[Array, " batch"],
+    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], noise: float, keys: Keys
 ) -> Float[Array, "batch features"]:
-    """One of each task's empty images, with pixel noise of that standard deviation.
+    """One of each task's empty images, with pixel noise of standard deviation `noise`.
 
-    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
+    The noise hides by which pixels seen backgrounds differ, and leaves what new ones share with them.
     """
 
     def one(task, key):

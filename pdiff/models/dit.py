@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from pdiff.models.layers import Attention, Dense, Mlp, noise_features
+from pdiff.models.layers import Attention, Dense, Mlp, Tokens, noise_features
 from pdiff.system.sharding import by_example
 
 LEAST_VARIANCE = 1e-8  # under the root of a deviation, which has no gradient at 0
@@ -26,9 +26,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch tokens width"], vector: Float[Array, "batch width"]
-    ) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Tokens, vector: Float[Array, "batch width"]) -> Tokens:
         width = x.shape[-1]
         modulation = Dense(6 * width, self.dtype, nn.initializers.zeros, name="modulation")(nn.silu(vector))
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(by_example(modulation)[:, None], 6, -1)

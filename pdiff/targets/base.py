@@ -28,7 +28,7 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
-      permutations: which units of the whole tree can be reordered; None where that is not known, or nothing can.
+      permutations: which units of the whole tree can be reordered; None if unknown, or if none can.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Parameter trees <-> tokens, as exact inverses: pure, and at home under `jax.jit` and `jax.vmap`.
+"""Parameter trees <-> tokens, as exact inverses: pure functions, for use under `jax.jit` and `jax.vmap`.
 
     tokens = jax.vmap(partial(encode, spec))(stacked)          # (n, tokens, token_dim)
     parts = jax.vmap(partial(decode_part, spec))(tokens)       # the generated part of the tree, with a leading n
@@ -10,7 +10,6 @@ For NumPy arrays `encode_stacked` and `decode_stacked` are the same without a de
 number of networks, and decoding copies nothing.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -80,15 +79,13 @@ def complete(spec: Spec, part: PyTree, rest: PyTree) -> PyTree:
 
     Raises PdiffError where `part` is not what `take` gives, and where `rest` is another tree.
     """
-    flat = dict(flatten(part))
-    _check_part(spec, flat)
+    flat = _part(spec, part)
     flat = _matched(spec, rest, "rest") | flat
     return jax.tree.unflatten(spec.treedef, [flat[leaf.path] for leaf in spec.all_leaves])
 
 
 def _encode(spec: Spec, part: PyTree, xp: Any, batch: tuple[int, ...] = ()) -> Any:
-    flat = dict(flatten(part))
-    _check_part(spec, flat, batch)
+    flat = _part(spec, part, batch)
     leaves = [xp.asarray(flat[leaf.path]).astype(xp.float32, copy=False) for leaf in spec.leaves]
     leaves = [x.reshape(*batch, leaf.size) for leaf, x in zip(spec.leaves, leaves, strict=True)]
     padding = xp.zeros((*batch, spec.num_tokens * spec.token_dim - spec.num_params), xp.float32)
@@ -107,11 +104,14 @@ def _decode(spec: Spec, tokens: Any, xp: Any, batch: tuple[int, ...]) -> PyTree:
     return traverse_util.unflatten_dict(part, sep="/")
 
 
-def _check_part(spec: Spec, flat: Mapping[str, Any], batch: tuple[int, ...] = ()) -> None:
+def _part(spec: Spec, part: PyTree, batch: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The leaves of a generated part by path, after a check that paths, shapes and dtypes are the spec's."""
+    flat = dict(flatten(part))
     if odd := sorted(set(flat) ^ {leaf.path for leaf in spec.leaves}):
         raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
     for leaf in spec.leaves:
         _check(leaf, flat[leaf.path], "part", batch=batch)
+    return flat
 
 
 def _cast(array: Any, dtype: str, xp: Any) -> Any:

@@ -20,7 +20,10 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Shaped
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import flatten
 
-Axes = dict[str, tuple[str | None, ...]]
+Names = tuple[str | None, ...]  # of the permutations on a leaf's axes
+Axes = dict[str, Names]
+Permutations = Mapping[str, Int[ArrayLike, " _"]]
+Leaf = Shaped[Array | np.ndarray, "*shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class PermutationSpec:
       units: name -> what it permutes.
     """
 
-    axes: Mapping[str, tuple[str | None, ...]]
+    axes: Mapping[str, Names]
     units: Mapping[str, Units]
 
     def restricted(self, paths: Collection[str]) -> "PermutationSpec":
@@ -92,7 +95,7 @@ def check(spec: PermutationSpec, tree: PyTree) -> None:
             raise PdiffError(f"permutations: {name!r} has {units.size} units, not {units.groups} equal groups of them")
 
 
-def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> None:
+def _check_leaf(spec: PermutationSpec, path: str, names: Names, shape: tuple[int, ...]) -> None:
     if len(names) != len(shape):
         raise PdiffError(f"permutations: {path!r} has {len(names)} axes in the specification, and shape {shape}")
     acting = [name for name in names if name is not None]
@@ -109,9 +112,9 @@ def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...],
 
 
 def apply_permutation(
-    spec: PermutationSpec, permutations: Mapping[str, Int[ArrayLike, " _"]], params: PyTree[Shaped[ArrayLike, "..."]]
+    spec: PermutationSpec, permutations: Permutations, params: PyTree[Shaped[ArrayLike, "..."]]
 ) -> PyTree[Shaped[Array, "..."]]:
-    """`params`, of exactly the leaves of `spec`, with its units reordered. Pure; at home under jit and vmap.
+    """`params`, of exactly the leaves of `spec`, with its units reordered. Pure, for use under jit and vmap.
 
     Raises:
       PdiffError: `params` is another tree.
@@ -123,12 +126,7 @@ def apply_permutation(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def permuted(
-    leaf: Shaped[Array | np.ndarray, "*shape"],
-    names: tuple[str | None, ...],
-    permutations: Mapping[str, Int[ArrayLike, " _"]],
-    but: str | None = None,
-) -> Shaped[Array | np.ndarray, "*shape"]:
+def permuted(leaf: Leaf, names: Names, permutations: Permutations, but: str | None = None) -> Leaf:
     """One leaf with every axis reordered by its permutation, except by `but`. NumPy stays NumPy."""
     for axis, name in enumerate(names):
         if name is not None and name != but:
