@@ -174,7 +174,7 @@ class Adapter:
         denoise = generator.denoiser(params, jnp.broadcast_to(everything, (count, *everything.shape)))
         noise = jax.random.normal(jax.random.fold_in(key, number), (count, *generator.shape))
         levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
-        keys = jax.random.split(key, count)  # which DDIM makes no use of
+        keys = jax.random.split(key, count)  # DDIM does not use them
         x0 = samplers.ddim(by_likelihood(denoise, likelihood), generator.path, noise, levels, keys)
         best = likelihood(x0).argmax()
         return jax.tree.map(lambda w: w[0], generator.decode(x0[best][None]))

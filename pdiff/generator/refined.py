@@ -1,7 +1,7 @@
 """The refined zoo: the mean's networks for many more conditions than there are tasks, which the prior learns from.
 
-Networks of a zoo carry the noise of their seeds, most of which has nothing to do with the task, and there are none but
-for its tasks. The mean's networks (`models.mean`) carry no such noise, and there is one for whatever can be described,
+Networks of a zoo carry the noise of their seeds, most of which has nothing to do with the task, and exist for its tasks
+only. The mean's networks (`models.mean`) carry no such noise, and there is one for whatever can be described,
 held-out regions included, since that needs no data of these tasks. Where no tasks lie between the zoo's, or it has only
 one (`refined.of` = "zoo"), the refined zoo is the zoo itself.
 """

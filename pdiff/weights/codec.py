@@ -79,8 +79,8 @@ def complete(spec: Spec, part: PyTree, rest: PyTree) -> PyTree:
 
     Raises PdiffError where `part` is not what `take` gives, and where `rest` is another tree.
     """
-    flat = _part(spec, part)
-    flat = _matched(spec, rest, "rest") | flat
+    generated = _part(spec, part)
+    flat = _matched(spec, rest, "rest") | generated
     return jax.tree.unflatten(spec.treedef, [flat[leaf.path] for leaf in spec.all_leaves])
 
 
