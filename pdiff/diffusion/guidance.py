@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pdiff.diffusion.denoiser import Denoiser
+from pdiff.diffusion.denoiser import Denoiser, Sigmas, Tokens, Values
 
 
 def guided(
-    denoise: Callable[[Float[Array, "batch ..."], Float[Array, " batch"], PyTree], Float[Array, "batch ..."]],
-    condition: PyTree,
-    null_condition: PyTree,
-    scale: float,
+    denoise: Callable[[Values, Sigmas, PyTree], Values], condition: PyTree, null_condition: PyTree, scale: float
 ) -> Denoiser:
     """D_null + scale (D_condition - D_null), both from one call with a doubled batch.
 
@@ -23,7 +20,7 @@ def guided(
         return lambda z, sigma: denoise(z, sigma, condition)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
 
-    def mixed(z: Float[Array, "batch ..."], sigma: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
+    def mixed(z: Values, sigma: Sigmas) -> Values:
         doubled = denoise(jnp.concatenate([z, z]), jnp.concatenate([sigma, sigma]), both)
         with_condition, without = jnp.split(doubled, 2)
         return without + scale * (with_condition - without)
@@ -32,28 +29,24 @@ def guided(
 
 
 def by_likelihood(
-    denoise: Denoiser,
-    log_likelihood: Callable[[Float[Array, "batch tokens dim"]], Float[Array, " batch"]],
-    most: float = 0.5,
+    denoise: Denoiser, log_likelihood: Callable[[Tokens], Float[Array, " batch"]], most: float = 0.5
 ) -> Denoiser:
     """D moved towards what makes observations likely, so that samples follow the posterior given these.
 
-    The denoiser of the posterior is D + sigma^2 grad_z log p(y | z), and p(y | z) is taken for p(y | D(z, sigma))
+    The denoiser of the posterior is D + sigma^2 grad_z log p(y | z), and p(y | z) is approximated by p(y | D(z, sigma))
     (diffusion posterior sampling, Chung et al. 2023, equations 7 and 11, without a free step size). That is too sure at
-    high noise, so D is moved by at most `most` of its own norm.
-
-    Args:
-      log_likelihood: of all observations together, in nats, for each estimate of the clean values.
+    high noise, so D is moved by at most `most` of its own norm. `log_likelihood` is that of all observations together,
+    in nats, for each estimate of the clean values.
     """
 
-    def moved(z: Float[Array, "batch tokens dim"], sigma: Float[Array, " batch"]) -> Float[Array, "batch tokens dim"]:
+    def moved(z: Tokens, sigma: Sigmas) -> Tokens:
         def total(z):
             x0 = denoise(z, sigma)
             return log_likelihood(x0).sum(), x0
 
         gradient, x0 = jax.grad(total, has_aux=True)(z)
         step = jnp.square(sigma)[:, None, None] * gradient
-        length, own = (jnp.sqrt(jnp.square(a).sum((1, 2), keepdims=True)) for a in (step, x0))
-        return x0 + step * jnp.minimum(1, most * own / jnp.maximum(length, 1e-9))
+        length, norm = (jnp.sqrt(jnp.square(a).sum((1, 2), keepdims=True)) for a in (step, x0))
+        return x0 + step * jnp.minimum(1, most * norm / jnp.maximum(length, 1e-9))
 
     return moved

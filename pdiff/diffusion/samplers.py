@@ -7,8 +7,8 @@ All share one signature, `sampler(denoise, path, noise, levels, keys) -> x0`:
   levels   noise-to-signal ratios from sigma_max down to sigma_min, then 0
   keys     one for each example; only the stochastic samplers use them
 
-In z the probability-flow ODE of every path is dz/dsigma = (z - D)/sigma (Karras et al. 2022,
-equation 4 with s = 1), so the deterministic samplers need nothing else of the path.
+In z the probability-flow ODE of every path is dz/dsigma = (z - D)/sigma (Karras et al. 2022, equation 4 with s = 1),
+so the deterministic samplers need nothing else of the path.
 """
 
 from collections.abc import Callable
@@ -118,9 +118,8 @@ def ancestral(denoise: Denoiser, path: Path | None, noise: Tokens, levels: Level
     return jax.lax.scan(step, levels[0] * noise, jnp.arange(len(levels) - 1))[0]
 
 
-SAMPLERS: dict[str, Sampler] = {
-    f.__name__: f for f in (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama, ancestral)
-}
+_ALL = (heun, posterior_mean, dpmpp_2m, ddim, euler_maruyama, ancestral)
+SAMPLERS: dict[str, Sampler] = {sampler.__name__: sampler for sampler in _ALL}
 
 
 def get_sampler(name: str) -> Sampler:

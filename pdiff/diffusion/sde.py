@@ -1,7 +1,7 @@
 """Forward processes (paths): variance exploding, variance preserving, rectified flow.
 
-Each is the SDE dx = f(t) x dt + g(t) dW with marginals x_t ~ N(alpha(t) x0, sigma(t)^2), which ties
-the four functions together (Karras et al. 2022, Appendix B):
+Each is the SDE dx = f(t) x dt + g(t) dW with marginals x_t ~ N(alpha(t) x0, sigma(t)^2), which ties the four functions
+together (Karras et al. 2022, Appendix B):
 
   f = d log alpha / dt        g^2 = d sigma^2 / dt - 2 f sigma^2
 """
@@ -145,15 +145,15 @@ def reverse_drift(
 ) -> Float[Array, "*b"]:
     """Drift of the process run backwards in time, with `score` that of x_t, not of z.
 
-    f x - g^2 score for the SDE (Anderson 1982), half the score's part for the probability-flow
-    ODE with the same marginals (Song et al. 2021, equations 6 and 13).
+    f x - g^2 score for the SDE (Anderson 1982), half the score's part for the probability-flow ODE with the same
+    marginals (Song et al. 2021, equations 6 and 13).
     """
     return path.drift(t) * x - path.diffusion(t) ** 2 * score * (0.5 if ode else 1.0)
 
 
 PATHS = ("ve", "vp", "rectified_flow")
-# Beyond these float32 no longer resolves alpha at the last time: vp's exponent is large, and
-# rectified flow's 1 - t cancels (3e-4 off at 1e4, and 0 at 1e8).
+# Beyond these float32 no longer resolves alpha at the last time: vp's exponent is large, and rectified flow's 1 - t
+# cancels (3e-4 off at 1e4, and 0 at 1e8).
 HIGHEST = {"vp": 1e6, "rectified_flow": 1e4}
 
 
@@ -163,20 +163,16 @@ def make_path(config: ConfigDict) -> Path:
     Raises:
       PdiffError: no such path, or limits that it cannot have.
     """
-    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-    if not 0 < config.sigma_min < config.sigma_max:
-        raise PdiffError(
-            f"diffusion.sigma_min, sigma_max: got {config.sigma_min}, {config.sigma_max}; allowed: 0 < min < max"
-        )
-    highest = HIGHEST.get(config.path, float("inf"))
-    if config.sigma_max > highest:
-        raise PdiffError(
-            f"diffusion.sigma_max: got {config.sigma_max}; allowed on the {config.path} path: at most {highest:g}"
-        )
-    if config.path == "ve":
-        return VE(**limits, p_mean=config.p_mean, p_std=config.p_std)
-    if config.path == "vp":
-        return VP(**limits)
-    if config.path == "rectified_flow":
-        return RectifiedFlow(**limits)
-    raise PdiffError(f"diffusion.path: got {config.path!r}; allowed: {', '.join(PATHS)}")
+    path, low, high = config.path, config.sigma_min, config.sigma_max
+    if not 0 < low < high:
+        raise PdiffError(f"diffusion.sigma_min, sigma_max: got {low}, {high}; allowed: 0 < min < max")
+    highest = HIGHEST.get(path, float("inf"))
+    if high > highest:
+        raise PdiffError(f"diffusion.sigma_max: got {high}; allowed on the {path} path: at most {highest:g}")
+    if path == "ve":
+        return VE(low, high, config.p_mean, config.p_std)
+    if path == "vp":
+        return VP(low, high)
+    if path == "rectified_flow":
+        return RectifiedFlow(low, high)
+    raise PdiffError(f"diffusion.path: got {path!r}; allowed: {', '.join(PATHS)}")

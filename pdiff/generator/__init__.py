@@ -1,1 +1,1 @@
-"""A trained generator: its parts, what it is told of tasks, drawing networks and adapting them."""
+"""A trained generator: its parts, its conditions, drawing networks and adapting them."""

@@ -1,9 +1,8 @@
 """From the prior and a few labelled images of a new task to one network.
 
-Networks are drawn from the prior, or, where there are too many tasks for a few hundred draws to hold each, from its
-posterior given the images' labels (`draw_guided`). The one that finds the labels likeliest is kept, and a few steps of
-AdamW go on from there. They move all weights, or the coefficients in the subspace alone. What is better is chosen on
-validation tasks (`evaluation.adaptation`).
+Networks are drawn from the prior, or, where a few hundred draws do not cover the tasks, from its posterior given the
+images' labels (`draw_guided`). The one under which the labels are likeliest is fine-tuned for a few steps of AdamW:
+all weights, or the coefficients in the subspace alone, as validation tasks choose (`evaluation.adaptation`).
 """
 
 import dataclasses
@@ -29,17 +28,18 @@ from pdiff.tasks.support import UNKNOWN, Support
 WEIGHTS, SUBSPACE = SPACES = ("weights", "subspace")
 WEIGHT_DECAY = 1e-2
 IN_SUBSPACE = 10.0  # times the learning rate there: coefficients are that much larger than weights
-TOGETHER = 256  # networks whose likelihood is asked at a time
+TOGETHER = 256  # networks scored at a time
 TASKS = 4  # tasks at a time; one program serves any number of them
 MOST_STEPS = 30  # of fine-tuning for each labelled image, beyond which there is a warning
+
+PerTask = PyTree[Float[np.ndarray, "tasks ..."]]  # one network for each task
+Images = Float[Array, "images features"]
+Chosen = Bool[Array, " images"] | bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to go on from a chosen network, or from the likeliest of `guided` networks if that is above 0.
-
-    `space` is one of SPACES.
-    """
+    """Fine-tunes the chosen network, or the likeliest of `guided` ones if that is above 0; `space` is in SPACES."""
 
     space: str = WEIGHTS
     learning_rate: float = 1e-3
@@ -48,24 +48,23 @@ class Recipe:
 
 
 def row_for(recipes: dict[str, dict], described: bool) -> str:
-    """The row of `adaptation` that stands for what a user gets: of those without a description the one that did best
-    on validation tasks."""
+    """The row of `adaptation` that a user gets: without a description, the one that did best on validation tasks."""
     if described:
         return "prior_described"
     return max((n for n in ("prior", "prior_guided") if n in recipes), key=lambda n: recipes[n]["validation"])
 
 
 def recipe_for(support: Support, results: dict, config: ConfigDict, classes: int, described: bool) -> Recipe:
-    """How to go on with these images: what a run's validation tasks chose for the nearest number of them.
+    """The recipe for these images: what a run's validation tasks chose for the nearest number of images per class.
 
-    Without such results it is the lowest of the learning rates in `config`, the `adapt` part of the run's config.
+    Without such results it has the lowest of the learning rates in `config`, the `adapt` part of the run's config.
     """
     per_class = max(1, int((support.y != UNKNOWN).sum()) // classes)
-    found = results.get("adaptation", {}).get("recipes", {})
-    if not found:
+    recipes = results.get("adaptation", {}).get("recipes", {})
+    if not recipes:
         return Recipe(learning_rate=min(config.learning_rates), steps=config.steps)
-    nearest = min(found, key=lambda shots: abs(np.log(int(shots) / per_class)))
-    chosen = found[nearest][row_for(found[nearest], described)]
+    nearest = min(recipes, key=lambda shots: abs(np.log(int(shots) / per_class)))
+    chosen = recipes[nearest][row_for(recipes[nearest], described)]
     return Recipe(**{f.name: chosen.get(f.name, f.default) for f in dataclasses.fields(Recipe)})
 
 
@@ -73,26 +72,25 @@ def check_examples(support: Support, classes: Sequence[str], recipe: Recipe) -> 
     """Whether any of a user's images has a label. Warns where they say little, or the recipe is too long for them.
 
     Raises:
-      PdiffError: a single image has one.
+      PdiffError: only one image has a label.
     """
     labels = support.y[support.real & (support.y != UNKNOWN)]
-    if not len(labels):
+    count, most = len(labels), MOST_STEPS * len(labels)
+    if not count:
         log.warning(
             "warning: no image has a label: the network that is surest of its answers is taken, which on a task "
             "unlike the seen ones may be a wrong one"
         )
         return False
-    if len(labels) < 2:
+    if count < 2:
         raise PdiffError(
             f"labels: got 1 labelled image; allowed: at least 2, and one of each class is better: {', '.join(classes)}"
         )
     if missing := [name for label, name in enumerate(classes) if label not in labels]:
         log.warning("warning: no labelled image of %s: what is chosen was not asked about it", ", ".join(missing))
-    if recipe.steps > MOST_STEPS * len(labels):
-        log.warning(
-            "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense",
-            recipe.steps, len(labels), MOST_STEPS * len(labels),
-        )  # fmt: skip
+    if recipe.steps > most:
+        message = "warning: steps: %d on %d labelled images fits these by heart; up to %d make sense"
+        log.warning(message, recipe.steps, count, most)
     return True
 
 
@@ -102,52 +100,40 @@ class Adapter:
     def __init__(self, generator: Generator, mesh: Mesh):
         self._generator, self._mesh = generator, mesh
         self._arrays = dist.replicate(generator.arrays(), mesh)
-        self._likelihood = self._mapped(self._score)
-        program = lambda space, steps: self._mapped(functools.partial(self._finetune, space, steps))  # noqa: E731
-        self._tuned = functools.cache(program)
-        self._guided = functools.cache(lambda count: self._mapped(functools.partial(self._draw_guided, count)))
+        # One program for each function and its first, static arguments.
+        self._program = functools.cache(lambda one, *static: self._mapped(functools.partial(one, *static)))
 
-    def choose(
-        self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
-        """For each task of `support` the network, of a pool that all share, that is likeliest by its images.
+    def choose(self, networks: PyTree[Float[np.ndarray, "nets ..."]], support: Support) -> PerTask:
+        """For each task of `support` the network, of a pool that all share, under which its labels are likeliest.
 
-        Where no image has a label, it is the one that is surest of its answers: that is no likelihood, and a network
-        may be sure and wrong.
+        Where no image has a label, it is the one that is surest of its answers: a network may be sure and wrong.
         """
         scores, count = [], len(jax.tree.leaves(networks)[0])
         for start in range(0, count, TOGETHER):
-            # The last ones are filled up with the very last: one program serves all, and argmax finds the first.
+            # The last block repeats the last network: one program serves all blocks, and argmax finds the first.
             rows = np.minimum(np.arange(start, start + TOGETHER), count - 1)
-            some = jax.tree.map(lambda w, rows=rows: w[rows], networks)
-            scores.append(self._over(functools.partial(self._asked, dist.replicate(some, self._mesh)), support.tree))
+            pool = dist.replicate(jax.tree.map(lambda w, rows=rows: w[rows], networks), self._mesh)
+            scores.append(self._over(self._program(self._score), pool, support.tree))
         chosen = np.minimum(np.concatenate(scores, 1).argmax(1), count - 1)
         return jax.tree.map(lambda w: np.asarray(w)[chosen], networks)
 
-    def finetune(
-        self, networks: PyTree[Float[np.ndarray, "tasks ..."]], support: Support, recipe: Recipe
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+    def finetune(self, networks: PerTask, support: Support, recipe: Recipe) -> PerTask:
         """One network for each task after `recipe.steps` of AdamW on all its labelled images, the rate on a cosine."""
         if not recipe.steps:
             return networks
-        step = self._tuned(recipe.space, recipe.steps)
         rates = np.full(len(support.y), recipe.learning_rate, np.float32)
-        return self._over(functools.partial(step, self._arrays, ()), (networks, support.tree, rates))
+        step = self._program(self._finetune, recipe.space, recipe.steps)
+        return self._over(step, (), (networks, support.tree, rates))
 
-    def draw_guided(
-        self, params: PyTree, support: Support, count: int, key: PRNGKeyArray
-    ) -> PyTree[Float[np.ndarray, "tasks ..."]]:
+    def draw_guided(self, params: PyTree, support: Support, count: int, key: PRNGKeyArray) -> PerTask:
         """For each task of `support` the likeliest of `count` networks that are drawn for its labelled images alone.
 
-        They are drawn by DDIM from the prior without a description, guided by the labels' likelihood: `params` are the
-        prior's.
+        DDIM draws them from the prior, whose parameters are `params`, without a description, guided by the labels'
+        likelihood.
         """
-        whole = (dist.replicate(params, self._mesh), dist.replicate(key, self._mesh))
-        step = functools.partial(self._guided(count), self._arrays, whole)
-        return self._over(step, (support.tree, np.arange(len(support.y), dtype=np.int32)))
-
-    def _asked(self, pool, rows):
-        return self._likelihood(self._arrays, pool, rows)
+        whole = dist.replicate((params, key), self._mesh)
+        rows = (support.tree, np.arange(len(support.y), dtype=np.int32))
+        return self._over(self._program(self._draw_guided, count), whole, rows)
 
     def _mapped(self, one: Callable) -> Callable:
         """`one(generator, whole, row)` over rows, split over the devices."""
@@ -159,36 +145,36 @@ class Adapter:
         specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED)
         return dist.data_parallel(step, self._mesh, specs, dist.SHARDED)
 
-    def _over(self, step: Callable, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
-        chunk = dist.round_up(TASKS, self._mesh)
-        return dist.map_chunks(lambda r: step(dist.shard(r, self._mesh)), rows, len(jax.tree.leaves(rows)[0]), chunk)
+    def _over(self, step: Callable, whole: PyTree, rows: PyTree[np.ndarray]) -> PyTree[np.ndarray]:
+        def chunk(part):
+            return step(self._arrays, whole, dist.shard(part, self._mesh))
+
+        return dist.map_chunks(chunk, rows, len(jax.tree.leaves(rows)[0]), dist.round_up(TASKS, self._mesh))
 
     @staticmethod
     def _score(generator: Generator, networks: PyTree, support: dict) -> Float[Array, " nets"]:
-        labelled = (support["y"] != UNKNOWN) & support["real"]
+        likelihood, labelled = _likelihood(generator, support)
 
         def one(network):
             sure = negative_entropy(generator.apply, network, support["x"], support["real"])
-            likely = log_likelihood(generator.apply, network, support["x"], jnp.maximum(support["y"], 0), labelled)
-            return jnp.where(labelled.any(), likely, sure)
+            return jnp.where(labelled.any(), likelihood(network), sure)
 
         return jax.vmap(one)(networks)
 
     @staticmethod
     def _draw_guided(count: int, generator: Generator, whole: tuple, row: tuple) -> PyTree:
         (params, key), (support, number) = whole, row
-        labelled = (support["y"] != UNKNOWN) & support["real"]
-        y, config = jnp.maximum(support["y"], 0), generator.config.sample
+        each, labelled = _likelihood(generator, support)
+        config = generator.config.sample
 
         def likelihood(x0):
-            each = jax.vmap(lambda w: log_likelihood(generator.apply, w, support["x"], y, labelled))
-            return labelled.sum(dtype=x0.dtype) * each(generator.decode(x0))
+            return labelled.sum(dtype=x0.dtype) * jax.vmap(each)(generator.decode(x0))
 
         everything = generator.refined.everything
         denoise = generator.denoiser(params, jnp.broadcast_to(everything, (count, *everything.shape)))
         noise = jax.random.normal(jax.random.fold_in(key, number), (count, *generator.shape))
         levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
-        keys = jax.random.split(key, count)  # which DDIM makes no use of
+        keys = jax.random.split(key, count)  # DDIM does not use them
         x0 = samplers.ddim(by_likelihood(denoise, likelihood), generator.path, noise, levels, keys)
         best = likelihood(x0).argmax()
         return jax.tree.map(lambda w: w[0], generator.decode(x0[best][None]))
@@ -201,22 +187,15 @@ class Adapter:
         schedule = optax.cosine_decay_schedule(1.0, steps)
         adam = optax.adamw(schedule, weight_decay=0.0 if inside else WEIGHT_DECAY)
         rate = rate * (IN_SUBSPACE if inside else 1.0)
-        labelled = (support["y"] != UNKNOWN) & support["real"]
-        if inside:
-            start = generator.encode(jax.tree.map(lambda w: w[None], network))
+        likelihood, _ = _likelihood(generator, support)
+        start = generator.encode(jax.tree.map(lambda w: w[None], network)) if inside else network
 
-            def read(coefficients):
-                return jax.tree.map(lambda w: w[0], generator.decode(coefficients))
-        else:
-            start, read = network, lambda parameters: parameters
-
-        def loss(parameters):
-            y = jnp.maximum(support["y"], 0)
-            return -log_likelihood(generator.apply, read(parameters), support["x"], y, labelled)
+        def read(parameters):
+            return jax.tree.map(lambda w: w[0], generator.decode(parameters)) if inside else parameters
 
         def step(carry, _):
             parameters, state = carry
-            gradients = jax.grad(loss)(parameters)
+            gradients = jax.grad(lambda p: -likelihood(read(p)))(parameters)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
                 updates, state = adam.update(gradients, state, parameters)
             return (jax.tree.map(lambda p, u: p + rate * u, parameters, updates), state), None
@@ -224,22 +203,26 @@ class Adapter:
         return read(jax.lax.scan(step, (start, adam.init(start)), length=steps)[0][0])
 
 
+def _likelihood(generator: Generator, support: dict) -> tuple[Callable, Bool[Array, " images"]]:
+    """The `log_likelihood` of a task's labelled images, as a function of one network, and which images these are."""
+    labelled, y = (support["y"] != UNKNOWN) & support["real"], jnp.maximum(support["y"], 0)
+    return lambda network: log_likelihood(generator.apply, network, support["x"], y, labelled), labelled
+
+
 def log_likelihood(
-    apply: Callable,
-    network: PyTree,
-    x: Float[Array, "images features"],
-    y: Int[Array, " images"],
-    real: Bool[Array, " images"] | bool = True,
+    apply: Callable, network: PyTree, x: Images, y: Int[Array, " images"], real: Chosen = True
 ) -> Float[Array, ""]:
     """Mean log-likelihood, in nats, of the labels of those support images that are `real`, under one network."""
-    likely = jnp.take_along_axis(jax.nn.log_softmax(apply(network, x), -1), y[:, None], 1)[:, 0]
-    return jnp.where(real, likely, 0).sum() / jnp.maximum(jnp.broadcast_to(real, y.shape).sum(dtype=likely.dtype), 1)
+    return _mean(jnp.take_along_axis(jax.nn.log_softmax(apply(network, x), -1), y[:, None], 1)[:, 0], real)
 
 
-def negative_entropy(
-    apply: Callable, network: PyTree, x: Float[Array, "images features"], real: Bool[Array, " images"] | bool = True
-) -> Float[Array, ""]:
+def negative_entropy(apply: Callable, network: PyTree, x: Images, real: Chosen = True) -> Float[Array, ""]:
     """Minus the mean entropy, in nats, of a network's answers on those support images that are `real`."""
     logp = jax.nn.log_softmax(apply(network, x), -1)
-    sure = (jnp.exp(logp) * logp).sum(-1)
-    return jnp.where(real, sure, 0).sum() / jnp.maximum(jnp.broadcast_to(real, sure.shape).sum(dtype=sure.dtype), 1)
+    return _mean((jnp.exp(logp) * logp).sum(-1), real)
+
+
+def _mean(values: Float[Array, " images"], real: Chosen) -> Float[Array, ""]:
+    """Of the values that are `real`; 0 if none is."""
+    count = jnp.broadcast_to(real, values.shape).sum(dtype=values.dtype)
+    return jnp.where(real, values, 0).sum() / jnp.maximum(count, 1)

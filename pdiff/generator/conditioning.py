@@ -1,4 +1,4 @@
-"""What a generator is told of tasks: drawn at random in training, in words, numbers or images when it is asked."""
+"""The conditions of tasks: drawn at random in training, and in words, numbers or images when sampling."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from pdiff import rng
-from pdiff.generator.generator import MEMBERS, Generator
+from pdiff.generator.generator import MEMBERS, Generator, Members, Strings
 from pdiff.models.conditions import factor_units, number_period
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
 
+Keys = Key[Array, " batch"]
 DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
 
 
@@ -21,18 +22,18 @@ def make_constants(generator: Generator) -> dict:
 
     They are an argument of the step, replicated once, and not baked into its program.
     """
-    family, images = generator.family, generator.family.data.get("train")
+    family, use = generator.family, generator.config.condition.use
+    descriptions, count = [d for t in family.tasks for d in t.descriptions], len(family.tasks)
     constants = {"variables": family.variables, "factors": family.factors()}
-    if images is not None:
+    if images := family.data.get("train"):
         constants |= {"x": images.x, "y": images.y}
-    if "text" in generator.config.condition.use:
-        wordings = len(family.tasks[0].descriptions)
-        text = generator.tokenizer.encode_all(d for t in family.tasks for d in t.descriptions)
-        constants["text"] = {k: v.reshape(-1, wordings, v.shape[-1]) for k, v in text.tree.items()}
-    if "sentence" in generator.config.condition.use:
-        vectors = generator.sentences.encode_all(d for t in family.tasks for d in t.descriptions)
-        constants["sentence"] = vectors.reshape(len(family.tasks), -1, vectors.shape[-1])
-    if "background" in generator.config.condition.use:
+    if "text" in use:
+        text = generator.tokenizer.encode_all(descriptions)
+        constants["text"] = {k: v.reshape(count, -1, v.shape[-1]) for k, v in text.tree.items()}
+    if "sentence" in use:
+        vectors = generator.sentences.encode_all(descriptions)
+        constants["sentence"] = vectors.reshape(count, -1, vectors.shape[-1])
+    if "background" in use:
         constants["backgrounds"] = family.backgrounds
     return constants
 
@@ -42,22 +43,20 @@ def training_condition(
     constants: dict,
     task: Int[Array, " batch"],
     wording: Int[Array, " batch"],
-    keys: Key[Array, " batch"],
+    keys: Keys,
     sigma: Float[Array, " batch"] | None = None,
     drop_all: float | None = None,
 ) -> dict:
     """The condition of each example, every name dropped with its own probability and all with `drop_all`, by default
     the config's.
 
-    Numbers are moved by `number_noise`, and factors by as much in their own units: what a generator says of an angle
-    must then hold around it, which keeps it from learning a map that is too wiggly to fill in what it has not seen.
-    A denoiser's are moved less at low noise `sigma`, where the weights themselves would otherwise tell the angle better
-    than the condition does, and it would be ignored.
-    A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
+    Numbers are moved by `number_noise`, and factors by as much in their own units: the answer for an angle must then
+    hold around it, which keeps a generator from a map that is too wiggly to fill in what it has not seen. A denoiser's
+    are moved less at low noise `sigma`: its input would tell the angle better than the condition, which it would then
+    ignore. A sentence's vector stays as it is: the encoder is frozen, and its numbers are words.
     """
-    config = generator.config.condition
+    config, family = generator.config.condition, generator.family
     streams = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    family = generator.family
     scale = config.number_noise * (1 if config.number_period else number_period(config, family))
     scale *= 1.0 if sigma is None else sigma**2 / (1 + sigma**2)
     moved = scale * jax.vmap(jax.random.normal)(streams[:, 0])
@@ -79,13 +78,13 @@ def training_condition(
 def as_trained(generator: Generator, task: Int[np.ndarray, " rows"], given: Sequence[str]) -> dict:
     """Conditions of tasks as training draws them, with its noise and any of their wordings and images, but each time
     with the names `given` and no others."""
-    constants, count = make_constants(generator), len(task)
+    constants, count, seed = make_constants(generator), len(task), generator.config.seed
     wordings = len(generator.family.tasks[0].descriptions)
-    wording = rng.on_host(generator.config.seed, "conditioning/wording").integers(wordings, size=count, dtype=np.int32)
-    keys = jax.random.split(rng.stream(generator.config.seed, "conditioning/as_trained"), count)
-    made = jax.jit(lambda c, *rows: training_condition(generator, c, *rows))(constants, task, wording, keys)
-    made = jax.tree.map(np.asarray, made)
-    return {n: {"inputs": c["inputs"], "keep": np.full(count, n in given)} for n, c in made.items()}
+    wording = rng.on_host(seed, "conditioning/wording").integers(wordings, size=count, dtype=np.int32)
+    keys = jax.random.split(rng.stream(seed, "conditioning/as_trained"), count)
+    condition = jax.jit(lambda c, *rows: training_condition(generator, c, *rows))(constants, task, wording, keys)
+    condition = jax.tree.map(np.asarray, condition)
+    return {n: {"inputs": c["inputs"], "keep": np.full(count, n in given)} for n, c in condition.items()}
 
 
 def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Array]:
@@ -94,14 +93,11 @@ def _moved(text: dict[str, Array], by: Float[Array, " batch"]) -> dict[str, Arra
 
 
 def _drawn_shot(
-    backgrounds: Float[Array, "tasks shots features"],
-    task: Int[Array, " batch"],
-    noise: float,
-    keys: Key[Array, " batch"],
+    backgrounds: Float[Array, "tasks shots features"], task: Int[Array, " batch"], noise: float, keys: Keys
 ) -> Float[Array, "batch features"]:
-    """One of each task's empty images, with pixel noise of that standard deviation.
+    """One of each task's empty images, with pixel noise of standard deviation `noise`.
 
-    The noise hides what tells one seen background from another pixel by pixel, and leaves what new ones share.
+    The noise hides by which pixels seen backgrounds differ, and leaves what new ones share with them.
     """
 
     def one(task, key):
@@ -117,25 +113,24 @@ def asked(
     tasks: Sequence[Task],
     count: int,
     *,
-    given: Sequence[str] | None = None,
-    texts: Sequence[str] | None = None,
-    members: Float[np.ndarray, "samples members components"] | None = None,
+    given: Strings = None,
+    texts: Strings = None,
+    members: Members = None,
 ) -> dict:
-    """The condition of `count` samples for each task, in task order; sample j is asked for in the j-th wording.
+    """The condition of `count` samples for each task, in task order; sample j is described in the j-th wording.
 
     `given` is `sample.condition` by default.
     """
     if texts is None:
         texts = [t.descriptions[j % len(t.descriptions)] for t in tasks for j in range(count)]
-    repeated = [t for t in tasks for _ in range(count)]
     given = generator.config.sample.condition if given is None else given
-    return generator.condition(repeated, texts, given, members)
+    return generator.condition([t for t in tasks for _ in range(count)], texts, given, members)
 
 
 def of_set(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:
     """The condition of `count` networks for a set of tasks; None if no network of the refined zoo is for one of them.
 
-    All are conditioned on the same members, so that they are draws of one distribution.
+    All have the same members, so that they are draws of one distribution.
     """
     rows = generator.refined.draw(tasks, MEMBERS, random)
     if not len(rows):

@@ -47,6 +47,9 @@ REMEDY = "delete that folder and run the run's command again to rebuild it"
 MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
+Strings = Sequence[str] | None
+Members = Float[np.ndarray, "batch members components"] | None
+
 
 @flax.struct.dataclass
 class RefinedZoo:
@@ -54,7 +57,7 @@ class RefinedZoo:
 
     Attributes:
       coefficients: of each network.
-      means: of the mean's network for the same condition; the very same ones but where the zoo itself is learned from.
+      means: those of the mean's network for the same condition; they differ only where the zoo itself is learned from.
       factors: of the task of each.
     """
 
@@ -72,7 +75,7 @@ class RefinedZoo:
         return np.flatnonzero(tasks.contains(np.asarray(self.factors, np.float64)))
 
     def draw(self, tasks: TaskSet, count: int, random: np.random.Generator) -> Int[np.ndarray, " count"]:
-        """Rows in a set, drawn evenly: each as often as any other, but for one. Empty if none is in the set."""
+        """Rows in a set, drawn evenly: their counts differ by one at most. Empty if none is in the set."""
         rows = random.permutation(self.rows_of(tasks))
         return random.permutation(np.resize(rows, count)) if len(rows) else rows
 
@@ -115,11 +118,12 @@ class Generator:
     @property
     def shape(self) -> tuple[int, int]:
         """(tokens, token_dim) of a network's coefficients."""
-        return _token_shape(self.config, len(self.subspace.basis))
+        width = self.config.subspace.token_dim
+        return len(self.subspace.basis) // width, width
 
     def init_mean(self, key: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the mean."""
-        condition = self.condition([self.family.tasks[0]], given=())  # shapes are all that counts
+        condition = self.condition([self.family.tasks[0]], given=())  # only its shapes count
         condition = jax.tree.map(jnp.asarray, {n: condition[n] for n in self.config.condition.use})
         return self.mean.init(key, condition)["params"]
 
@@ -142,14 +146,13 @@ class Generator:
         return jnp.where(stats.varying(self.stats), z, 0)
 
     def members(self, condition: dict | Mixture) -> Float[Array, "batch members components"]:
-        """The networks that the prior is conditioned on: those that the condition names, else the mean's own network
-        for it, else, where every name is null, some of all."""
-        own = self.subspace.project(self.mean_tokens(condition))[:, None]
+        """The networks that the prior is conditioned on: the condition's own members, else the mean's network for it,
+        else, where every name is null, some of all."""
+        network = self.subspace.project(self.mean_tokens(condition))[:, None]
         plain = condition.a if isinstance(condition, Mixture) else condition
-        given = jnp.stack([plain[n]["keep"] for n in self.config.condition.use]).any(0)
-        named = plain["members"]
-        found = jnp.where(given[:, None, None], own, self.refined.everything)
-        return jnp.where(named["keep"][:, None, None], named["inputs"], found)
+        described = jnp.stack([plain[n]["keep"] for n in self.config.condition.use]).any(0)
+        members = jnp.where(described[:, None, None], network, self.refined.everything)
+        return jnp.where(plain["members"]["keep"][:, None, None], plain["members"]["inputs"], members)
 
     def denoiser(self, params: PyTree, members: Float[Array, "batch members components"]) -> Callable:
         """D(z, sigma): the estimate of a network's coefficients."""
@@ -176,38 +179,34 @@ class Generator:
         return self.target.apply(codec.complete(self.spec, network, self.base), x)
 
     def condition(
-        self,
-        tasks: Sequence[Task],
-        texts: Sequence[str] | None = None,
-        given: Sequence[str] | None = None,
-        members: Float[np.ndarray, "batch members components"] | None = None,
+        self, tasks: Sequence[Task], texts: Strings = None, given: Strings = None, members: Members = None
     ) -> dict[str, dict[str, Any]]:
         """The condition of each task as arrays; names not in `given` are null. `texts` default to the first wording.
 
-        `members` are coefficients of networks for tasks that each of the conditions may mean, if it may mean several.
+        `members` are coefficients of networks for the tasks that each condition may mean, if it may mean several.
         """
-        use = self.config.condition.use
+        use, count = self.config.condition.use, len(tasks)
         given = use if given is None else given
         texts = [t.descriptions[0] for t in tasks] if texts is None else texts
-        inputs = {}
-        if "id" in use:
-            inputs["id"] = np.array([t.id for t in tasks], np.int32)
-        if "factors" in use:
-            inputs["factors"] = self.family.factors(tasks)
-        if "text" in use:
-            inputs["text"] = self.tokenizer.encode_all(texts).tree
-        if "sentence" in use:  # the frozen encoder takes time, so it runs only for what is given
-            absent = np.zeros((len(tasks), self.sentences.width), np.float32)
-            inputs["sentence"] = self.sentences.encode_all(texts) if "sentence" in given else absent
-        if "background" in use:
-            inputs["background"] = self.family.backgrounds[np.array([t.id for t in tasks]), 0]
-        made = {n: {"inputs": inputs[n], "keep": np.full(len(tasks), n in given)} for n in use}
-        if self.subspace is None:  # the mean's own, which has no members yet
-            return made
-        if members is None:
-            nobody = np.zeros((len(tasks), MEMBERS, len(self.subspace.basis)), np.float32)
-            return made | {"members": {"inputs": nobody, "keep": np.zeros(len(tasks), bool)}}
-        return made | {"members": {"inputs": members, "keep": np.ones(len(tasks), bool)}}
+        ids = np.array([t.id for t in tasks], np.int32)
+
+        def sentences():  # the frozen encoder takes time, so it runs only where its vectors are read
+            width = self.sentences.width
+            return self.sentences.encode_all(texts) if "sentence" in given else np.zeros((count, width), np.float32)
+
+        inputs = {
+            "id": lambda: ids,
+            "factors": lambda: self.family.factors(tasks),
+            "text": lambda: self.tokenizer.encode_all(texts).tree,
+            "sentence": sentences,
+            "background": lambda: self.family.backgrounds[ids, 0],
+        }
+        condition = {n: {"inputs": inputs[n](), "keep": np.full(count, n in given)} for n in use}
+        if self.subspace is None:  # the mean's own condition, which has no members yet
+            return condition
+        keep = np.full(count, members is not None)
+        absent = np.zeros((count, MEMBERS, len(self.subspace.basis)), np.float32)
+        return condition | {"members": {"inputs": absent if members is None else members, "keep": keep}}
 
 
 def null_condition(condition: dict | Mixture) -> dict:
@@ -225,26 +224,19 @@ def make_generator(
       PdiffError: the zoo, the descriptions and the config do not fit together.
     """
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
-    spec = _spec(config, target)
-    seen, together = networks["seen"], max(1, stats.BLOCK_ELEMENTS // spec.num_params)
-
-    def blocks():  # never all tokens at once: there may be more of them than fit into memory
-        return (codec.encode_stacked(spec, block.params) for block in seen.blocks(together))
-
-    fitted = stats.fit(
-        spec,
-        blocks(),
-        center=config.weights.center,
-        scale=config.weights.scale,
-        base_tokens=np.asarray(codec.encode(spec, base)),
-    )
+    spec, weights = _spec(config, target), config.weights
+    base_tokens = np.asarray(codec.encode(spec, base))
+    # Never all tokens at once: there may be more of them than fit into memory.
+    blocks = networks["seen"].blocks(max(1, stats.BLOCK_ELEMENTS // spec.num_params))
+    tokens = (codec.encode_stacked(spec, block.params) for block in blocks)
+    fitted = stats.fit(spec, tokens, center=weights.center, scale=weights.scale, base_tokens=base_tokens)
     return _assemble(config, family, target, fitted, base, make_tokenizer(config, family))
 
 
 def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
-    """A generator of shapes: what a zoo would decide is absent, so programs can be compiled from it and not run.
+    """A generator of shapes: what comes from a zoo is abstract, so programs can be compiled from it but not run.
 
-    The refined zoo, which takes little room, is one of zeros, at the tasks where it would be.
+    The refined zoo, which is small, holds zeros for the tasks that it would have.
 
     Raises:
       PdiffError: the descriptions and the config do not fit together.
@@ -252,13 +244,13 @@ def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
     spec = _spec(config, target)
     shape, most, count = (spec.num_tokens, spec.token_dim), config.subspace.components, config.refined.networks
     fitted = jax.eval_shape(lambda: stats.Stats(center=jnp.zeros(shape), scale=jnp.zeros(shape)))
-    made = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
-    mean_params = jax.eval_shape(made.init_mean, jax.random.key(0))
+    generator = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
+    mean_params = jax.eval_shape(generator.init_mean, jax.random.key(0))
     subspace = jax.eval_shape(lambda: Subspace(jnp.zeros(shape), jnp.zeros((most, *shape)), jnp.zeros(())))
     factors = np.asarray(family.grammar.grid(count) if family.grammar else np.zeros((count, 0)), np.float32)
     rows = np.zeros((len(factors), most), np.float32)
     refined = RefinedZoo(rows, rows, factors)
-    return dataclasses.replace(made, mean_params=mean_params, subspace=subspace, refined=refined)
+    return dataclasses.replace(generator, mean_params=mean_params, subspace=subspace, refined=refined)
 
 
 def make_tokenizer(config: ConfigDict, family: Family) -> Tokenizer:
@@ -299,11 +291,11 @@ def check(config: ConfigDict, family: Family, target: Target) -> None:
 
 
 def save(generator: Generator, workdir: Path) -> None:
-    """Keeps all parts that came from the zoo and the mean's training, with a manifest, in `<workdir>/generator`."""
+    """Writes all parts that come from the zoo and the mean's training, with a manifest, to `<workdir>/generator`."""
     where = Path(workdir) / ARTIFACTS
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
-    kept = {
+    parts = {
         "base": generator.base,
         "stats": vars(generator.stats),
         "mean": generator.mean_params,
@@ -311,21 +303,17 @@ def save(generator: Generator, workdir: Path) -> None:
         "refined": vars(generator.refined),
         "usual_length": np.int64(generator.tokenizer.usual_length),
     }
-    arrays = traverse_util.flatten_dict(kept, sep="/")
-    arrays = {k: _contiguous(v) for k, v in arrays.items()}
+    arrays = traverse_util.flatten_dict(parts, sep="/")
+    # Safetensors saves strided arrays wrong, and `np.ascontiguousarray` gives a scalar an axis.
+    arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
     files.write_atomic(where / "arrays.safetensors", safetensors.numpy.save(arrays))
     files.write_atomic(where / "tokenizer.model", generator.tokenizer.model)
     config_lib.write(where / "config.json", generator.config)
     files.write_manifest(where, KIND)
 
 
-def _contiguous(array) -> np.ndarray:
-    """Safetensors saves strided arrays wrong; NumPy's own function gives a scalar an axis."""
-    return np.array(array, order="C")
-
-
 def load(workdir: Path) -> Generator:
-    """The generator that `save` kept.
+    """The generator that `save` wrote.
 
     Raises:
       PdiffError: there is none, or it is damaged.
@@ -343,43 +331,28 @@ def load(workdir: Path) -> Generator:
     family, target = scenario.family_and_target(config, workdir)
     model = (where / "tokenizer.model").read_bytes()
     tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
-    made = _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
-    return dataclasses.replace(
-        made, mean_params=tree["mean"], subspace=Subspace(**tree["subspace"]), refined=RefinedZoo(**tree["refined"])
-    )
+    generator = _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
+    subspace, refined = Subspace(**tree["subspace"]), RefinedZoo(**tree["refined"])
+    return dataclasses.replace(generator, mean_params=tree["mean"], subspace=subspace, refined=refined)
 
 
 def _spec(config: ConfigDict, target: Target) -> Spec:
-    tree, weights = target.abstract(), config.weights
-    width = weights.token_dim or suited_token_dim(make_spec(tree, generate=target.generate).num_params)
+    tree = target.abstract()
+    width = config.weights.token_dim or suited_token_dim(make_spec(tree, generate=target.generate).num_params)
     return make_spec(tree, generate=target.generate, token_dim=width)
 
 
-def _token_shape(config: ConfigDict, components: int) -> tuple[int, int]:
-    return components // config.subspace.token_dim, config.subspace.token_dim
-
-
 def suited_token_dim(num_params: int) -> int:
-    """The width of chunk tokens for networks of that size: the power of two next above twice its square root.
+    """The width of tokens for networks of that size: the power of two next above twice its square root, at least 32.
 
-    The sequence, and what a token says, then grow alike: 10 k parameters are 40 tokens of 256, 4 M are 977 of 4096.
+    The number of tokens and their width then grow alike: 10 k parameters are 40 tokens of 256, 4 M are 977 of 4096.
     """
     return 1 << max(5, math.ceil(math.log2(2 * math.sqrt(num_params))))
 
 
 def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
-    spec = _spec(config, target)
-    conditions = make_conditions(config, family, tokenizer.vocab_size)
-    return Generator(
-        config=config,
-        family=family,
-        target=target,
-        spec=spec,
-        stats=fitted,
-        base=base,
-        tokenizer=tokenizer,
-        mean=MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim)),
-        dit=make_dit(config.model),
-        path=sde.make_path(config.diffusion),
-        sentences=make_sentences(config, family),
-    )
+    spec, conditions = _spec(config, target), make_conditions(config, family, tokenizer.vocab_size)
+    mean = MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim))
+    models = {"mean": mean, "dit": make_dit(config.model), "path": sde.make_path(config.diffusion)}
+    sentences = make_sentences(config, family)
+    return Generator(config, family, target, spec, fitted, base, tokenizer, **models, sentences=sentences)

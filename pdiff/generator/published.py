@@ -6,7 +6,7 @@
     results.json          what says how well it does
     manifest.json         the sha256 of every file
 
-It stands wherever a workdir is sampled from: `restore` reads the parameters of either.
+It can stand in for a workdir in sampling: `restore` reads the parameters of either.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import scenario
 from pdiff.errors import PdiffError
-from pdiff.generator import generator
+from pdiff.generator import generator as generator_lib
 from pdiff.generator.generator import Generator
 from pdiff.scenario import Facts
 from pdiff.system import dist, files
@@ -33,16 +33,16 @@ RESULTS = ("adaptation", "arcs", "commit", "config", "created", "factors", "mixi
            "splits", "target", "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parents[1] / "pretrained" / "interp"  # the one that comes with the package
 
+Params = PyTree[Float[ArrayLike, "..."]]
+
 
 def is_published(where: Path) -> bool:
     """Whether the folder is a published generator and no workdir."""
     return (Path(where) / PARAMETERS).exists()
 
 
-def write(
-    made: Generator, params: PyTree[Float[ArrayLike, "..."]], results: dict, where: Path, imported: Facts | None = None
-) -> None:
-    """Writes the folder, whole or not at all. What an import left in the workdir of a run is kept, as loading reads it.
+def write(generator: Generator, params: Params, results: dict, where: Path, imported: Facts | None = None) -> None:
+    """Writes the folder, whole or not at all, with the facts that an import left in the run's workdir.
 
     Raises:
       PdiffError: it exists, is in no existing folder, or a parameter is too large for float16.
@@ -55,11 +55,11 @@ def write(
     arrays = traverse_util.flatten_dict(_halved(params), sep="/")
     partial = files.partial_of(where)
     try:
-        generator.save(dataclasses.replace(made, mean_params=_halved(made.mean_params)), partial)
+        generator_lib.save(dataclasses.replace(generator, mean_params=_halved(generator.mean_params)), partial)
         if imported is not None:
             scenario.save(imported, partial)
         files.write_atomic(partial / PARAMETERS, safetensors.numpy.save(arrays))
-        config_lib.write(partial / "config.json", made.config)
+        config_lib.write(partial / "config.json", generator.config)
         results_lib.write(partial / "results.json", {k: results[k] for k in RESULTS if k in results})
         files.write_manifest(partial, KIND)
         partial.rename(where)
@@ -67,13 +67,9 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _halved(params: PyTree[Float[ArrayLike, "..."]]) -> dict:
-    """The parameters as float16.
-
-    Raises:
-      PdiffError: one of them is too large for that.
-    """
-    with np.errstate(over="ignore"):  # which is told below, by name
+def _halved(params: Params) -> dict:
+    """The parameters as float16; a PdiffError where one is too large for that."""
+    with np.errstate(over="ignore"):  # reported below, by name
         arrays = {k: np.asarray(v, np.float16) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -90,12 +86,13 @@ def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
     where = Path(where)
     files.verify_manifest(where, KIND, "publish it again, or get a whole copy")
     arrays = safetensors.numpy.load_file(where / PARAMETERS)
-    wanted = {k: v.shape for k, v in traverse_util.flatten_dict(like, sep="/").items()}
-    for name in sorted(arrays.keys() | wanted.keys()):
-        found = arrays[name].shape if name in arrays else "absent"
-        if found != wanted.get(name, "absent"):
+    shapes = {k: v.shape for k, v in arrays.items()}
+    allowed = {k: v.shape for k, v in traverse_util.flatten_dict(like, sep="/").items()}
+    for name in sorted(shapes.keys() | allowed.keys()):
+        shape, right = shapes.get(name, "absent"), allowed.get(name, "absent")
+        if shape != right:
             raise PdiffError(
-                f"{where / PARAMETERS}: {name} is {found}; allowed in this pdiff: {wanted.get(name, 'absent')}; "
+                f"{where / PARAMETERS}: {name} is {shape}; allowed in this pdiff: {right}; "
                 "publish it again, from a run of this version"
             )
     tree = traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in arrays.items()}, sep="/")
@@ -105,8 +102,8 @@ def read(where: Path, like: PyTree) -> PyTree[Float[np.ndarray, "..."]]:
 def restore(static: Generator, workdir: Path, part: str = "ema", final: bool = False) -> tuple[PyTree, str]:
     """The averaged parameters of the newest intact checkpoint of a run, or with the part `params` the trained ones.
 
-    A published folder has the averaged ones alone. With them comes the sha256 of the manifest that has those of each of
-    their files: of the very checkpoint that is read, whatever a training beside it writes meanwhile.
+    A published folder has the averaged ones alone. With them comes the sha256 of the manifest of their files, that of
+    the very checkpoint that is read, whatever a training beside it writes meanwhile.
 
     Raises:
       PdiffError: there is none; or it is not the last of the run's training, where only the `final` one will do.
@@ -114,10 +111,9 @@ def restore(static: Generator, workdir: Path, part: str = "ema", final: bool = F
     like = jax.eval_shape(static.init, jax.random.key(0))
     if is_published(workdir):
         return read(workdir, like), files.sha256(Path(workdir) / files.MANIFEST)
-    from pdiff.system.checkpoint import Checkpoints  # Orbax takes its time to import, and a published folder needs none
+    from pdiff.system.checkpoint import Checkpoints  # Orbax is slow to import, and a published folder needs none
 
-    mesh = dist.make_mesh()
-    sharding = jax.sharding.NamedSharding(mesh, dist.REPLICATED)
+    sharding = jax.sharding.NamedSharding(dist.make_mesh(), dist.REPLICATED)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", static.config.train.keep_checkpoints)
     try:

@@ -1,9 +1,9 @@
 """The refined zoo: the mean's networks for many more conditions than there are tasks, which the prior learns from.
 
-Networks of a zoo carry the noise of their seeds, most of which has nothing to do with the task, and lie where the tasks
-are that they were trained for. The mean's networks (`models.mean`) carry none, and there is one for whatever can be
-described, held-out regions included, since no data of these tasks are needed. Where there are no tasks between tasks,
-or none but one (`refined.of` = "zoo"), it is the zoo itself.
+Networks of a zoo carry the noise of their seeds, most of which has nothing to do with the task, and exist for its tasks
+only. The mean's networks (`models.mean`) carry no such noise, and there is one for whatever can be described,
+held-out regions included, since that needs no data of these tasks. Where no tasks lie between the zoo's, or it has only
+one (`refined.of` = "zoo"), the refined zoo is the zoo itself.
 """
 
 import functools
@@ -28,10 +28,7 @@ GROUP = 8
 
 
 def refine(generator: Generator, mean_params: PyTree, networks: Networks | StoredNetworks, mesh: Mesh) -> Generator:
-    """The generator with what its trained mean makes possible: the subspace, and the refined zoo.
-
-    Args:
-      networks: the seen ones.
+    """The generator with its trained mean, the subspace and the refined zoo; `networks` are the seen ones.
 
     Raises:
       PdiffError: all networks of the refined zoo are the same.
@@ -40,16 +37,13 @@ def refine(generator: Generator, mean_params: PyTree, networks: Networks | Store
     of_zoo, config = generator.config.refined.of == "zoo", generator.config.subspace
     condition, factors = _conditions(generator, networks if of_zoo else None)
     count, together = len(factors), max(1, stats.BLOCK_ELEMENTS // generator.spec.num_params)
-    means = _mean_blocks(generator, mesh)
-    if of_zoo:
-        normalize = jax.jit(generator.normalize)
+    run_mean, normalize = _mean_blocks(generator, mesh), jax.jit(generator.normalize)
 
-        def read(rows):
-            return np.asarray(normalize(networks[rows].params))
-    else:
+    def of_mean(rows):
+        return run_mean(jax.tree.map(lambda x: x[rows], condition))
 
-        def read(rows):
-            return means(jax.tree.map(lambda x: x[rows], condition))
+    def read(rows):
+        return np.asarray(normalize(networks[rows].params)) if of_zoo else of_mean(rows)
 
     def blocks(rows: Int[np.ndarray, " some"], read=read) -> Iterator[Float[np.ndarray, "some tokens dim"]]:
         for start in range(0, len(rows), together):
@@ -59,32 +53,22 @@ def refine(generator: Generator, mean_params: PyTree, networks: Networks | Store
     held_out = every[GROUP - 1 :: GROUP] if count >= FEWEST_HELD_OUT else every
     fitted = np.setdiff1d(every, held_out) if count >= FEWEST_HELD_OUT else every
     fitted = fitted[evenly(len(fitted), config.networks)]
-    space = subspace.fit(
-        functools.partial(blocks, fitted),
-        functools.partial(blocks, held_out),
-        most=config.components,
-        explained=config.explained,
-        multiple=config.token_dim,
-    )
+    sizes = {"most": config.components, "explained": config.explained, "multiple": config.token_dim}
+    space = subspace.fit(functools.partial(blocks, fitted), functools.partial(blocks, held_out), **sizes)
     project = jax.jit(space.project)
     coefficients = np.concatenate([project(x) for x in blocks(every)])
-    told = coefficients
-    if of_zoo:
-        own = blocks(every, lambda rows: means(jax.tree.map(lambda x: x[rows], condition)))
-        told = np.concatenate([project(x) for x in own])
-    refined = RefinedZoo(coefficients, told, np.asarray(factors, np.float32))
+    means = np.concatenate([project(x) for x in blocks(every, of_mean)]) if of_zoo else coefficients
+    refined = RefinedZoo(coefficients, means, np.asarray(factors, np.float32))
     return generator.bind(generator.arrays() | {"subspace": space, "refined": refined})
 
 
 def training_sets(generator: Generator) -> Int[np.ndarray, "sentences rows"]:
     """Rows of the refined zoo in the set of each of `refined.sentences` vague descriptions; 2 MEMBERS of each."""
     grammar, config = generator.family.grammar, generator.config.refined
-    if grammar is None or not config.vague:
-        return np.zeros((0, 2 * MEMBERS), np.int32)
+    sentences = config.sentences if grammar and config.vague else 0
     random = rng.on_host(generator.config.seed, "refined/sentences")
-    drawn = (generator.refined.draw(grammar.sentence(random)[1], 2 * MEMBERS, random) for _ in range(config.sentences))
-    found = [rows for rows in drawn if len(rows)]
-    return np.stack(found).astype(np.int32) if found else np.zeros((0, 2 * MEMBERS), np.int32)
+    sets = (generator.refined.draw(grammar.sentence(random)[1], 2 * MEMBERS, random) for _ in range(sentences))
+    return np.array([rows for rows in sets if len(rows)], np.int32).reshape(-1, 2 * MEMBERS)
 
 
 def _conditions(
@@ -92,23 +76,23 @@ def _conditions(
 ) -> tuple[dict, Float[np.ndarray, "rows factors"]]:
     """The condition of each row, as the run samples, and its factors.
 
-    With `networks`, those of their tasks. Else those of a grid over all that can be described; or where tasks are told
-    in another way, such as by an image, of the seen tasks in turn, as the mean's training tells of them.
+    With `networks`, those of their tasks. Else those of a grid over all that can be described; or where tasks are
+    conditioned on in another way, such as by an image, of the seen tasks in turn, as in the mean's training.
     """
     family, config, given = generator.family, generator.config, generator.config.sample.condition
     random, count = rng.on_host(config.seed, "refined/wordings"), config.refined.networks
-    if networks is None and family.vary is not None and family.grammar and set(given) <= conditioning.DESCRIBED:
+    if networks is not None:
+        tasks = [family.tasks[t] for t in networks.task]
+        factors = family.factors(tasks)
+    elif family.vary is not None and family.grammar and set(given) <= conditioning.DESCRIBED:
         factors = family.grammar.grid(count)
-        tasks = [Task("", 0, "seen", tuple(map(float, f)), *family.describe(tuple(map(float, f)))) for f in factors]
-    elif networks is None:
+        tasks = [Task("", 0, "seen", f, *family.describe(f)) for f in map(tuple, factors.tolist())]
+    else:
         seen = family.split("seen")
         tasks = [seen[i % len(seen)] for i in range(max(count // len(seen), 1) * len(seen))]
         factors = family.factors(tasks)
         ids = np.array([t.id for t in tasks], np.int32)
         return conditioning.as_trained(generator, ids, given), factors
-    else:
-        tasks = [family.tasks[t] for t in networks.task]
-        factors = family.factors(tasks)
     texts = [t.descriptions[random.integers(len(t.descriptions))] for t in tasks]
     return generator.condition(tasks, texts, given), factors
 
@@ -117,11 +101,8 @@ def _mean_blocks(generator: Generator, mesh: Mesh) -> Callable[[dict], Float[np.
     """Conditions of any number of rows -> the mean's networks, `sample.batch_size` at a time."""
     arrays = dist.replicate({n: generator.arrays()[n] for n in ("stats", "mean_params")}, mesh)
     batch = dist.round_up(generator.config.sample.batch_size, mesh)
-
-    def one(arrays, condition):
-        return generator.bind(arrays).mean_tokens(condition)
-
-    step = dist.data_parallel(one, mesh, (dist.REPLICATED, dist.SHARDED), dist.SHARDED)
+    specs = (dist.REPLICATED, dist.SHARDED)
+    step = dist.data_parallel(lambda a, c: generator.bind(a).mean_tokens(c), mesh, specs, dist.SHARDED)
 
     def run(condition: dict) -> Float[np.ndarray, "some tokens dim"]:
         count = len(jax.tree.leaves(condition)[0])

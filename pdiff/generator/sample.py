@@ -1,7 +1,7 @@
 """Networks from a trained generator.
 
-They are drawn `sample.batch_size` at a time. `Samplers.networks` keeps them all, `batches` hands them over one batch
-after the other, and `scores` keeps their accuracies alone: there memory does not grow with samples times parameters.
+They are drawn `sample.batch_size` at a time. `Samplers.networks` returns them all, `batches` yields batch after batch,
+and `scores` returns their accuracies alone: there memory does not grow with samples times parameters.
 """
 
 import functools
@@ -19,28 +19,26 @@ from pdiff.diffusion.guidance import guided
 from pdiff.generator.generator import Generator, null_condition
 from pdiff.system import dist
 
+Batch = PyTree[Float[Array, "batch ..."]]  # networks on the devices
+Networks = PyTree[Float[np.ndarray, "samples ..."]]
 
-def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., PyTree[Float[Array, "batch ..."]]]:
+
+def make_sampler(generator: Generator, name: str, mesh: Mesh) -> Callable[..., Batch]:
     """(params, arrays, condition, key, index) -> networks, jitted and sharded over the batch.
 
     `arrays` are `generator.arrays()`, without the base if need be. `index` numbers the samples: sample i is the same
     whatever batch or device it is drawn in.
     """
-    config = generator.config.sample
+    config, shape = generator.config.sample, generator.shape
     sampler = samplers.get_sampler(name)
     levels = samplers.noise_levels(generator.path, config.num_steps, config.rho)
-    shape = generator.shape
 
     def draw(params, arrays, condition, key, index):
         bound = generator.bind(arrays)
         keys = rng.per_example(key, index)
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
-        denoise = guided(
-            lambda z, s, members: bound.denoiser(params, members)(z, s),
-            bound.members(condition),
-            bound.members(null_condition(condition)),
-            config.guidance,
-        )
+        members, null = bound.members(condition), bound.members(null_condition(condition))
+        denoise = guided(lambda z, s, m: bound.denoiser(params, m)(z, s), members, null, config.guidance)
         x0 = sampler(denoise, generator.path, noise, levels, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
         return bound.decode(x0)
 
@@ -55,8 +53,7 @@ class Samplers:
         self._mesh = mesh
         self._make = functools.cache(lambda name: make_sampler(generator, name, mesh))
         self._arrays = dist.replicate(generator.arrays() | {"base": None}, mesh)
-        config = generator.config.sample
-        self._batch = dist.round_up(config.batch_size, mesh)
+        self._batch = dist.round_up(generator.config.sample.batch_size, mesh)
 
     def batches(
         self,
@@ -66,7 +63,7 @@ class Samplers:
         key: PRNGKeyArray,
         *,
         rows: PyTree[np.ndarray] = (),
-        make: Callable[[PyTree[Float[Array, "batch ..."]], Any], PyTree[Array]] = lambda networks, rows: networks,
+        make: Callable[[Batch, Any], PyTree[Array]] = lambda networks, rows: networks,
     ) -> Iterator[PyTree[np.ndarray]]:
         """One network for each row of `condition` by the sampler `name`, `sample.batch_size` of them at a time.
 
@@ -75,17 +72,16 @@ class Samplers:
           make: what to make of a batch, while it is on the devices, and of its `rows`; the last batch is padded. Only
             what this returns, arrays with an axis over the batch, is fetched and, without the padding, yielded.
         """
-        draw, key = self._make(name), dist.replicate(key, self._mesh)
+        draw, (params, key) = self._make(name), dist.replicate((params, key), self._mesh)
+        count = _count(condition)
 
-        def step(params, arrays, condition, numbered):
-            index, rows = numbered
-            return make(draw(params, arrays, condition, key, index), rows)
+        def step(args):
+            condition, index, rows = dist.shard(args, self._mesh)
+            return make(draw(params, self._arrays, condition, key, index), rows)
 
-        return self._in_batches(step, params, condition, (_index(condition), rows))
+        return dist.chunks(step, (condition, np.arange(count, dtype=np.int32), rows), count, self._batch)
 
-    def networks(
-        self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray
-    ) -> PyTree[Float[np.ndarray, "samples ..."]]:
+    def networks(self, params: PyTree, name: str, condition: Any, key: PRNGKeyArray) -> Networks:
         """`batches` of networks, all as one: parameter trees of the target."""
         return dist.join(self.batches(params, name, condition, key), _count(condition))
 
@@ -95,25 +91,12 @@ class Samplers:
         name: str,
         condition: Any,
         key: PRNGKeyArray,
-        score: Callable[[PyTree[Float[Array, "batch ..."]], Int[Array, " batch"]], Float[Array, " batch"]],
+        score: Callable[[Batch, Int[Array, " batch"]], Float[Array, " batch"]],
         task: Int[np.ndarray, " samples"],
     ) -> Float[np.ndarray, " samples"]:
         """`score` (as `Scorer.batch`) of what `networks` would return, each on its task; no network is kept."""
         rows = np.asarray(task, np.int32)
         return dist.join(self.batches(params, name, condition, key, rows=rows, make=score), len(rows))
-
-    def _in_batches(self, step: Callable, params: PyTree, condition: Any, rows: PyTree) -> Iterator[PyTree[np.ndarray]]:
-        """step(params, arrays, condition, rows) over all rows, a batch at a time."""
-        params = dist.replicate(params, self._mesh)
-
-        def on_batch(args):
-            return step(params, self._arrays, *dist.shard(args, self._mesh))
-
-        return dist.chunks(on_batch, (condition, rows), _count(rows), self._batch)
-
-
-def _index(condition: PyTree) -> Int[np.ndarray, " samples"]:
-    return np.arange(_count(condition), dtype=np.int32)
 
 
 def _count(rows: PyTree) -> int:

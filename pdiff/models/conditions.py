@@ -1,8 +1,7 @@
 """Condition encoders: each turns one description of a task into condition tokens.
 
-A condition is a dict with, for each name in use, its inputs and a boolean `keep` for each
-example; where that is false a learned null token stands in. That is what training drops for
-classifier-free guidance, and what a sample that gives only some of the conditions sees.
+A condition is a dict with, for each name in use, its inputs and a boolean `keep` for each example; where that is false,
+a learned null token stands in: in training for classifier-free guidance, and in samples that give only some conditions.
 """
 
 from collections.abc import Mapping
@@ -97,13 +96,12 @@ class BackgroundCondition(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "batch features"]) -> Float[Array, "batch 1 width"]:
-        h = nn.gelu(Dense(2 * self.width)(image))
-        return Mlp(self.width, self.width)(h)[:, None]
+        return Mlp(self.width, self.width)(nn.gelu(Dense(2 * self.width)(image)))[:, None]
 
 
 @flax.struct.dataclass
 class Context:
-    """What the transformer is told: a token for each condition, and the mean of those that are given."""
+    """Encoded conditions: a token for each, and the mean of those that are not null."""
 
     tokens: Float[Array, "batch tokens width"]
     pooled: Float[Array, "batch width"]
@@ -134,13 +132,13 @@ def number_period(condition: ConfigDict, family: Family) -> float:
     """The period of the numbers in descriptions: what the config says, or for 0 twice their range over seen tasks."""
     if condition.number_period:
         return condition.number_period
-    found = [float(n) for t in family.split("seen") for d in t.descriptions for n in NUMBER.findall(d)]
-    return 2 * (max(found) - min(found)) if found and max(found) > min(found) else 1.0
+    numbers = [float(n) for t in family.split("seen") for d in t.descriptions for n in NUMBER.findall(d)]
+    return 2 * np.ptp(numbers).item() if len({*numbers}) > 1 else 1.0
 
 
 def factor_units(condition: ConfigDict, family: Family) -> tuple[float, ...]:
-    """How much of each factor is 1 in the numbers of a description: the family's, or where the config leaves the
-    period open as much as makes twice the factor's own range one period.
+    """How much of each factor is 1 in the numbers of a description: the family's `units`, or where the config leaves
+    the period open, what makes one period twice the factor's own range.
     """
     if condition.number_period or not family.factor_names:
         return family.units
@@ -155,34 +153,34 @@ def make_conditions(config: ConfigDict, family: Family, vocab_size: int) -> Cond
     Raises:
       PdiffError: the family lacks what a condition reads.
     """
-    width, condition = config.model.width, config.condition
+    width, condition, harmonics = config.model.width, config.condition, config.condition.num_harmonics
     period = number_period(condition, family)
     if "background" in condition.use and family.backgrounds is None:
         raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no backgrounds")
     if "factors" in condition.use and not family.factor_names:
         raise PdiffError(f"condition.use: got {condition.use}; the family {family.name} has no factors")
+
+    def factors():
+        units = zip(family.factor_periods, factor_units(condition, family), strict=True)
+        return FactorsCondition(width, harmonics, tuple(p or period * unit or INDICATOR_PERIOD for p, unit in units))
+
+    def text():
+        sizes = (condition.text_width, condition.text_depth, vocab_size, condition.text_max_length)
+        return TextCondition(width, *sizes, harmonics, period)
+
     make = {
         "id": lambda: IdCondition(width, len(family.tasks)),
-        "factors": lambda: FactorsCondition(
-            width, condition.num_harmonics,
-            tuple(
-                p or period * unit or INDICATOR_PERIOD
-                for p, unit in zip(family.factor_periods, factor_units(condition, family), strict=True)
-            ),
-        ),
-        "text": lambda: TextCondition(
-            width, condition.text_width, condition.text_depth, vocab_size, condition.text_max_length,
-            condition.num_harmonics, period,
-        ),
+        "factors": factors,
+        "text": text,
         "sentence": lambda: SentenceCondition(width),
         "background": lambda: BackgroundCondition(width),
-    }  # fmt: skip
+    }
     return Conditions({name: make[name]() for name in condition.use}, width)
 
 
 @flax.struct.dataclass
 class Mixture:
-    """Two conditions to be mixed, `weight` of the way from a to b; it stands wherever a condition may."""
+    """Two conditions to be mixed, `weight` of the way from a to b; it can stand for a condition."""
 
     a: dict[str, dict]
     b: dict[str, dict]

@@ -1,8 +1,8 @@
 """The prior's diffusion transformer, over tokens of coefficients (after Peebles & Xie 2023).
 
-What it is told of the task is a set of networks, the `members`: coefficients of the mean's networks for tasks that the
-description allows. A precise description has one, a vague one several, drawn evenly from the tasks that it names, and
-no description has some of all. So any condition that the mean reads is one that the prior reads.
+It is conditioned on a set of networks, the `members`: coefficients of the mean's networks for tasks that the
+description allows. A precise description has one, a vague one several, drawn evenly from the tasks that it covers, and
+no description has some of all. So the prior can be conditioned on whatever the mean can.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from pdiff.models.layers import Attention, Dense, Mlp, noise_features
+from pdiff.models.layers import Attention, Dense, Mlp, Tokens, noise_features
 from pdiff.system.sharding import by_example
 
 LEAST_VARIANCE = 1e-8  # under the root of a deviation, which has no gradient at 0
@@ -26,13 +26,9 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch tokens width"], vector: Float[Array, "batch width"]
-    ) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Tokens, vector: Float[Array, "batch width"]) -> Tokens:
         width = x.shape[-1]
-        modulation = Dense(6 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(
-            nn.silu(vector)
-        )
+        modulation = Dense(6 * width, self.dtype, nn.initializers.zeros, name="modulation")(nn.silu(vector))
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(by_example(modulation)[:, None], 6, -1)
         h = _layer_norm(self.dtype)(x) * (1 + scale1) + shift1
         x = by_example(x + gate1 * Attention(self.num_heads, self.dtype, name="attention")(h))
@@ -43,9 +39,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Coefficient tokens in, coefficient tokens out; zero at initialization.
 
-    Each token is read beside the members' mean and standard deviation of the same coefficients; what more there is in
-    the members' distribution is a token of its own, the mean and deviation of a feature of each (Deep Sets, Zaheer et
-    al. 2017).
+    Each token is read beside the members' mean and standard deviation of the same coefficients; one more token has the
+    mean and deviation of learned features of each member (Deep Sets, Zaheer et al. 2017).
     """
 
     width: int
@@ -77,12 +72,10 @@ class DiT(nn.Module):
         for i in range(self.depth):
             h = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(h, vector)
         h = by_example(h[:, :tokens])
-        final = Dense(2 * self.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
-            nn.silu(vector)
-        )
+        final = Dense(2 * self.width, self.dtype, nn.initializers.zeros, name="final")(nn.silu(vector))
         shift, scale = jnp.split(by_example(final)[:, None], 2, -1)
         h = _layer_norm(self.dtype)(h) * (1 + scale) + shift
-        out = Dense(token_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="last")(h)
+        out = Dense(token_dim, self.dtype, nn.initializers.zeros, name="last")(h)
         return by_example(out.astype(jnp.float32))
 
 
@@ -93,14 +86,8 @@ def _moments(x: Float[Array, "batch members features"]) -> Float[Array, "batch t
 
 def make_dit(config: ConfigDict) -> DiT:
     """The transformer of the `model` part of a run's config."""
-    return DiT(
-        width=config.width,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_ratio,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-    )
+    sizes = (config.width, config.depth, config.num_heads, config.mlp_ratio)
+    return DiT(*sizes, dtype=jnp.dtype(config.dtype), remat=config.remat)
 
 
 def _layer_norm(dtype) -> nn.LayerNorm:

@@ -1,4 +1,4 @@
-"""The layers that the networks here are made of."""
+"""Layers that the models share."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,15 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+Tokens = Float[Array, "batch tokens width"]
+
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "rows features"], kernel: Float[Array, "features outputs"]) -> Float[Array, "rows outputs"]:
     """x @ kernel, with a gradient of the kernel in the kernel's own order of axes. It has no forward-mode derivative.
 
-    JAX's own rule makes that gradient transposed and turns it round, which XLA cannot fold into the product where
-    devices sum gradients in between: the optimizer would then read all of them column by column.
+    JAX's own rule transposes that gradient at the end, which XLA cannot fold into the product where devices sum
+    gradients in between: the optimizer would then read all of them column by column.
     """
     return x @ kernel
 
@@ -69,9 +71,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "..."] | None = None
-    ) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Tokens, mask: Bool[Array, "..."] | None = None) -> Tokens:
         batch, tokens, width = x.shape
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
         # Head by head, so that a split of the columns over devices is one of the heads.

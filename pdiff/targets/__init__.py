@@ -2,8 +2,8 @@
 
 A target is a Flax Linen module used as a pure function: `init(rng) -> tree` and `apply(tree, x) -> logits`. A module
 with BatchNorm also takes `train`, and becomes `apply_train(tree, x) -> (logits, tree)` too. `get_target` finds one by
-the name of its module, so a new target is one new file. Which of its units can be reordered, a function
-`permutation_spec(module)` in that file says, if there is one.
+the name of its file, so a new target is one new file. In it, `permutation_spec(module)` may say which units can be
+reordered.
 """
 
 import dataclasses
@@ -33,15 +33,14 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
     Raises:
       PdiffError: there is no such target, its sizes do not fit, or `generate` matches some running statistics only.
     """
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TARGETS)
+    names = sorted({m.name for m in pkgutil.iter_modules(__path__)} - _NOT_TARGETS)
     if config.name not in names:
         raise PdiffError(f"target.name: got {config.name!r}; allowed: {', '.join(names)}")
     source = importlib.import_module(f"{__name__}.{config.name}")
     module: nn.Module = source.make_module(config, image_shape, num_classes)
-    features = math.prod(image_shape)
 
     def init(rng: PRNGKeyArray) -> Any:
-        return module.init(rng, jnp.zeros((1, features), jnp.float32))
+        return module.init(rng, jnp.zeros((1, math.prod(image_shape)), jnp.float32))
 
     target = Target(config.name, init, module.apply, config.generate)
     if hasattr(source, "permutation_spec"):

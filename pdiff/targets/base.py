@@ -28,7 +28,7 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
-      permutations: which units of the whole tree can be reordered; None where that is not known, or nothing can.
+      permutations: which units of the whole tree can be reordered; None if unknown, or if none can.
     """
 
     name: str
@@ -46,28 +46,27 @@ class Target:
         """The permutations of the generated part, which leave all else of the tree as it is; None if there are none."""
         if self.permutations is None:
             return None
-        paths = ["/".join(p) for p in traverse_util.flatten_dict(self.abstract())]
+        paths = traverse_util.flatten_dict(self.abstract(), sep="/")
         spec = self.permutations.restricted([p for p in paths if re.fullmatch(self.generate, p)])
         return spec if spec.units else None
 
     def generated_permutations(self, field: str) -> PermutationSpec:
-        """`symmetry`, for a config field that asks for it, named with its value in the message.
+        """`symmetry`, for a config field that needs it; `field` is its name and value, for the message.
 
         Raises:
           PdiffError: there is none.
         """
-        spec = self.symmetry()
-        if spec is None and self.permutations is None:
+        if spec := self.symmetry():
+            return spec
+        if self.permutations is None:
             raise PdiffError(
                 f"{field}: needs hidden units that can be reordered, which a {self.name} with low-rank adapters, or "
                 "without a permutation_spec in its module, does not have; allowed: the field's default"
             )
-        if spec is None:
-            raise PdiffError(
-                f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
-                "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"
-            )
-        return spec
+        raise PdiffError(
+            f"{field}: target.generate is {self.generate!r}, and none of {', '.join(self.permutations.units)} "
+            "acts on leaves that it matches alone, so no unit can be reordered; allowed: a wider one, such as '.*'"
+        )
 
     def updates_running(self) -> bool:
         """Whether running statistics are fine-tuned and generated, which is where `generate` matches them.

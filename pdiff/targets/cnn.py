@@ -25,8 +25,7 @@ class CNN(nn.Module):
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         x = x.reshape(len(x), *self.image_shape[:2], -1)
         for i, channels in enumerate(self.channels):
-            x = Conv(channels)(x)
-            x = nn.relu(nn.GroupNorm(GROUPS)(x))
+            x = nn.relu(nn.GroupNorm(GROUPS)(Conv(channels)(x)))
             if i < len(self.channels) - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(self.num_classes)(x.mean((1, 2)))

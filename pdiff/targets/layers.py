@@ -20,17 +20,14 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n height width inputs"]) -> Float[Array, "n out_height out_width features"]:
-        side, inputs = self.kernel_size, x.shape[-1]
-        shape = (side, side, inputs, self.features)
-        kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
-        strides = (self.stride, self.stride)
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), strides, "SAME")
+        side, step = self.kernel_size, self.stride
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (side, side, x.shape[-1], self.features))
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), (step, step), "SAME")
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        height, width = (-(-s // self.stride) for s in x.shape[1:3])
+        rows, columns = ((-(-size // step) - 1) * step + 1 for size in x.shape[1:3])
 
         def shifted(i, j):  # what kernel[i, j] is applied to
-            ends = (i + (height - 1) * self.stride + 1, j + (width - 1) * self.stride + 1)
-            return padded[:, i : ends[0] : self.stride, j : ends[1] : self.stride]
+            return padded[:, i : i + rows : step, j : j + columns : step]
 
         patches = jnp.concatenate([shifted(i, j) for i in range(side) for j in range(side)], -1)
         out = patches @ kernel.reshape(-1, self.features)

@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2022) on any target: W + (alpha / rank) A B, as a pure function of (base, adapters).
 
 The tree is the target's own `params` and beside it `lora`, with matrices `a` (inputs, rank) and `b` (rank, outputs) for
-each adapted kernel. A kernel of a convolution is taken as (height * width * inputs, outputs), that of an attention
+each adapted kernel. A kernel of a convolution is treated as (height * width * inputs, outputs), that of an attention
 projection as (inputs, heads * features) or (heads * features, outputs). B starts at zero, so that fresh adapters change
 nothing; A is random, the same for all networks that share a base. Running statistics stay the target's own
 `batch_stats`: generate="lora/.*" keeps the base's, "(lora|batch_stats)/.*" updates them beside the adapters.
@@ -33,11 +33,9 @@ def with_lora(target: Target, rank: int, alpha: float, modules: str) -> Target:
     """
     shapes = _adapted(target, modules)
     for path, (inputs, outputs) in shapes.items():
-        if rank > min(inputs, outputs):
-            raise PdiffError(
-                f"target.lora_rank: got {rank}; allowed: at most {min(inputs, outputs)}, the smaller side of "
-                f"{'/'.join(path)} ({inputs} x {outputs})"
-            )
+        if rank > (most := min(inputs, outputs)):
+            where = f"{'/'.join(path)} ({inputs} x {outputs})"
+            raise PdiffError(f"target.lora_rank: got {rank}; allowed: at most {most}, the smaller side of {where}")
 
     def init(key: PRNGKeyArray) -> PyTree:
         adapters = {}

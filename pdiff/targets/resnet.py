@@ -1,7 +1,6 @@
 """A residual network with BatchNorm: a network is its parameters and its running statistics.
 
-The tree is `{'params': …, 'batch_stats': …}`. What becomes of the running statistics in training is said in
-`pdiff/zoo/finetune.py`.
+The tree is `{'params': …, 'batch_stats': …}`; `pdiff/zoo/finetune.py` says how training treats the running statistics.
 """
 
 from flax import linen as nn
@@ -14,8 +13,8 @@ from pdiff.targets.layers import Conv
 from pdiff.weights.permutations import Axes, PermutationSpec, Units, conv, dense, norm
 
 MOMENTUM = 0.9  # running <- 0.9 running + 0.1 of the batch; fine-tuning is too short for Flax's 0.99
-# What keeps a channel that hardly varies from being blown up. It bounds the gain to 1 / sqrt(epsilon) = 32 even where
-# a generated running variance is below zero, which counts as zero (see `targets.base.with_running_statistics`).
+# Keeps a channel that hardly varies from being blown up: the gain is at most 1 / sqrt(epsilon) = 32, even where a
+# generated running variance is below zero, which counts as zero (see `targets.base.with_running_statistics`).
 EPSILON = 1e-3
 
 

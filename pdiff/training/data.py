@@ -25,32 +25,26 @@ def training_batches(
     place: Callable[[dict], dict] = lambda batch: batch,
     params: bool = True,
 ) -> Iterator[dict]:
-    """Batches of steps `start` … `stop - 1`, prepared, and laid out over devices by `place`, by a background thread.
+    """Batches of steps `start` … `stop - 1`, which a background thread prepares and lays out over devices by `place`.
 
-    Each holds stacked `params`, `task` ids, the `wording` of the description to use, and `index`,
-    the example's number in the global batch. Step n is the same batch whatever `start` is. Every
-    network is seen once before any is seen twice. With `rows`, only those of the batch are read, as a process does
-    for its own devices. Without `params`, networks are not read, and their tasks alone are there.
+    Each holds stacked `params`, `task` ids, the `wording` of the description to use, and `index`, the example's number
+    in the global batch. Step n is the same batch whatever `start` is. Every network is seen once before any is seen
+    twice. With `rows`, only those of the batch are read, as a process does for its own devices. Without `params`, no
+    network is read.
     """
-    mine = np.arange(batch_size) if rows is None else rows
+    index = np.arange(batch_size) if rows is None else rows
 
     @functools.lru_cache(2)  # a batch may begin in one epoch and end in the next
     def order(epoch: int) -> Int[np.ndarray, " networks"]:
         return rng.on_host(seed, "data/order", epoch).permutation(len(networks))
 
     def load(step: int) -> dict:
-        epochs, places = np.divmod(step * batch_size + mine, len(networks))
+        epochs, places = np.divmod(step * batch_size + index, len(networks))
         chosen = np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
-        read = {"params": networks[chosen].params} if params else {}
+        batch = {"params": networks[chosen].params} if params else {}
         wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
-        return place(
-            {
-                **read,
-                "task": networks.task[chosen],
-                "wording": wording[mine],
-                "index": mine.astype(np.int32),
-            }
-        )
+        batch |= {"task": networks.task[chosen], "wording": wording[index], "index": index.astype(np.int32)}
+        return place(batch)
 
     return _ahead(load, start, stop)
 
@@ -64,8 +58,8 @@ def numbered_batches(
     place: Callable[[dict], dict] = lambda batch: batch,
 ) -> Iterator[dict]:
     """The same for steps that draw their examples themselves: batches that hold nothing but `index`."""
-    mine = np.arange(batch_size) if rows is None else rows
-    return _ahead(lambda step: place({"index": mine.astype(np.int32)}), start, stop)
+    index = np.arange(batch_size) if rows is None else rows
+    return _ahead(lambda step: place({"index": index.astype(np.int32)}), start, stop)
 
 
 def _ahead(load: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Training metrics: one JSON object a line, and the same for TensorBoard and, if asked for, Weights & Biases."""
+"""Training metrics: one JSON object a line, and the same for TensorBoard and, optionally, Weights & Biases."""
 
 import hashlib
 import json
@@ -22,19 +22,19 @@ def read(workdir: Path) -> list[dict]:
 def _entry(line: bytes) -> dict | None:
     """A line's numbers by name."""
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(found, dict) and all(isinstance(v, (int, float)) for v in found.values())
-    return found if sound and isinstance(found.get("step"), int) else None
+    sound = isinstance(entry, dict) and all(isinstance(v, (int, float)) for v in entry.values())
+    return entry if sound and isinstance(entry.get("step"), int) else None
 
 
 class MetricsWriter:
-    """Appends to the metrics of a run that goes on from `step`, forgetting what a crash left beyond it.
+    """Appends to the metrics of a run that resumes at `step`, removing what a crash left beyond it.
 
-    What is beyond `last` is kept: it is of a later training, where this one is repeated because its checkpoints were
-    damaged. Of many processes, only the first writes. With the name of a `project`, Weights & Biases gets the same, and
-    `config`; a run that goes on from a checkpoint is found there again by its workdir.
+    Entries beyond `last` stay: they are of a later training, where this one is repeated because its checkpoints were
+    damaged. Of many processes, only the first writes. With the name of a `project`, Weights & Biases gets the same and
+    `config`; its workdir identifies a resumed run there.
     """
 
     def __init__(self, workdir: Path, step: int, project: str = "", config: dict | None = None, last: float = math.inf):
@@ -42,20 +42,19 @@ class MetricsWriter:
         if not self._writes:
             return
         workdir = Path(workdir)
-        kept = [e for e in read(workdir) if not step < e["step"] <= last]
+        entries = [e for e in read(workdir) if not step < e["step"] <= last]
         path = workdir / "metrics.jsonl"
-        files.write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept).encode())
+        files.write_atomic(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
         self._file = open(path, "a")  # noqa: SIM115  closed by close()
-        repeated = any(e["step"] > last for e in kept)  # the board would purge these too
+        repeated = any(e["step"] > last for e in entries)  # the board would purge these too
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=None if repeated else step + 1)
         if project:
             import wandb
 
-            known = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-            self._wandb = wandb.init(
-                project=project, dir=workdir, name=workdir.name, id=known, resume="allow", config=config,
-                settings=wandb.Settings(silent=True),
-            )  # fmt: skip
+            identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+            names = {"project": project, "name": workdir.name, "id": identity}
+            quiet = wandb.Settings(silent=True)
+            self._wandb = wandb.init(**names, dir=workdir, resume="allow", config=config, settings=quiet)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds one entry. `step` is the number of updates completed."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import rng
@@ -19,7 +19,7 @@ from pdiff.generator.refined import mean_networks, training_sets
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer
 from pdiff.training import data
-from pdiff.training.train import Stage
+from pdiff.training.train import Keys, Losses, Stage
 from pdiff.weights import codec, stats
 from pdiff.zoo.networks import Networks, StoredNetworks
 
@@ -30,6 +30,8 @@ CHECKPOINTS = "checkpoints"  # of the prior
 def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, mesh: Mesh) -> Stage:
     """The mean's training on the seen `networks`; `zoo` is their fingerprint."""
     config, settings = generator.config, _settings(generator.config, "mean")
+    wordings = len(generator.family.tasks[0].descriptions)
+    options = {"seed": config.seed, "batch_size": settings.batch_size, "params": bool(config.mean.zoo_weight)}
 
     def draw(params, condition):
         return mean_networks(generator.bind(generator.arrays() | {"mean_params": params}), condition, mesh)
@@ -43,14 +45,7 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
         init=generator.init_mean,
         loss=functools.partial(mean_loss, generator),
         constants=make_constants(generator) | {"generator": generator.arrays()},
-        batches=functools.partial(
-            data.training_batches,
-            networks,
-            len(generator.family.tasks[0].descriptions),
-            seed=config.seed,
-            batch_size=settings.batch_size,
-            params=bool(config.mean.zoo_weight),
-        ),
+        batches=functools.partial(data.training_batches, networks, wordings, **options),
         identity=data.fingerprint(networks, zoo, config.seed, settings.batch_size),
         **_validation(generator, mesh, **{MEAN: draw}),
     )
@@ -58,7 +53,8 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
 
 def prior(generator: Generator, zoo: str, mesh: Mesh) -> Stage:
     """The prior's training on the refined zoo of a refined generator; `zoo` is the zoo's fingerprint."""
-    config = generator.config
+    config, batch_size = generator.config, generator.config.train.batch_size
+    coefficients = hashlib.sha256(np.asarray(generator.refined.coefficients).tobytes()).hexdigest()
     samplers = functools.cache(lambda: Samplers(generator, mesh))
     key = rng.stream(config.seed, "train/validation")
 
@@ -74,20 +70,13 @@ def prior(generator: Generator, zoo: str, mesh: Mesh) -> Stage:
         init=generator.init,
         loss=functools.partial(prior_loss, generator),
         constants={"refined": generator.refined, "sets": training_sets(generator)},
-        batches=functools.partial(data.numbered_batches, batch_size=config.train.batch_size),
-        identity={
-            "zoo": zoo,
-            "refined": hashlib.sha256(np.asarray(generator.refined.coefficients).tobytes()).hexdigest(),
-            "seed": config.seed,
-            "batch_size": config.train.batch_size,
-        },
+        batches=functools.partial(data.numbered_batches, batch_size=batch_size),
+        identity={"zoo": zoo, "refined": coefficients, "seed": config.seed, "batch_size": batch_size},
         **_validation(generator, mesh, **{n: draw(n) for n in config.sample.samplers[:2]}),
     )
 
 
-def mean_loss(
-    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Keys) -> Losses:
     """Mean over the examples of a batch: what the networks do on images of their tasks, and how far they lie from the
     zoo's networks of the same task, in normalised weights."""
     config = generator.config.mean
@@ -102,8 +91,8 @@ def mean_loss(
         parts["zoo_loss"] = (jnp.where(varying, error, 0).sum((1, 2)) / varying.sum(dtype=error.dtype)).mean()
         loss += config.zoo_weight * parts["zoo_loss"]
     if config.functional_weight:
-        draw = jax.vmap(lambda k: jax.random.randint(k, (config.functional_images,), 0, len(constants["y"])))
-        rows = draw(streams[:, 1])
+        shape, images = (config.functional_images,), len(constants["y"])
+        rows = jax.vmap(lambda k: jax.random.randint(k, shape, 0, images))(streams[:, 1])
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
         x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
         networks = generator.denormalize(z)
@@ -114,21 +103,18 @@ def mean_loss(
     return loss, {"loss": loss, **parts}
 
 
-def prior_loss(
-    generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Key[Array, " batch"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def prior_loss(generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Keys) -> Losses:
     """Denoising score matching on the refined zoo, mean over the examples of a batch.
 
-    An example is a set of tasks and a network of one of them: for a share of `condition.drop_all` of all tasks, for
-    one of `refined.vague` of those that a vague description names, else of a single task.
+    An example is a set of tasks and a network of one of them: of all tasks for a share of `condition.drop_all`, of
+    those that a vague description names for a share of `refined.vague`, else of a single task.
     """
-    config = generator.config
+    config, diffusion = generator.config, generator.config.diffusion
     streams = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
     chosen, members = jax.vmap(lambda k: _draw_set(config, constants, k))(streams[:, 0])
     x0 = constants["refined"].coefficients[chosen].reshape(len(chosen), -1, config.subspace.token_dim)
-    sigma = losses.training_noise_ratios(
-        generator.path, streams[:, 1], config.diffusion.sigma_max, config.diffusion.at_sigma_max
-    )
+    top = (diffusion.sigma_max, diffusion.at_sigma_max)
+    sigma = losses.training_noise_ratios(generator.path, streams[:, 1], *top)
     noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(streams[:, 2])
     denoised = generator.denoiser(params, members)(x0 + sigma[:, None, None] * noise, sigma)
     loss = losses.denoising_loss(denoised, x0, sigma).mean()
@@ -138,18 +124,18 @@ def prior_loss(
 def _draw_set(
     config: ConfigDict, constants: dict, key: PRNGKeyArray
 ) -> tuple[Int[Array, ""], Float[Array, "members components"]]:
-    """Of one example the row of its network, and the mean's networks that stand for the set of tasks.
+    """The row of one example's network, and the mean's networks that stand for its set of tasks.
 
-    The row is none of those: else the prior would learn to draw from these few alone.
+    The row is none of theirs: else the prior would learn to draw from these few alone.
     """
     refined, sets = constants["refined"], constants["sets"]
     kind, which, turn = jax.random.split(key, 3)
     total, share = len(refined.means), jax.random.uniform(kind)
     rows = jnp.broadcast_to(jax.random.randint(which, (), 0, total), (2 * MEMBERS,))
     if len(sets):
-        named = sets[jax.random.randint(which, (), 0, len(sets))]
-        named = jnp.roll(named, jax.random.randint(turn, (), 0, 2 * MEMBERS))  # other members each time
-        rows = jnp.where(share < config.condition.drop_all + config.refined.vague, named, rows)
+        vague = sets[jax.random.randint(which, (), 0, len(sets))]
+        vague = jnp.roll(vague, jax.random.randint(turn, (), 0, 2 * MEMBERS))  # other members each time
+        rows = jnp.where(share < config.condition.drop_all + config.refined.vague, vague, rows)
     every = jax.random.randint(which, (2 * MEMBERS,), 0, total)
     rows = jnp.where(share < config.condition.drop_all, every, rows)
     return rows[-1], refined.means[rows[:MEMBERS]]
@@ -166,8 +152,8 @@ def _settings(config: ConfigDict, part: str) -> ConfigDict:
 
 
 def _validation(generator: Generator, mesh: Mesh, **draw: Callable[[PyTree, dict], PyTree]) -> dict:
-    """What a stage measures while it goes on: accuracy of one network for each validation task, or where there are none
-    for each seen one, on validation images, which nothing was trained on."""
+    """What a stage measures as it trains: accuracy of one network for each validation task, or where there are none for
+    each seen one, on validation images, which nothing was trained on."""
     family = generator.family
     if not family.data:  # without images nothing is scored
         return {}

@@ -29,21 +29,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     Weight decay acts on matrices only: biases, norms and embeddings of a single row are left alone.
     """
     schedule = learning_rate_schedule(config)
-    return optax.chain(
-        clip_by_global_norm(config.grad_clip),
-        optax.adamw(
-            schedule,
-            b2=0.99,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
-    )
+    adam = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=decays)
+    return optax.chain(clip_by_global_norm(config.grad_clip), adam)
 
 
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
-    """Scales gradients to a global norm of at most `most`, as Optax does, by one factor in place of a division each.
+    """Scales gradients to a global norm of at most `most`, as Optax does, but by one factor and not by a division each.
 
-    A product is fused into what reads it; quotients are written to memory first.
+    XLA fuses a product into what reads it, and writes quotients to memory first.
     """
 
     def clip(gradients: PyTree, params: PyTree | None) -> PyTree:
@@ -60,9 +53,8 @@ def decays(params: PyTree) -> PyTree[bool]:
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Linear from 0 to `learning_rate` over `warmup_steps`, then a cosine to 0 at `steps`."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, max(config.steps, config.warmup_steps + 1)
-    )
+    steps = max(config.steps, config.warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
 
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:

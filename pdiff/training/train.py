@@ -1,9 +1,7 @@
-"""Training: one jitted step, and the loop around it, for each of the two models.
-
-What is trained is a `Stage`: the mean first (`stages.mean`), then the prior (`stages.prior`).
-"""
+"""Training: one jitted step and the loop around it, for each `Stage`: the mean (`stages.mean`), then the prior."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,32 +26,32 @@ from pdiff.training.metrics import MetricsWriter
 from pdiff.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer, update_ema
 
 NORMS = "grad_norms"  # of each leaf, which tell the tensor at fault and are not logged
-DIVERGED = 1e4  # a loss that is out of hand: of a network that answers zero it is about 1, or a few nats
+DIVERGED = 1e4  # a loss out of hand: a network that answers zero has about 1, or a few nats
 
 # (tasks, names of their factors, {name: accuracy of each task}) -> a matplotlib figure
 Picture = Callable[[Sequence[Task], Sequence[str], dict[str, Float[np.ndarray, " tasks"]]], Any]
-# (params, batch, constants, keys) -> (mean loss over the examples, its parts by name)
-Loss = Callable[[PyTree, dict, PyTree, Key[Array, " batch"]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Keys = Key[Array, " batch"]
+Losses = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # mean over the examples, and its parts by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one training is of.
+    """One training.
 
     Attributes:
       name: of the model, in messages, and of its random streams.
-      config: of the run; `train` counts but for what `settings` says.
+      config: of the run, whose `train` gives way to `settings`.
       settings: as `config.train`, with this stage's steps, batch size and learning rate.
       folder: of the checkpoints, in the workdir.
-      before: updates of the stages before, from which metrics go on to count.
+      before: updates of the stages before, which metrics count too.
       init: key -> fresh parameters.
-      loss: of a batch.
+      loss: (params, batch, constants, keys) -> that of a batch.
       constants: what every step reads, an argument of it that is replicated once and not baked into its program.
-      batches: (start, stop, rows, place) -> the batches of steps `start` … `stop` - 1, each with the number of each
-        example in the global batch as `index`. With `rows`, only those, as a process needs for its own devices.
+      batches: (start, stop, rows, place) -> as `data.training_batches`, at least with `index`.
       identity: what a resumed run's batches must agree on.
       validate: averaged parameters -> accuracy of each of `tasks`, by what drew the networks; None measures nothing.
       tasks: those of `validate`.
+      factor_names: of the factors of `tasks`.
     """
 
     name: str
@@ -62,7 +60,7 @@ class Stage:
     folder: str
     before: int
     init: Callable[[PRNGKeyArray], PyTree]
-    loss: Loss
+    loss: Callable[[PyTree, dict, PyTree, Keys], Losses]
     constants: PyTree
     batches: Callable[..., Iterator[dict]]
     identity: dict
@@ -80,7 +78,7 @@ def train_step(stage: Stage) -> Callable:
     seed, settings, optimizer = stage.config.seed, stage.settings, stage.optimizer
     parts = settings.microbatches
 
-    def mean_gradients(params: PyTree, batch: dict, constants: PyTree, keys: Key[Array, " batch"]):
+    def mean_gradients(params: PyTree, batch: dict, constants: PyTree, keys: Keys):
         def gradients(batch, keys):
             return jax.grad(stage.loss, has_aux=True)(params, batch, constants, keys)
 
@@ -112,20 +110,14 @@ def make_step(stage: Stage, mesh: Mesh) -> Callable:
 
     The state is laid out by `sharding.state_shardings`, the batch by `dist.BATCH`, the constants are replicated.
     """
-    laid_out = _layout(stage, mesh)
-    whole = NamedSharding(mesh, dist.REPLICATED)
-    update = train_step(stage)
+    layout, update = _layout(stage, mesh), train_step(stage)
+    rows, whole = NamedSharding(mesh, dist.BATCH), NamedSharding(mesh, dist.REPLICATED)
 
     def step(state: TrainState, batch: dict, constants: PyTree):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the hints of `sharding.by_example`
             return update(state, batch, constants)
 
-    return jax.jit(
-        step,
-        in_shardings=(laid_out, NamedSharding(mesh, dist.BATCH), whole),
-        out_shardings=(laid_out, whole),
-        donate_argnums=0,
-    )
+    return jax.jit(step, in_shardings=(layout, rows, whole), out_shardings=(layout, whole), donate_argnums=0)
 
 
 def abstract_state(stage: Stage) -> TrainState:
@@ -152,8 +144,7 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal, picture: Pi
       PdiffError: training diverged, or all checkpoints are damaged, or they are of other data.
       Interrupted: a signal came; the state is in a checkpoint.
     """
-    settings = stage.settings
-    state = fresh_state(stage, mesh)
+    settings, state = stage.settings, fresh_state(stage, mesh)
     checkpoints = Checkpoints(Path(workdir) / stage.folder, settings.keep_checkpoints)
     checkpoints.prepare()
     if restored := checkpoints.restore(state.parts, stage.identity):
@@ -167,14 +158,10 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal, picture: Pi
     step_fn = make_step(stage, mesh)
     constants = dist.replicate(stage.constants, mesh)
     rows = dist.local_rows(settings.batch_size, mesh)
-    batches = stage.batches(
-        start=start,
-        stop=settings.steps,
-        rows=rows,
-        place=lambda batch: dist.from_local(batch, rows, settings.batch_size, mesh),
-    )
-    first, last = stage.before + start, stage.before + settings.steps
-    writer = MetricsWriter(workdir, first, settings.wandb, stage.config.to_dict(), last)
+    place = functools.partial(dist.from_local, rows=rows, size=settings.batch_size, mesh=mesh)
+    batches = stage.batches(start=start, stop=settings.steps, rows=rows, place=place)
+    end = stage.before + settings.steps
+    writer = MetricsWriter(workdir, stage.before + start, settings.wandb, stage.config.to_dict(), end)
     schedule = learning_rate_schedule(settings)
     leaves = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(state.params)]
     pending: list[dict] = []
@@ -188,11 +175,11 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal, picture: Pi
         fetched = jax.device_get(pending)
         for number, metrics in enumerate(fetched, step - len(pending) + 1):
             if fault := divergence(metrics, leaves):
-                kept = (checkpoints.steps() or ["none"])[-1]
+                newest = (checkpoints.steps() or ["none"])[-1]
                 raise PdiffError(
                     f"training of the {stage.name} diverged at step {number}: {fault}; the last checkpoint is of step "
-                    f"{kept}; try a lower learning rate (--config.train.learning_rate, --config.mean.learning_rate) or "
-                    "--config.train.grad_clip, in a new --workdir"
+                    f"{newest}; try a lower learning rate (--config.train.learning_rate, "
+                    "--config.mean.learning_rate) or --config.train.grad_clip, in a new --workdir"
                 )
         means = {k: float(np.mean([m[k] for m in fetched])) for k in pending[0] if k != NORMS}
         elapsed, clock = time.perf_counter() - clock, time.perf_counter()
@@ -202,9 +189,8 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal, picture: Pi
         pending.clear()
 
     try:
-        quiet = not processes.is_first()
-        bar = tqdm(total=settings.steps, initial=start, desc=f"train {stage.name}", unit="step", disable=quiet)
-        with bar as progress:
+        quiet, label = not processes.is_first(), f"train {stage.name}"
+        with tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=quiet) as progress:
             for step, batch in zip(range(start + 1, settings.steps + 1), batches, strict=False):
                 state, metrics = step_fn(state, batch, constants)
                 pending.append(metrics)
@@ -223,8 +209,8 @@ def train(stage: Stage, workdir: Path, mesh: Mesh, stop: StopSignal, picture: Pi
                     flush(step)
                     writer.sync()
                     checkpoints.save(step, state.parts, stage.identity)
-                    said = f"after {step} of {settings.steps} training steps of the {stage.name}, all in a checkpoint"
-                    stop.check(said)
+                    where = f"after {step} of {settings.steps} training steps of the {stage.name}, all in a checkpoint"
+                    stop.check(where)
                     clock = time.perf_counter()
     finally:
         writer.close()
@@ -240,8 +226,8 @@ def divergence(metrics: dict, leaves: list[str]) -> str:
     loss = float(metrics["loss"])
     if not odd and not tensors and loss <= DIVERGED:
         return ""
-    said = ", ".join(f"{k} is {v:.4g}" for k, v in (odd or {"loss": loss}).items())
+    values = ", ".join(f"{k} is {v:.4g}" for k, v in (odd or {"loss": loss}).items())
     if tensors:
         more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-        return f"{said}; not finite are the gradients of {', '.join(tensors[:3])}{more} of {len(leaves)} tensors"
-    return f"{said}; the largest gradient, of norm {norms.max():.4g}, is that of {leaves[norms.argmax()]}"
+        return f"{values}; not finite are the gradients of {', '.join(tensors[:3])}{more} of {len(leaves)} tensors"
+    return f"{values}; the largest gradient, of norm {norms.max():.4g}, is that of {leaves[norms.argmax()]}"

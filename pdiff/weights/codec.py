@@ -1,17 +1,15 @@
-"""Parameter trees <-> tokens, as exact inverses: pure, and at home under `jax.jit` and `jax.vmap`.
+"""Parameter trees <-> tokens, as exact inverses: pure functions, for use under `jax.jit` and `jax.vmap`.
 
     tokens = jax.vmap(partial(encode, spec))(stacked)          # (n, tokens, token_dim)
     parts = jax.vmap(partial(decode_part, spec))(tokens)       # the generated part of the tree, with a leading n
 
-Networks are kept as their generated part, which is what zoos hold (`take`, `encode_part`, `decode_part`); where the
-rest is a large base that they share, `complete` one inside the mapped function that uses it, so that the base is not
-repeated n times.
+Zoos hold networks as their generated part (`take`, `encode_part`, `decode_part`); `complete` one inside the mapped
+function that uses it, so that the rest, a base that all share, is not repeated n times.
 
-Where networks are NumPy arrays anyway, `encode_stacked` and `decode_stacked` are the same without a device: nothing is
-compiled for each number of networks, and decoding copies nothing.
+For NumPy arrays `encode_stacked` and `decode_stacked` are the same without a device: nothing is compiled for each
+number of networks, and decoding copies nothing.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,6 +20,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import LeafSpec, Spec, flatten
+
+Tokens = Float[np.ndarray, "nets tokens token_dim"]
+Parts = PyTree[Shaped[np.ndarray, "nets ..."]]
 
 
 def encode(spec: Spec, params: PyTree) -> Float[Array, "tokens token_dim"]:
@@ -51,9 +52,7 @@ def encode_part(spec: Spec, part: PyTree) -> Float[Array, "tokens token_dim"]:
     return _encode(spec, part, jnp)
 
 
-def encode_stacked(
-    spec: Spec, parts: PyTree[Shaped[np.ndarray, "nets ..."]]
-) -> Float[np.ndarray, "nets tokens token_dim"]:
+def encode_stacked(spec: Spec, parts: Parts) -> Tokens:
     """`encode_part` of stacked networks in NumPy; raises as it does, and where not all have the same number."""
     return _encode(spec, parts, np, next(map(np.shape, jax.tree.leaves(parts)), ())[:1])
 
@@ -64,17 +63,13 @@ def decode_part(spec: Spec, tokens: Float[ArrayLike, "tokens token_dim"]) -> PyT
     Tokens that were never encoded, such as a sample, are brought into range: integers are rounded and clipped,
     booleans are value > 0.5, padding is ignored.
     """
-    _check_tokens(spec, jnp.shape(tokens))
-    return _decode(spec, jnp.asarray(tokens), jnp)
+    return _decode(spec, jnp.asarray(tokens), jnp, ())
 
 
-def decode_stacked(
-    spec: Spec, tokens: Float[np.ndarray, "nets tokens token_dim"]
-) -> PyTree[Shaped[np.ndarray, "nets ..."]]:
+def decode_stacked(spec: Spec, tokens: Tokens) -> Parts:
     """`decode_part` of stacked tokens in NumPy. Float32 leaves are views of `tokens`, if that is contiguous."""
     tokens = np.asarray(tokens)
-    _check_tokens(spec, tokens.shape[1:])
-    return _decode(spec, tokens, np)
+    return _decode(spec, tokens, np, tokens.shape[:1])
 
 
 def complete(spec: Spec, part: PyTree, rest: PyTree) -> PyTree:
@@ -84,44 +79,39 @@ def complete(spec: Spec, part: PyTree, rest: PyTree) -> PyTree:
 
     Raises PdiffError where `part` is not what `take` gives, and where `rest` is another tree.
     """
-    flat = dict(flatten(part))
-    _check_part(spec, flat)
-    flat = _matched(spec, rest, "rest") | flat
+    generated = _part(spec, part)
+    flat = _matched(spec, rest, "rest") | generated
     return jax.tree.unflatten(spec.treedef, [flat[leaf.path] for leaf in spec.all_leaves])
 
 
 def _encode(spec: Spec, part: PyTree, xp: Any, batch: tuple[int, ...] = ()) -> Any:
-    flat = dict(flatten(part))
-    _check_part(spec, flat, batch)
+    flat = _part(spec, part, batch)
     leaves = [xp.asarray(flat[leaf.path]).astype(xp.float32, copy=False) for leaf in spec.leaves]
     leaves = [x.reshape(*batch, leaf.size) for leaf, x in zip(spec.leaves, leaves, strict=True)]
     padding = xp.zeros((*batch, spec.num_tokens * spec.token_dim - spec.num_params), xp.float32)
     return xp.concatenate([*leaves, padding], axis=-1).reshape(*batch, spec.num_tokens, spec.token_dim)
 
 
-def _decode(spec: Spec, tokens: Any, xp: Any) -> PyTree:
-    batch = tokens.shape[:-2]
+def _decode(spec: Spec, tokens: Any, xp: Any, batch: tuple[int, ...]) -> PyTree:
+    shape, expected = tokens.shape[len(batch) :], (spec.num_tokens, spec.token_dim)
+    if shape != expected:
+        raise PdiffError(f"tokens have shape {shape}, the spec has {expected}; use jax.vmap for a batch")
     flat, part, start = tokens.reshape(*batch, spec.num_tokens * spec.token_dim), {}, 0
     for leaf in spec.leaves:
-        end = start + leaf.size
-        part[leaf.path] = _cast(flat[..., start:end].reshape(*batch, *leaf.shape), leaf.dtype, xp)
-        start = end
+        values = flat[..., start : start + leaf.size].reshape(*batch, *leaf.shape)
+        part[leaf.path] = _cast(values, leaf.dtype, xp)
+        start += leaf.size
     return traverse_util.unflatten_dict(part, sep="/")
 
 
-def _check_tokens(spec: Spec, shape: tuple[int, ...]) -> None:
-    if shape != (spec.num_tokens, spec.token_dim):
-        raise PdiffError(
-            f"tokens have shape {shape}, the spec has {(spec.num_tokens, spec.token_dim)}; use jax.vmap for a batch"
-        )
-
-
-def _check_part(spec: Spec, flat: Mapping[str, Any], batch: tuple[int, ...] = ()) -> None:
-    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.leaves})
-    if odd:
+def _part(spec: Spec, part: PyTree, batch: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The leaves of a generated part by path, after a check that paths, shapes and dtypes are the spec's."""
+    flat = dict(flatten(part))
+    if odd := sorted(set(flat) ^ {leaf.path for leaf in spec.leaves}):
         raise PdiffError(f"leaf {odd[0]!r} is {'not generated' if odd[0] in flat else 'missing'}")
     for leaf in spec.leaves:
         _check(leaf, flat[leaf.path], "part", batch=batch)
+    return flat
 
 
 def _cast(array: Any, dtype: str, xp: Any) -> Any:
@@ -138,12 +128,10 @@ def _cast(array: Any, dtype: str, xp: Any) -> Any:
 def _matched(spec: Spec, tree: PyTree, name: str) -> dict[str, Any]:
     """The leaves of `tree` by path, after a check that paths and shapes are the spec's.
 
-    Containers may differ (a FrozenDict for a dict). Dtypes are compared by `take` alone: what is not generated passes
-    through, whatever it is.
+    Containers may differ (a FrozenDict for a dict). Only `take` compares dtypes: what is not generated passes through.
     """
     flat = dict(flatten(tree))
-    odd = sorted(set(flat) ^ {leaf.path for leaf in spec.all_leaves})
-    if odd:
+    if odd := sorted(set(flat) ^ {leaf.path for leaf in spec.all_leaves}):
         state = "not in the spec" if odd[0] in flat else "missing"
         raise PdiffError(f"{name} is not the tree that the spec describes: leaf {odd[0]!r} is {state}")
     for leaf in spec.all_leaves:
@@ -155,6 +143,6 @@ def _check(leaf: LeafSpec, value: Any, name: str, dtype: bool = True, batch: tup
     shape = tuple(getattr(value, "shape", ()))
     if shape != (*batch, *leaf.shape):
         raise PdiffError(f"leaf {leaf.path!r} of {name} has shape {shape}, the spec has {(*batch, *leaf.shape)}")
-    found = str(getattr(value, "dtype", type(value).__name__))
-    if dtype and found != leaf.dtype:
-        raise PdiffError(f"leaf {leaf.path!r} of {name} is {found}, the spec has {leaf.dtype}")
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if dtype and kind != leaf.dtype:
+        raise PdiffError(f"leaf {leaf.path!r} of {name} is {kind}, the spec has {leaf.dtype}")

@@ -13,8 +13,10 @@ from pdiff.weights.permutations import PermutationSpec, permuted
 from pdiff.weights.spec import flatten
 
 MAX_SWEEPS = 100  # of coordinate descent; it takes a few, and each costs one assignment for each permutation
-MAX_ROUNDS = 20  # of matching to the mean; what changes after so many is a handful of units
+MAX_ROUNDS = 20  # of matching to the mean; few units change after so many
 RELATIVE_RISE = 1e-9  # of the objective, below which a rise is rounding; without it equal units could change for ever
+
+Stack = PyTree[Float[np.ndarray, "nets ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,39 +37,35 @@ def weight_matching(spec: PermutationSpec, reference: PyTree, params: PyTree) ->
     It ends where no permutation alone can do better, which for one hidden layer is the best of all, and for more a
     local optimum. Both trees have exactly the leaves of `spec`. Runs on the host, in float64.
     """
-    a, b = _flat(reference), _flat(params)
-    found = {name: np.arange(units.size) for name, units in spec.units.items()}
+    a, b = ({path: np.asarray(leaf, np.float64) for path, leaf in flatten(tree)} for tree in (reference, params))
+    orders = {name: np.arange(units.size) for name, units in spec.units.items()}
     objective = [sum(float(np.vdot(a[path], b[path])) for path in spec.axes)]
     least = RELATIVE_RISE * np.sqrt(sum(np.vdot(x, x) for x in a.values()) * sum(np.vdot(x, x) for x in b.values()))
     for _ in range(MAX_SWEEPS):
         before = len(objective)
         for name, units in spec.units.items():
-            gain = _gain(spec, name, a, b, found)
+            gain = _gain(spec, name, a, b, orders)
             order = _assign(gain, units.groups)
-            rise = _total(gain, order) - _total(gain, found[name])
+            rise = _total(gain, order) - _total(gain, orders[name])
             if rise > least:
-                found[name] = order
+                orders[name] = order
                 objective.append(objective[-1] + rise)
         if len(objective) == before:
             break
-    return Matching(found, tuple(objective))
+    return Matching(orders, tuple(objective))
 
 
-def align(
-    spec: PermutationSpec, networks: PyTree[Float[np.ndarray, "nets ..."]], reference: PyTree
-) -> PyTree[Float[np.ndarray, "nets ..."]]:
+def align(spec: PermutationSpec, networks: Stack, reference: PyTree) -> Stack:
     """Every network, of a stack of them, matched to `reference`. NumPy throughout: nothing compiles."""
     flat = {path: np.array(leaf) for path, leaf in flatten(networks)}
     for i in range(len(next(iter(flat.values())))):
-        found = weight_matching(spec, reference, _row(networks, i)).permutations
+        orders = weight_matching(spec, reference, _row(networks, i)).permutations
         for path, names in spec.axes.items():
-            flat[path][i] = permuted(flat[path][i], names, found)
+            flat[path][i] = permuted(flat[path][i], names, orders)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def align_to_mean(
-    spec: PermutationSpec, networks: PyTree[Float[np.ndarray, "nets ..."]]
-) -> tuple[PyTree[Float[np.ndarray, "nets ..."]], PyTree]:
+def align_to_mean(spec: PermutationSpec, networks: Stack) -> tuple[Stack, PyTree]:
     """Networks matched to the first of them, then to their mean until that settles; and the mean, for others to match.
 
     As MergeMany there (algorithm 3), with the mean of all in place of all but one. A round can only lower the summed
@@ -75,7 +73,7 @@ def align_to_mean(
     """
     aligned = align(spec, networks, _row(networks, 0))
     for _ in range(MAX_ROUNDS):
-        mean = _mean(aligned)
+        mean = jax.tree.map(lambda a: a.mean(0, dtype=np.float64), aligned)
         again = align(spec, aligned, mean)
         if all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (aligned, again)), strict=True)):
             break
@@ -83,25 +81,17 @@ def align_to_mean(
     return aligned, mean
 
 
-def _flat(tree: PyTree) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf, np.float64) for path, leaf in flatten(tree)}
-
-
 def _row(networks: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda a: a[i], networks)
 
 
-def _mean(networks: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: a.mean(0, dtype=np.float64), networks)
-
-
-def _gain(spec: PermutationSpec, name: str, a: Mapping, b: Mapping, found: Mapping) -> Float[np.ndarray, "units units"]:
+def _gain(spec: PermutationSpec, name: str, a: Mapping, b: Mapping, orders: Mapping) -> Float[np.ndarray, "n n"]:
     """What unit j of `b` adds to the inner product in the place of unit i of `a`, the others being where they are."""
     total = 0.0
     for path, names in spec.axes.items():
         if name in names:
             axis = names.index(name)
-            x, y = a[path], permuted(b[path], names, found, but=name)
+            x, y = a[path], permuted(b[path], names, orders, but=name)
             x, y = (np.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1) for leaf in (x, y))
             total = total + x @ y.T
     return total

@@ -2,11 +2,11 @@
 
 The units of a hidden layer can be put into any order, with the kernels that lead into and out of them, and the network
 computes the same. What may be reordered together is data, as in Git Re-Basin (Ainsworth et al. 2023, section 2 and
-samuela/git-re-basin): for every axis of every leaf, the name of the permutation that acts on it, or None. Every target
-says this of itself, by a function `permutation_spec` beside its `make_module`, made of `dense`, `conv` and `norm`.
+samuela/git-re-basin): for every axis of every leaf, the name of the permutation that acts on it, or None. A target
+module's function `permutation_spec` returns it, made of `dense`, `conv` and `norm`.
 
-A permutation is an array of indices: unit i of a permuted leaf is unit `permutation[i]` of the leaf. Its name may stand
-on one axis of a leaf at most. On two, finding the best one would be a quadratic assignment; no target here needs it.
+A permutation is an array of indices: unit i of a permuted leaf is unit `permutation[i]` of the leaf. It may act on one
+axis of a leaf at most. On two, finding the best one would be a quadratic assignment; no target here needs it.
 """
 
 import dataclasses
@@ -20,7 +20,10 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Shaped
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import flatten
 
-Axes = dict[str, tuple[str | None, ...]]
+Names = tuple[str | None, ...]  # of the permutations on a leaf's axes
+Axes = dict[str, Names]
+Permutations = Mapping[str, Int[ArrayLike, " _"]]
+Leaf = Shaped[Array | np.ndarray, "*shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class PermutationSpec:
       units: name -> what it permutes.
     """
 
-    axes: Mapping[str, tuple[str | None, ...]]
+    axes: Mapping[str, Names]
     units: Mapping[str, Units]
 
     def restricted(self, paths: Collection[str]) -> "PermutationSpec":
@@ -53,11 +56,8 @@ class PermutationSpec:
         A permutation that also acts on a leaf that stays as it is would change the network.
         """
         fixed = {name for path, names in self.axes.items() if path not in paths for name in names}
-        axes = {
-            path: tuple(None if name in fixed else name for name in names)
-            for path, names in self.axes.items()
-            if path in paths
-        }
+        inside = {path: names for path, names in self.axes.items() if path in paths}
+        axes = {path: tuple(None if name in fixed else name for name in names) for path, names in inside.items()}
         return PermutationSpec(axes, {name: units for name, units in self.units.items() if name not in fixed})
 
 
@@ -84,8 +84,7 @@ def check(spec: PermutationSpec, tree: PyTree) -> None:
     axis of its size; every permutation must act somewhere, on units that its groups divide.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(tree)}
-    odd = sorted(shapes.keys() ^ spec.axes.keys())
-    if odd:
+    if odd := sorted(shapes.keys() ^ spec.axes.keys()):
         raise PdiffError(f"permutations: leaf {odd[0]!r} is {'not covered' if odd[0] in shapes else 'not in the tree'}")
     for path, names in spec.axes.items():
         _check_leaf(spec, path, names, shapes[path])
@@ -96,7 +95,7 @@ def check(spec: PermutationSpec, tree: PyTree) -> None:
             raise PdiffError(f"permutations: {name!r} has {units.size} units, not {units.groups} equal groups of them")
 
 
-def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> None:
+def _check_leaf(spec: PermutationSpec, path: str, names: Names, shape: tuple[int, ...]) -> None:
     if len(names) != len(shape):
         raise PdiffError(f"permutations: {path!r} has {len(names)} axes in the specification, and shape {shape}")
     acting = [name for name in names if name is not None]
@@ -107,35 +106,27 @@ def _check_leaf(spec: PermutationSpec, path: str, names: tuple[str | None, ...],
             continue
         if name not in spec.units:
             raise PdiffError(f"permutations: {path!r} names {name!r}; allowed: {', '.join(spec.units) or 'none'}")
-        if spec.units[name].size != shape[axis]:
-            raise PdiffError(
-                f"permutations: {name!r} has {spec.units[name].size} units, axis {axis} of {path!r} has {shape[axis]}"
-            )
+        size, length = spec.units[name].size, shape[axis]
+        if size != length:
+            raise PdiffError(f"permutations: {name!r} has {size} units, axis {axis} of {path!r} has {length}")
 
 
 def apply_permutation(
-    spec: PermutationSpec, permutations: Mapping[str, Int[ArrayLike, " _"]], params: PyTree[Shaped[ArrayLike, "..."]]
+    spec: PermutationSpec, permutations: Permutations, params: PyTree[Shaped[ArrayLike, "..."]]
 ) -> PyTree[Shaped[Array, "..."]]:
-    """`params`, of exactly the leaves of `spec`, with its units reordered. Pure; at home under jit and vmap.
+    """`params`, of exactly the leaves of `spec`, with its units reordered. Pure, for use under jit and vmap.
 
     Raises:
       PdiffError: `params` is another tree.
     """
     flat = dict(flatten(params))
-    odd = sorted(flat.keys() ^ spec.axes.keys())
-    if odd:
+    if odd := sorted(flat.keys() ^ spec.axes.keys()):
         raise PdiffError(f"permutations: leaf {odd[0]!r} is {'not covered' if odd[0] in flat else 'missing'}")
-    return traverse_util.unflatten_dict(
-        {path: permuted(jnp.asarray(leaf), spec.axes[path], permutations) for path, leaf in flat.items()}, sep="/"
-    )
+    flat = {path: permuted(jnp.asarray(leaf), spec.axes[path], permutations) for path, leaf in flat.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def permuted(
-    leaf: Shaped[Array | np.ndarray, "*shape"],
-    names: tuple[str | None, ...],
-    permutations: Mapping[str, Int[ArrayLike, " _"]],
-    but: str | None = None,
-) -> Shaped[Array | np.ndarray, "*shape"]:
+def permuted(leaf: Leaf, names: Names, permutations: Permutations, but: str | None = None) -> Leaf:
     """One leaf with every axis reordered by its permutation, except by `but`. NumPy stays NumPy."""
     for axis, name in enumerate(names):
         if name is not None and name != but:

@@ -5,11 +5,12 @@ no arrays and is hashable, so it is a static argument under `jax.jit`. Its masks
 first use. `codec.py` interprets it.
 """
 
+import functools
+import itertools
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -39,8 +40,8 @@ class LeafSpec:
 class Spec:
     """What is generated of a tree, and where each element of it lies in the tokens.
 
-    `leaves` are the generated leaves and `all_leaves` every leaf, both in the tree's order;
-    `generated` marks the former among the latter.
+    `leaves` are the generated leaves and `all_leaves` every leaf, both in the tree's order; `generated` marks the
+    former among the latter.
     """
 
     leaves: tuple[LeafSpec, ...]
@@ -52,7 +53,7 @@ class Spec:
     def __hash__(self) -> int:
         return self._hash  # jit hashes its static arguments on every call; the leaves may be hundreds
 
-    @cached_property
+    @functools.cached_property
     def _hash(self) -> int:
         return hash((self.all_leaves, self.generated, self.treedef, self.token_dim))
 
@@ -65,14 +66,14 @@ class Spec:
     def num_tokens(self) -> int:
         return -(-self.num_params // self.token_dim)
 
-    @cached_property
+    @functools.cached_property
     def element_leaf(self) -> Int[np.ndarray, "tokens token_dim"]:
         """int32 index into `leaves` of every element, -1 where it is padding."""
         indices = np.full(self.num_tokens * self.token_dim, -1, np.int32)
         indices[: self.num_params] = np.repeat(np.arange(len(self.leaves)), [leaf.size for leaf in self.leaves])
         return _frozen(indices.reshape(self.num_tokens, self.token_dim))
 
-    @cached_property
+    @functools.cached_property
     def mask(self) -> Bool[np.ndarray, "tokens token_dim"]:
         """True where an element is a parameter, False where it is padding."""
         return _frozen(self.element_leaf >= 0)
@@ -81,8 +82,8 @@ class Spec:
 def make_spec(tree: PyTree, *, generate: str = ".*", token_dim: int = 256) -> Spec:
     """The spec of `tree`, whose leaves are arrays or `jax.ShapeDtypeStruct`s (`jax.eval_shape`).
 
-    `generate` is a regular expression that matches the whole path (`re.fullmatch`) of a generated
-    leaf, such as 'params/Dense_0/kernel': '.*/Dense_1/.*' or '.*kernel'.
+    `generate` is a regular expression that matches the whole path (`re.fullmatch`) of a generated leaf, such as
+    'params/Dense_0/kernel': '.*/Dense_1/.*' or '.*kernel'.
 
     Raises PdiffError for a width below 1, for an invalid regex and one that selects no parameter, for selected
     leaves that float32 cannot hold exactly, and for paths that two leaves share (a key that contains '/').
@@ -95,15 +96,14 @@ def make_spec(tree: PyTree, *, generate: str = ".*", token_dim: int = 256) -> Sp
         raise PdiffError(f"target.generate is {generate!r}, not a valid regular expression: {error}") from error
     all_leaves = tuple(_describe(path, leaf) for path, leaf in flatten(tree))
     paths = [leaf.path for leaf in all_leaves]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
-    if twice:
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise PdiffError(f"leaf path {twice[0]!r} names more than one leaf; keys must not contain '/'")
     generated = tuple(pattern.fullmatch(path) is not None for path in paths)
-    leaves = tuple(leaf for leaf, chosen in zip(all_leaves, generated, strict=True) if chosen)
+    leaves = tuple(itertools.compress(all_leaves, generated))
     if not sum(leaf.size for leaf in leaves):
-        found = "matches only leaves without elements" if leaves else "matches no leaf"
+        matches = "matches only leaves without elements" if leaves else "matches no leaf"
         raise PdiffError(
-            f"target.generate is {generate!r}, which {found}; it must match a whole path; "
+            f"target.generate is {generate!r}, which {matches}; it must match a whole path; "
             f"the leaves are: {_listed(paths)}"
         )
     for leaf in leaves:
@@ -117,10 +117,8 @@ def make_spec(tree: PyTree, *, generate: str = ".*", token_dim: int = 256) -> Sp
 
 def flatten(tree: PyTree) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf in the tree's order; None and empty containers are not leaves."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [(name(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
 
 
 def _describe(path: str, leaf: Any) -> LeafSpec:

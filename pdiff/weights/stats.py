@@ -1,7 +1,7 @@
 """Center and scale of a zoo's tokens, so that what the denoiser sees has sigma_data = 1.
 
-The preconditioning of EDM (Karras et al. 2022, table 1) takes the data's standard deviation as a
-constant. It is measured here, once for each zoo, and stored beside the codec, never typed in.
+The preconditioning of EDM (Karras et al. 2022, table 1) takes the data's standard deviation as a constant. It is
+measured here, once for each zoo, and stored beside the codec, never typed in.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ BLOCK_ELEMENTS = 1 << 22  # elements of the zoo in memory as float64 at a time: 
 
 Zoo = Float[np.ndarray, "n tokens token_dim"] | Iterable[Float[np.ndarray, "some tokens token_dim"]]
 
-# A parameter whose values span no more than a few roundings of float32, or than what is next to
-# nothing, carries no information: dividing by such a scale would blow rounding up to unit variance.
+# A parameter whose values span no more than a few roundings of float32, or next to nothing, carries no information:
+# dividing by such a scale would blow rounding up to unit variance.
 RELATIVE_SPAN = 8 * float(np.finfo(np.float32).eps)
 ABSOLUTE_SPAN = 1e-30
 
@@ -49,11 +49,10 @@ def fit(
     `tokens` is an array, perhaps a memory map, or blocks of networks, one after the other. It is read once, in blocks,
     and what is held in memory does not grow with the number of networks.
 
-    The center is the zoo's mean, or `base_tokens`. The scale is the root mean square of the
-    deviations from it: of every parameter (`param`), pooled over the varying parameters of a leaf
-    (`leaf`) or over all of them (`global`), so that `normalize` leaves a pooled rms of 1. A parameter
-    that is constant over the zoo, up to rounding, has scale 0, and as its center the value it has,
-    even where the base differs: that is the one value it can be generated with.
+    The center is the zoo's mean, or `base_tokens`. The scale is the root mean square of the deviations from it: of each
+    parameter (`param`), pooled over the varying parameters of a leaf (`leaf`) or over all of them (`global`), so that
+    `normalize` leaves a pooled rms of 1. A parameter that is constant over the zoo, up to rounding, has scale 0, and as
+    its center the value it has, even where the base differs: that is the one value it can be generated with.
 
     Raises PdiffError for unknown modes, wrong shapes, non-finite values, and a zoo that is constant.
     """
@@ -77,19 +76,13 @@ def fit(
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
 
 
-def normalize(
-    stats: Stats,
-    tokens: Float[ArrayLike, "*n tokens token_dim"],
-) -> Float[Array, "*n tokens token_dim"]:
+def normalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
     """z = (x - center) / scale, and 0 where the scale is 0."""
     on = varying(stats)
     return jnp.where(on, (tokens - stats.center) / jnp.where(on, stats.scale, 1), 0)
 
 
-def denormalize(
-    stats: Stats,
-    tokens: Float[ArrayLike, "*n tokens token_dim"],
-) -> Float[Array, "*n tokens token_dim"]:
+def denormalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
     """x = center + scale * z, and exactly the center where the scale is 0, whatever z holds there."""
     return jnp.where(varying(stats), stats.center + stats.scale * tokens, stats.center)
 
@@ -123,23 +116,22 @@ def merged(a: Moments, b: Moments) -> Moments:
 
 
 def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:
-    """At most BLOCK_ELEMENTS elements at a time, whatever the blocks that are given."""
-    for given in (tokens,) if hasattr(tokens, "ndim") else tokens:
-        rows = max(1, BLOCK_ELEMENTS // max(1, given[:1].size))
-        for start in range(0, len(given), rows):
-            yield given[start : start + rows]
-        del given  # before the next is made
+    """Blocks of at most BLOCK_ELEMENTS elements, however large the blocks of `tokens` are."""
+    for networks in (tokens,) if hasattr(tokens, "ndim") else tokens:
+        rows = max(1, BLOCK_ELEMENTS // max(1, networks[:1].size))
+        for start in range(0, len(networks), rows):
+            yield networks[start : start + rows]
+        del networks  # before the next is made
 
 
 def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, np.ndarray]:
     """Moments, minimum and maximum of every element over the zoo, and the first network."""
     seen = low = high = first = None
     shape = (spec.num_tokens, spec.token_dim)
+    allowed = f"(n, {shape[0]}, {shape[1]}) with n >= 1"
     for block in _blocks(tokens):
         if block.shape[1:] != shape:
-            raise PdiffError(
-                f"the zoo's tokens have shape {block.shape}, allowed is (n, {shape[0]}, {shape[1]}) with n >= 1"
-            )
+            raise PdiffError(f"the zoo's tokens have shape {block.shape}, allowed is {allowed}")
         _check_finite(spec, block, seen.count if seen else 0)
         least, most = block.min(0).astype(np.float64), block.max(0).astype(np.float64)
         if seen is None:
@@ -150,7 +142,7 @@ def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, 
             np.maximum(high, most, out=high)
         del block  # before the next is made
     if seen is None:
-        raise PdiffError(f"the zoo has no networks, allowed are tokens (n, {shape[0]}, {shape[1]}) with n >= 1")
+        raise PdiffError(f"the zoo has no networks, allowed are tokens {allowed}")
     return seen, low, high, first
 
 
@@ -160,10 +152,10 @@ def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
         return
     network, token, element = np.argwhere(~np.isfinite(block))[0]
     leaf = spec.element_leaf[token, element]
+    where = repr(spec.leaves[leaf].path) if leaf >= 0 else "padding"
     raise PdiffError(
-        f"network {start + network} of the zoo has {block[network, token, element]} in "
-        f"{repr(spec.leaves[leaf].path) if leaf >= 0 else 'padding'}; weights must be finite; "
-        "lower --config.zoo.learning_rate"
+        f"network {start + network} of the zoo has {block[network, token, element]} in {where}; "
+        "weights must be finite; lower --config.zoo.learning_rate"
     )
 
 
@@ -179,21 +171,14 @@ def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> n
     return (total / np.maximum(count, 1))[spec.element_leaf]  # padding reads the last leaf, masked later
 
 
-def _check_arguments(
-    shape: tuple[int, int],
-    center: str,
-    scale: str,
-    base: np.ndarray | None,
-) -> None:
+def _check_arguments(shape: tuple[int, int], center: str, scale: str, base: np.ndarray | None) -> None:
     if center not in CENTERS:
         raise PdiffError(f"weights.center is {center!r}, allowed are {', '.join(CENTERS)}")
     if scale not in SCALES:
         raise PdiffError(f"weights.scale is {scale!r}, allowed are {', '.join(SCALES)}")
     if center == "base":
-        if base is None or np.shape(base) != shape:
-            raise PdiffError(
-                f"weights.center is 'base', which needs base_tokens of shape {shape}, "
-                f"got {'none' if base is None else np.shape(base)}"
-            )
+        got = "none" if base is None else np.shape(base)
+        if got != shape:
+            raise PdiffError(f"weights.center is 'base', which needs base_tokens of shape {shape}, got {got}")
         if not np.isfinite(base).all():
             raise PdiffError("base_tokens hold a value that is not finite")

@@ -1,8 +1,8 @@
 """The subspace that the prior works in: principal components of normalised weights, and their coefficients.
 
-Networks of one family lie near a surface of few dimensions, so a few dozen principal components hold them, whatever
-their size. The components come from the networks' Gram matrix (Turk & Pentland 1991), which is as large as there are
-networks and not as there are weights: networks are read in blocks, and no more than two blocks, the Gram matrix and the
+Networks of one family lie near a surface of few dimensions, so a few dozen principal components describe them, whatever
+their size. The components come from the networks' Gram matrix (Turk & Pentland 1991), whose size is the number of
+networks and not of weights: networks are read in blocks, and no more than two blocks, the Gram matrix and the
 components are in memory at a time. Weights are normalised leaf by leaf before (`stats`), which is the scaling here.
 """
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from pdiff.errors import PdiffError
 
+Either = Array | np.ndarray
 Blocks = Callable[[], Iterator[Float[np.ndarray, "some tokens dim"]]]  # the same networks every time, in order
 
 LEAST_SHARE = 1e-10  # of the variance: components below it are rounding
@@ -30,20 +31,16 @@ class Subspace:
         then have sigma_data = 1, as EDM's preconditioning takes them to have (Karras et al. 2022, table 1).
     """
 
-    center: Float[Array | np.ndarray, "tokens dim"]
-    basis: Float[Array | np.ndarray, "components tokens dim"]
-    scale: Float[Array | np.ndarray, ""]
+    center: Float[Either, "tokens dim"]
+    basis: Float[Either, "components tokens dim"]
+    scale: Float[Either, ""]
 
-    def project(
-        self, x: Float[Array | np.ndarray, "batch tokens dim"]
-    ) -> Float[Array | np.ndarray, "batch components"]:
+    def project(self, x: Float[Either, "batch tokens dim"]) -> Float[Either, "batch components"]:
         """Coefficients of the nearest networks in the subspace; exact for those inside it."""
         flat = (x - self.center).reshape(len(x), -1)
         return flat @ self.basis.reshape(len(self.basis), -1).T / self.scale
 
-    def reconstruct(
-        self, coefficients: Float[Array | np.ndarray, "batch components"]
-    ) -> Float[Array | np.ndarray, "batch tokens dim"]:
+    def reconstruct(self, coefficients: Float[Either, "batch components"]) -> Float[Either, "batch tokens dim"]:
         """The networks of these coefficients, as normalised weights."""
         flat = self.scale * coefficients @ self.basis.reshape(len(self.basis), -1)
         return self.center + flat.reshape(len(coefficients), *self.center.shape)
@@ -62,7 +59,7 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     Raises:
       PdiffError: there are fewer than two networks, or they are all the same.
     """
-    import scipy.linalg  # takes its time, and who draws needs none of it
+    import scipy.linalg  # slow to import, and sampling does not need it
 
     gram, center = _gram(fitted)
     if len(gram) < 2:
@@ -85,25 +82,19 @@ def fit(fitted: Blocks, held_out: Blocks, *, most: int, explained: float, multip
     count = _enough(basis, center, held_out, explained)
     count = min(-(-count // multiple) * multiple, most)
     padded = np.zeros((-(-count // multiple) * multiple, center.size), np.float32)
-    kept = basis[:count].astype(np.float32)
-    padded[: len(kept)] = kept
-    scale = np.sqrt(values[:count].sum() / len(gram) / len(kept))
+    components = basis[:count].astype(np.float32)
+    padded[: len(components)] = components
+    scale = np.sqrt(values[:count].sum() / len(gram) / len(components))
     shape = next(fitted()).shape[1:]
     return Subspace(center.reshape(shape).astype(np.float32), padded.reshape(-1, *shape), np.asarray(scale, np.float32))
-
-
-def unexplained(subspace: Subspace, blocks: Blocks) -> float:
-    """The share of the networks' variance around the center that the subspace does not hold."""
-    basis = np.asarray(subspace.basis, np.float64).reshape(len(subspace.basis), -1)
-    squares, total = _squares(basis, np.asarray(subspace.center, np.float64).ravel(), blocks)
-    return float(1 - squares.sum() / total) if total else 0.0
 
 
 def _gram(blocks: Blocks) -> tuple[Float[np.ndarray, "nets nets"], Float[np.ndarray, " elements"]]:
     """Inner products of the centred networks, and their mean, in float64."""
     total, count = 0.0, 0
     for block in blocks():
-        total, count = total + block.reshape(len(block), -1).sum(0, dtype=np.float64), count + len(block)
+        total += block.reshape(len(block), -1).sum(0, dtype=np.float64)
+        count += len(block)
     center, gram, row = total / count, np.zeros((count, count)), 0
     for rows in blocks():
         left, column = rows.reshape(len(rows), -1) - center, 0
@@ -118,18 +109,12 @@ def _gram(blocks: Blocks) -> tuple[Float[np.ndarray, "nets nets"], Float[np.ndar
 
 def _enough(basis: np.ndarray, center: np.ndarray, held_out: Blocks, explained: float) -> int:
     """The fewest components that explain that share of the held-out networks' variance."""
-    squares, total = _squares(basis, center, held_out)
+    squares, total = np.zeros(len(basis)), 0.0  # of coefficients by component, and of distances from the center
+    for block in held_out():
+        x = block.reshape(len(block), -1) - center
+        squares += np.square(x @ basis.T).sum(0)
+        total += np.square(x).sum()
     if not total:
         return len(basis)
     enough = np.flatnonzero(np.cumsum(squares) >= explained * total)
     return int(enough[0]) + 1 if len(enough) else len(basis)
-
-
-def _squares(basis: np.ndarray, center: np.ndarray, blocks: Blocks) -> tuple[Float[np.ndarray, " components"], float]:
-    """Sums of squared coefficients by component, and of squared distances from the center."""
-    squares, total = np.zeros(len(basis)), 0.0
-    for block in blocks():
-        x = block.reshape(len(block), -1) - center
-        squares += np.square(x @ basis.T).sum(0)
-        total += np.square(x).sum()
-    return squares, total
