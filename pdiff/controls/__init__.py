@@ -1,8 +1,7 @@
-"""What generated networks are compared with, and what needs no training of its own.
+"""Controls: what generated networks are compared with, in closed form and without training of its own.
 
-A control is a frozen dataclass with `fit(zoo, …) -> control` and `sample(tasks, count, random)`, which
-gives raw (not normalised) tokens of shape (tasks, count, tokens, dim). None of them sees a network of
-a held-out task.
+A control is a frozen dataclass with `sample(tasks, count, random)`, which gives raw (not normalised) tokens of shape
+(tasks, count, tokens, dim), and mostly `fit(zoo, …) -> control`. None sees a network of a held-out task.
 """
 
 import dataclasses

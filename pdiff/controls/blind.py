@@ -1,4 +1,4 @@
-"""Controls that ignore the task: what accuracy is worth when nobody asked for anything."""
+"""Controls that ignore the task: the accuracy of what is conditioned on nothing."""
 
 import dataclasses
 from collections.abc import Sequence

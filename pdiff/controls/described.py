@@ -29,16 +29,16 @@ class Described:
     def fit(cls, tasks: Sequence[Task]) -> "Described":
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit([_said(t) for t in tasks])
         counts = {len(_numbers(t)) for t in tasks}
-        found = np.array([_numbers(t) for t in tasks]) if len(counts) == 1 else np.zeros((len(tasks), 0))
-        return cls(words, found.mean(0), np.maximum(found.std(0), 1e-9))
+        numbers = np.array([_numbers(t) for t in tasks]) if len(counts) == 1 else np.zeros((len(tasks), 0))
+        return cls(words, numbers.mean(0), np.maximum(numbers.std(0), 1e-9))
 
     def __call__(self, tasks: Sequence[Task]) -> Float[np.ndarray, "tasks features"]:
         words = self.words.transform([_said(t) for t in tasks]).toarray()
         if not len(self.mean):
             return words
-        # A task with other numbers than all seen ones is told by its words alone.
-        found = [_numbers(t) if len(_numbers(t)) == len(self.mean) else self.mean for t in tasks]
-        z = (np.array(found) - self.mean) / self.std
+        # A task with more or fewer numbers than the seen ones is described by its words alone.
+        numbers = [n if len(n) == len(self.mean) else self.mean for n in map(_numbers, tasks)]
+        z = (np.array(numbers) - self.mean) / self.std
         return np.concatenate([words, z, z**2], 1)
 
 
@@ -91,8 +91,8 @@ class RidgeDescribed:
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
         share = (self.features(tasks) - self.center) @ self.known.T @ self.weights
         share += (1 - share.sum(1, keepdims=True)) / len(self.known)  # of the mean
-        made = (share @ self.zoo.tokens.reshape(len(self.known), -1)).astype(np.float32)
-        return np.repeat(made.reshape(len(tasks), 1, *self.zoo.base.shape), count, 1)
+        tokens = (share @ self.zoo.tokens.reshape(len(self.known), -1)).astype(np.float32)
+        return np.repeat(tokens.reshape(len(tasks), 1, *self.zoo.base.shape), count, 1)
 
 
 def _said(task: Task) -> str:

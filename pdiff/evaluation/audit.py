@@ -2,7 +2,7 @@
 
 `audit` is the whole of it for any generator: it takes tokens of generated networks by task, those of the zoo, and a
 function that asks networks for their answers. `copies.py` gives it those of a run. The rule of the verdict is in
-`evaluators/verdict.py`.
+`measures/verdict.py`.
 """
 
 import dataclasses
@@ -68,84 +68,96 @@ def audit(
     """
     _check(generated, compared)
     parts = [_Task(t, g, zoo, compared[t], ask, spec, seed, match) for t, g in generated.items()]
-    random = np.random.default_rng(seed)
-    who = {"generated": [p.generated for p in parts], "zoo": [p.references for p in parts]}
-    ids = {w: np.concatenate([np.full(len(m["accuracy"]), p.task) for p, m in zip(parts, ms, strict=True)])
-           for w, ms in who.items()}  # fmt: skip
-    joined = {w: {n: np.concatenate([m[n] for m in ms]) for n in ms[0]} for w, ms in who.items()}
-    relative = {w: _relative(ms, who["zoo"]) for w, ms in who.items()}
-    made = {n: {w: summary(joined[w][n], ids[w]) for w in who} for n in joined["generated"]}
-    told_apart = _present(
-        {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
-    )
+    random, tasks = np.random.default_rng(seed), [p.task for p in parts]
+    by_kind = {"generated": [p.generated for p in parts], "zoo": [p.references for p in parts]}
+    tables = {kind: Table.of(tasks, measured) for kind, measured in by_kind.items()}
+    relative = {kind: _relative(measured, by_kind["zoo"]) for kind, measured in by_kind.items()}
+    measures = {n: {kind: table.summary(n) for kind, table in tables.items()} for n in tables["generated"].columns}
+    tests = {n: two_sample.nearest_neighbour_test([p.joint[n] for p in parts], random) for n in parts[0].joint}
+    tests = _present(tests)
     diversity = {n: _both(p.pairs[n] for p in parts) for n in ("spread", "disagreement")}
     spread = diversity["spread"]
     differ = None if len(spread) < 2 else spread["generated"]["mean"] / max(spread["zoo"]["mean"], 1e-30)
-    accuracy = {w: s["mean"] for w, s in made["accuracy"].items()}
-    return made | diversity | {
-        "verdict": verdict(relative["generated"], relative["zoo"], accuracy, differ, told_apart.get("weights")),
+    accuracy = {kind: s["mean"] for kind, s in measures["accuracy"].items()}
+    judged = verdict(relative["generated"], relative["zoo"], accuracy, differ, tests.get("weights"))
+    return measures | diversity | {
+        "verdict": judged,
         "num_tasks": len(parts),
-        "num_generated": len(ids["generated"]),
+        "num_generated": len(tables["generated"].task),
         "num_zoo": len(zoo),
-        "two_sample": told_apart,
+        "two_sample": tests,
         "precision_recall": _present({n: _precision_recall(parts, n) for n in parts[0].joint}),
-        "leaves": leaves.compare(spec, [(p.made, p.own) for p in parts]),
-        "examples": leaves.examples(spec, [(p.task, p.made, p.nearest, p.next) for p in parts]),
+        "leaves": leaves.compare(spec, [(p.drawn, p.own) for p in parts]),
+        "examples": leaves.examples(spec, [(p.task, p.drawn, p.nearest, p.next) for p in parts]),
         "noise_curve": _curve(parts, "noise", "scale"),
         "averaging_curve": _curve(parts, "mean", "networks"),
-        "points": [p for w in who for p in _points(w, joined[w], relative[w])],
+        "points": [p for kind, table in tables.items() for p in _points(kind, table, relative[kind])],
     }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Measures of the networks of several tasks by name, and the task of each network."""
+
+    task: Int[np.ndarray, " nets"]
+    columns: dict[str, Float[np.ndarray, " nets"]]
+
+    @classmethod
+    def of(cls, tasks: Sequence[int], measured: Sequence[dict[str, np.ndarray]]) -> "Table":
+        """Joins the measures of each task's networks."""
+        ids = np.repeat(tasks, [len(m["accuracy"]) for m in measured])
+        return cls(ids, {n: np.concatenate([m[n] for m in measured]) for n in measured[0]})
+
+    def summary(self, name: str) -> dict:
+        return summary(self.columns[name], self.task)
 
 
 class _Task:
     """What is measured of one task. Tokens are flat, (nets, tokens * dim), and zero in the padding."""
 
-    def __init__(self, task: int, made: Tokens, zoo: Tokens, compared: Compared, ask, spec: Spec, seed: int, match):
+    def __init__(self, task: int, drawn: Tokens, zoo: Tokens, compared: Compared, ask, spec: Spec, seed: int, match):
         self.task, self._compared, self._spec, self._match = task, compared, spec, match
-        self.made = flat(made[evenly(len(made), MOST_JUDGED)], spec)
+        self.drawn = flat(drawn[evenly(len(drawn), MOST_JUDGED)], spec)
         self.zoo = flat(zoo[compared.rows], spec)
         chosen = compared.references(MOST_JUDGED)
         self.own = self.zoo[chosen]
-        drawn = self._drawn(chosen, np.random.default_rng((seed, task)))
-        sets = {"zoo": self.zoo, "made": self.made, **drawn}
-        answers = ask(np.concatenate(list(sets.values())).reshape(-1, *zoo.shape[1:]), task)
+        sets = {"zoo": self.zoo, "drawn": self.drawn} | self._on_curves(chosen, np.random.default_rng((seed, task)))
+        every = ask(np.concatenate(list(sets.values())).reshape(-1, *zoo.shape[1:]), task)
         ends = np.cumsum([len(v) for v in sets.values()])
-        asked = {n: answers[end - len(v) : end] for (n, v), end in zip(sets.items(), ends, strict=True)}
-        self._answers = asked["zoo"]
+        answers = {n: every[end - len(v) : end] for (n, v), end in zip(sets.items(), ends, strict=True)}
+        self._answers = answers.pop("zoo")
+        drawn_answers, own_answers = answers.pop("drawn"), self._answers[chosen]
         # Whose individuality may be inherited: the task's own networks, where there are enough to tell it from theirs.
         peers = np.arange(compared.own if len(chosen) >= 3 else len(self.zoo))
-        everyone = np.ones((len(self.made), len(self.zoo)), bool)
-        self.generated = self._measure(self.made, asked["made"], everyone, peers)
-        self.references = self._measure(self.own, self._answers[chosen], compared.others(chosen), peers)
-        rows = novelty.l2_distances(self.made, self.zoo).argmin(1)
+        everyone = np.ones((len(self.drawn), len(self.zoo)), bool)
+        self.generated = self._measure(self.drawn, drawn_answers, everyone, peers)
+        self.references = self._measure(self.own, own_answers, compared.others(chosen), peers)
+        rows = novelty.l2_distances(self.drawn, self.zoo).argmin(1)
         among = np.where(compared.others(rows), novelty.l2_distances(self.zoo[rows], self.zoo), np.inf)
         self.nearest, self.next = self.zoo[rows], self.zoo[among.argmin(1)]
-        self.curves = {
-            name: {
-                "accuracy": asked[name].right.mean(-1),
-                "max_iou": novelty.iou_of_wrong(asked[name].right, self._answers.right).max(1),
-            }
-            for name in drawn
-        }
-        both = {"generated": (self.made, asked["made"]), "zoo": (self.own, self._answers[chosen])}
+        self.curves = {point: self._cost(a.right) for point, a in answers.items()}
+        both = {"generated": (self.drawn, drawn_answers), "zoo": (self.own, own_answers)}
         self.pairs = {
             "spread": {w: squareform(novelty.l2_distances(v, v), checks=False) for w, (v, _) in both.items()},
             "disagreement": {w: novelty.disagreement(a.predicted) for w, (_, a) in both.items()},
         }
         self.joint, self.halves = self._joint(both)
 
-    def _drawn(self, chosen: Int[np.ndarray, " own"], random: np.random.Generator) -> dict[tuple, np.ndarray]:
+    def _cost(self, right: Bool[np.ndarray, "nets images"]) -> dict[str, Float[np.ndarray, " nets"]]:
+        return {"accuracy": right.mean(-1), "max_iou": novelty.iou_of_wrong(right, self._answers.right).max(1)}
+
+    def _on_curves(self, chosen: Int[np.ndarray, " own"], random: np.random.Generator) -> dict[tuple, np.ndarray]:
         """Networks of the two curves, by ("noise", scale) and ("mean", how many)."""
-        count = min(MOST_ON_CURVE, max(len(self.made), 2))
+        count = min(MOST_ON_CURVE, max(len(self.drawn), 2))
         rms = np.sqrt((self.zoo**2).sum() / len(self.zoo) / self._spec.num_params)
         start, mask = self.own[np.arange(count) % len(chosen)], self._spec.mask.reshape(-1)
-        made = {("noise", s): start + s * rms * mask * random.standard_normal(start.shape) for s in NOISE_CURVE}
+        networks = {("noise", s): start + s * rms * mask * random.standard_normal(start.shape) for s in NOISE_CURVE}
         for k in MEAN_CURVE:
             pool = self.own if k <= len(self.own) else self.zoo[:k]  # then those of neighbouring tasks too
             if k <= len(pool):
                 rows = [random.choice(len(pool), k, replace=False) for _ in range(count)]
-                made["mean", k] = np.stack([pool[r].mean(0) for r in rows])
-        return {n: v.astype(np.float32) for n, v in made.items()}
+                networks["mean", k] = np.stack([pool[r].mean(0) for r in rows])
+        return {n: v.astype(np.float32) for n, v in networks.items()}
 
     def _measure(
         self, x: Float[np.ndarray, "nets params"], answers: Answers, others: Bool[np.ndarray, "nets zoo"], peers
@@ -156,7 +168,7 @@ class _Task:
         mates = others[:, peers]
         nearest = np.where(mates, l2[:, peers], np.inf).argmin(1)  # peers come first, so it is a row of the zoo too
         rest = mates & self._compared.others(nearest)[:, peers]
-        found = against(answers.right, l2, self._answers.right, others) | {
+        measured = against(answers.right, l2, self._answers.right, others) | {
             "nearest_cosine": np.where(others, novelty.cosine_distances(x, self.zoo), np.inf).min(1),
             "nearest_function": function.min(1),
             "inherited": novelty.inherited(x, self.zoo[peers], nearest, rest),
@@ -164,15 +176,15 @@ class _Task:
         }
         if self._match:
             aligned, rows = self._aligned(x, l2, function)
-            found["nearest_l2_matched"] = np.linalg.norm(aligned - self.zoo[rows], axis=1)
-            cosine = novelty.cosine_distances(aligned, self.zoo)[np.arange(len(x)), rows]
-            found["nearest_cosine_matched"] = cosine
+            measured["nearest_l2_matched"] = np.linalg.norm(aligned - self.zoo[rows], axis=1)
+            cosine = novelty.cosine_distances(aligned, self.zoo)
+            measured["nearest_cosine_matched"] = cosine[np.arange(len(x)), rows]
             # A permuted copy with noise inherits as much, once it is aligned.
             again = np.where(rows < len(peers), rows, nearest)
             rest = mates & self._compared.others(again)[:, peers]
             inherits = novelty.inherited(aligned, self.zoo[peers], again, rest)
-            found["inherited"] = np.maximum(found["inherited"], inherits)
-        return found
+            measured["inherited"] = np.maximum(measured["inherited"], inherits)
+        return measured
 
     def _aligned(self, x, l2, function) -> tuple[Float[np.ndarray, "nets params"], Int[np.ndarray, " nets"]]:
         """Each network with its hidden units as in the zoo network that is then nearest, and that network's row.
@@ -183,9 +195,9 @@ class _Task:
         for i, network in enumerate(x):
             near = {int(r) for d in (l2, function) for r in np.argsort(d[i], kind="stable")[:CANDIDATES]}
             near = [r for r in sorted(near) if np.isfinite(l2[i, r])]
-            made = [self._vector(self._match(self._part(self.zoo[r]), self._part(network))) for r in near]
-            best = int(np.argmin([np.linalg.norm(m - self.zoo[r]) for m, r in zip(made, near, strict=True)]))
-            aligned.append(made[best])
+            matched = [self._vector(self._match(self._part(self.zoo[r]), self._part(network))) for r in near]
+            best = int(np.argmin([np.linalg.norm(m - self.zoo[r]) for m, r in zip(matched, near, strict=True)]))
+            aligned.append(matched[best])
             rows.append(near[best])
         return np.stack(aligned), np.array(rows)
 
@@ -203,12 +215,9 @@ class _Task:
         v = np.concatenate([v[rows[w]] for w, (v, _) in both.items()])
         a, own = [a[rows[w]] for w, (_, a) in both.items()], both["zoo"][1][half]
         a = Answers(*(np.concatenate([getattr(x, f.name) for x in a]) for f in dataclasses.fields(Answers)))
+        w = self.own[half]
         joint = {"weights": novelty.l2_distances(v, v), "function": _function_distances(a, a)}
-        halves = {
-            "weights": novelty.l2_distances(self.own[half], self.own[half]),
-            "function": _function_distances(own, own),
-        }
-        return joint, halves
+        return joint, {"weights": novelty.l2_distances(w, w), "function": _function_distances(own, own)}
 
 
 def against(right, l2, zoo_right, others: Bool[np.ndarray, "nets zoo"]) -> dict[str, Float[np.ndarray, " nets"]]:
@@ -247,28 +256,28 @@ def _relative(measured: Sequence[dict], zoo: Sequence[dict]) -> dict[str, Float[
         "function": "nearest_function",
         "average": "average_distance",
     }
-    made = {}
-    for name, n in names.items():
-        if n in zoo[0]:
-            each = zip(measured, zoo, strict=True)
-            made[name] = np.concatenate([m[n] / max(np.median(z[n]), 1e-30) for m, z in each])
-    return made | {"inherited": np.concatenate([m["inherited"] for m in measured])}
+    relative = {"inherited": np.concatenate([m["inherited"] for m in measured])}
+    for name, measure in names.items():
+        if measure in zoo[0]:
+            units = [max(np.median(z[measure]), 1e-30) for z in zoo]
+            relative[name] = np.concatenate([m[measure] / u for m, u in zip(measured, units, strict=True)])
+    return relative
 
 
 def _both(pairs) -> dict[str, dict]:
     """Summaries over pairs of networks of one task; absent where no task has two."""
-    found: dict[str, list] = {}
-    for each in pairs:
-        for who, values in each.items():
-            found.setdefault(who, []).append(values)
-    return {w: summary(np.concatenate(v)) for w, v in found.items() if sum(map(len, v))}
+    joined: dict[str, list] = {}
+    for by_kind in pairs:
+        for kind, values in by_kind.items():
+            joined.setdefault(kind, []).append(values)
+    return {kind: summary(np.concatenate(v)) for kind, v in joined.items() if sum(map(len, v))}
 
 
 def _precision_recall(parts: Sequence[_Task], space: str) -> dict | None:
     """Of generated against zoo networks, and (`zoo_…`) of one half of the latter against the other."""
-    made = two_sample.precision_recall([p.joint[space] for p in parts])
+    drawn = two_sample.precision_recall([p.joint[space] for p in parts])
     own = two_sample.precision_recall([p.halves[space] for p in parts])
-    return made and made | ({f"zoo_{n}": v for n, v in own.items()} if own else {})
+    return drawn and drawn | ({f"zoo_{n}": v for n, v in own.items()} if own else {})
 
 
 def _present(measured: dict) -> dict:
@@ -278,16 +287,13 @@ def _present(measured: dict) -> dict:
 
 def _curve(parts: Sequence[_Task], kind: str, key: str) -> list[dict]:
     points = []
-    for name in parts[0].curves:
-        own = [(p.task, p.curves[name]) for p in parts if name in p.curves]
-        if name[0] == kind:
-            ids = np.concatenate([np.full(len(c["accuracy"]), t) for t, c in own])
-            measured = {n: summary(np.concatenate([c[n] for _, c in own]), ids) for n in ("accuracy", "max_iou")}
-            points.append({key: name[1], **measured})
+    for point in (p for p in parts[0].curves if p[0] == kind):
+        there = [p for p in parts if point in p.curves]
+        table = Table.of([p.task for p in there], [p.curves[point] for p in there])
+        points.append({key: point[1]} | {n: table.summary(n) for n in table.columns})
     return points
 
 
-def _points(kind: str, joined: dict, relative: dict) -> list[dict]:
-    values = joined | {f"relative_{n}": v for n, v in relative.items() if n != "inherited"}
-    count = len(joined["accuracy"])
-    return [{"kind": kind, **{n: round(float(v[i]), 6) for n, v in values.items()}} for i in range(count)]
+def _points(kind: str, table: Table, relative: dict) -> list[dict]:
+    values = table.columns | {f"relative_{n}": v for n, v in relative.items() if n != "inherited"}
+    return [{"kind": kind, **{n: round(float(v[i]), 6) for n, v in values.items()}} for i in range(len(table.task))]

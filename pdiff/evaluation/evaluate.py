@@ -5,9 +5,9 @@ images; only then is any test image looked at. What "good" means is the measure'
 there are no images, how far they are from their task's networks. What else is asked is a list of studies.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,80 +34,6 @@ from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.zoo.networks import Networks
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What studies look at.
-
-    Attributes:
-      networks: the zoo's, by split.
-      zoo: the seen ones as raw tokens.
-      selection: what validation chose, as in results.json.
-      splits: their entries of results.json.
-      controls: the fitted ones by name.
-      seen: generated networks of seen tasks, by sampler.
-      raw: the parameters whose moving average the bench's are.
-    """
-
-    bench: Bench
-    networks: dict[str, Networks]
-    zoo: SeenZoo
-    selection: dict
-    splits: dict
-    controls: dict
-    seen: dict[str, PyTree]
-    raw: PyTree | None
-
-    @property
-    def sampler(self) -> str:
-        return self.selection["sampler"]
-
-    @property
-    def many_steps(self) -> str | None:
-        """The best sampler whose networks differ; None if the run has none but `posterior_mean`."""
-        return self.selection.get("many_steps")
-
-    @property
-    def held_out(self) -> bool:
-        """Whether there are tasks that no network of the zoo's training is for."""
-        return any(self.bench.tasks(split) for split in ("interp", "unseen"))
-
-    def asks(self, field: str) -> bool:
-        """Whether the config's `eval` has that study."""
-        return bool(self.bench.config.eval[field])
-
-
-# Key in results.json -> what is there; None leaves it out. A new study is a file, and a line here.
-Study = Callable[[Evaluated], Any]
-STUDIES: dict[str, Study] = {
-    "novelty": lambda e: copies.novelty_in_results(e.bench, e.zoo, e.seen, e.sampler, e.controls["noise"]),
-    "spread": lambda e: studies.spread(e.bench, e.sampler, e.networks),
-    "calibration": lambda e: (
-        studies.calibration(e.bench, e.sampler, e.networks) if e.asks("calibration_samples") else None
-    ),
-    "vague": lambda e: (
-        vague.vague(e.bench, e.many_steps, e.networks)
-        if e.asks("vague_samples") and e.many_steps and e.bench.generator.family.grammar is not None
-        else None
-    ),
-    "adaptation": lambda e: (
-        adaptation.adaptation(e.bench, e.many_steps, e.networks)
-        if e.asks("adapt_tasks") and e.many_steps and e.held_out
-        else None
-    ),
-    "mixing": lambda e: (
-        studies.mixing(e.bench, e.sampler, e.networks["seen"]) if e.asks("mixing_separations") else None
-    ),
-    "transfer": lambda e: (
-        studies.transfer(e.bench, e.sampler, e.networks["seen"], e.splits)
-        if e.asks("transfer_pairs") and "nearest_seen" in e.controls
-        else None
-    ),
-    "closeup": lambda e: (
-        closeup.measure(e.bench, e.networks, e.splits, e.selection, e.raw) if e.asks("closeup_tasks") else None
-    ),
-}
-
-
 def evaluate(
     bench: Bench,
     networks: dict[str, Networks],
@@ -129,12 +55,10 @@ def evaluate(
       Interrupted: a signal came; evaluation starts anew with the next command.
     """
     start = time.perf_counter()
-    by_answers = bool(bench.generator.family.data)
-    measure: Measure = Answers(bench, networks) if by_answers else Weights(bench, networks, facts)
-    wanted = STUDIES if by_answers else {}
-    progress = tqdm(
-        total=3 + len(REPORTED_SPLITS) + len(wanted), desc="evaluate", unit="stage", disable=not processes.is_first()
-    )
+    has_images = bool(bench.generator.family.data)
+    measure: Measure = Answers(bench, networks) if has_images else Weights(bench, networks, facts)
+    stages = 3 + len(REPORTED_SPLITS)
+    progress = tqdm(total=stages, desc="evaluate", unit="stage", disable=not processes.is_first())
 
     def stage(name: str) -> None:
         stop.check("in evaluation, with the trained generator in a checkpoint")
@@ -151,15 +75,15 @@ def evaluate(
         for split in REPORTED_SPLITS:
             stage(f"{split} tasks")
             if bench.tasks(split):
-                splits[split], made = _split(bench, measure, split, controls, selection["sampler"])
-                seen = made if split == "seen" else seen
+                splits[split], generated = _split(bench, measure, split, controls, selection["sampler"])
+                seen = generated if split == "seen" else seen
         results = {"selection": selection} | measure.results(splits, seen.get(selection["sampler"]))
-        evaluated = Evaluated(bench, networks, zoo, selection, splits, controls, seen, raw)
-        for name, study in wanted.items():
-            stage(name)
-            found = study(evaluated)
-            if found is not None:
-                results[name] = found
+        if has_images:
+            applying = _studies(bench, networks, zoo, selection, splits, controls, seen, raw)
+            progress.total += len(applying)
+            for name, study in applying.items():
+                stage(name)
+                results[name] = study()
         stage("time of sampling")
         seconds = _time_sampling(bench)
     results["timing"] = {
@@ -170,25 +94,60 @@ def evaluate(
     return results
 
 
+def _studies(
+    bench: Bench,
+    networks: dict[str, Networks],
+    zoo: SeenZoo,
+    selection: dict,
+    splits: dict,
+    controls: dict,
+    seen: dict[str, PyTree],
+    raw: PyTree | None,
+) -> dict[str, Callable[[], Any]]:
+    """By key of results.json, what measures it, of the studies that apply. A new study is a file, and an entry here.
+
+    `seen` are the generated networks of seen tasks by sampler; the rest is as in `evaluate` and in results.json.
+    """
+    config, sampler, zoo_seen = bench.config.eval, selection["sampler"], networks["seen"]
+    many_steps = selection.get("many_steps")  # none if `posterior_mean`, whose networks are all alike, is the only one
+    measured: dict[str, Callable[[], Any]] = {
+        "novelty": partial(copies.novelty_in_results, bench, zoo, seen, sampler, controls["noise"]),
+        "spread": partial(studies.spread, bench, sampler, networks),
+    }
+    if config.calibration_samples:
+        measured["calibration"] = partial(studies.calibration, bench, sampler, networks)
+    if config.vague_samples and many_steps and bench.generator.family.grammar is not None:
+        measured["vague"] = partial(vague.vague, bench, many_steps, networks)
+    if config.adapt_tasks and many_steps and (bench.tasks("interp") or bench.tasks("unseen")):
+        measured["adaptation"] = partial(adaptation.adaptation, bench, many_steps, networks)
+    if config.mixing_separations:
+        measured["mixing"] = partial(studies.mixing, bench, sampler, zoo_seen)
+    if config.transfer_pairs and "nearest_seen" in controls:
+        measured["transfer"] = partial(studies.transfer, bench, sampler, zoo_seen, splits)
+    if config.closeup_tasks:
+        measured["closeup"] = partial(closeup.measure, bench, networks, splits, selection, raw)
+    return measured
+
+
 def select_sampler(bench: Bench, measure: Measure) -> dict:
     """The part `selection` of results.json: the sampler that does best on validation tasks, and how all of them do."""
     names, tasks = bench.config.sample.samplers, bench.choosing_tasks()
-    found = {n: measure.of(bench.generate(n, tasks, f"evaluate/validation/{n}"), tasks, choosing=True) for n in names}
+    scores = {n: measure.of(bench.generate(n, tasks, f"evaluate/validation/{n}"), tasks, choosing=True) for n in names}
     selection = {
-        "sampler": max(names, key=lambda n: found[n].choice),
-        "validation": {n: f.of_choice() for n, f in found.items()},
+        "sampler": max(names, key=lambda n: scores[n].choice),
+        "validation": {n: s.of_choice() for n, s in scores.items()},
     }
     if many_steps := [n for n in names if n != "posterior_mean"]:
-        selection["many_steps"] = max(many_steps, key=lambda n: found[n].choice)
+        selection["many_steps"] = max(many_steps, key=lambda n: scores[n].choice)
     return selection
 
 
 def fit_controls(bench: Bench, measure: Measure, zoo: SeenZoo, rivals: Mapping[str, Any]) -> dict:
-    """Controls that the zoo allows, and the rivals; what they have to choose is chosen on validation tasks."""
+    """The controls that apply to the zoo, and the rivals; their options are chosen on validation tasks."""
     generator, family, tasks = bench.generator, zoo.family, bench.choosing_tasks()
 
-    def score(control) -> float:
-        return measure.of(_drawn(bench, control, tasks, 1), tasks, choosing=True).choice
+    def score(model) -> float:
+        return measure.of(_drawn(bench, model, tasks, 1), tasks, choosing=True).choice
 
     several = len(set(zoo.task))
     fitted = {
@@ -209,45 +168,35 @@ def fit_controls(bench: Bench, measure: Measure, zoo: SeenZoo, rivals: Mapping[s
     return fitted | {n: r.tuned(score) if isinstance(r, Learned) else r for n, r in rivals.items()}
 
 
-def _drawn(bench: Bench, control, tasks: Sequence[Task], count: int) -> PyTree:
-    """A control's networks, `count` for each task."""
-    tokens = np.asarray(control.sample(tasks, count, np.random.default_rng(bench.config.seed)), np.float32)
+def _drawn(bench: Bench, model, tasks: Sequence[Task], count: int) -> PyTree:
+    """The networks of a control or a rival, `count` for each task."""
+    tokens = np.asarray(model.sample(tasks, count, np.random.default_rng(bench.config.seed)), np.float32)
     return bench.decode_tokens(tokens)
 
 
 def _split(bench: Bench, measure: Measure, split: str, controls: dict, chosen: str) -> tuple[dict, dict[str, PyTree]]:
     """A split's entry of results.json, and its generated networks by sampler."""
     tasks, count = bench.tasks(split), bench.config.eval.samples_per_task
-    made = {n: bench.generate(n, tasks, f"evaluate/{split}/{n}") for n in bench.config.sample.samplers}
+    networks = {n: bench.generate(n, tasks, f"evaluate/{split}/{n}") for n in bench.config.sample.samplers}
     has_noise = split == "seen" or bench.generator.family.factor_names  # else no network is the nearest
     drawn = {n: _drawn(bench, c, tasks, count) for n, c in controls.items() if n != "noise" or has_noise}
     if len(tasks) > 1:
         shift = len(tasks) // 2 * count  # another task of the split, as far round as can be
-        drawn["wrong_task"] = jax.tree.map(lambda a: np.roll(a, shift, 0), made[chosen])
-    generated = {n: measure.of(m, tasks) for n, m in made.items()}
+        drawn["wrong_task"] = jax.tree.map(lambda a: np.roll(a, shift, 0), networks[chosen])
+    generated = {n: measure.of(m, tasks) for n, m in networks.items()}
     compared = {n: measure.of(m, tasks) for n, m in drawn.items()} | measure.controls(split, tasks, chosen)
-    beside = measure.beside(split, tasks, chosen)
-    entry = {
-        "num_tasks": len(tasks),
-        "generated": {n: m.summary() for n, m in generated.items()},
-        "controls": {n: m.summary() for n, m in compared.items()},
-        **{n: m.summary() for n, m in beside.items() if not isinstance(m, dict)},
-        **{n: {k: v.summary() for k, v in m.items()} for n, m in beside.items() if isinstance(m, dict)},
-        **measure.of_zoo(split),
-        "per_task": [
-            {
-                "task": t.name,
-                "id": t.id,
-                "factors": list(t.factors),
-                "generated": {n: m.per_task(i) for n, m in generated.items()},
-                "controls": {n: m.per_task(i) for n, m in compared.items()},
-                **{n: m.per_task(i) for n, m in beside.items() if not isinstance(m, dict)},
-                **{n: {k: v.per_task(i) for k, v in m.items()} for n, m in beside.items() if n == "by_condition"},
-            }
-            for i, t in enumerate(tasks)
-        ],
-    }
-    return entry, made
+    rows, tables = measure.rows(split, tasks), measure.tables(split, tasks, chosen)
+    tables = {"generated": generated, "controls": compared} | tables
+    by_task = [n for n in tables if n != "held_out_wording"]
+    per_task = [
+        {"task": t.name, "id": t.id, "factors": list(t.factors)}
+        | {n: {k: m.per_task(i) for k, m in tables[n].items()} for n in by_task}
+        | {n: m.per_task(i) for n, m in rows.items()}
+        for i, t in enumerate(tasks)
+    ]
+    entry = {"num_tasks": len(tasks)} | {n: m.summary() for n, m in rows.items()}
+    entry |= {n: {k: m.summary() for k, m in table.items()} for n, table in tables.items()}
+    return entry | measure.of_zoo(split) | {"per_task": per_task}, networks
 
 
 def _time_sampling(bench: Bench) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import dataclasses
 import random as python_random
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,8 +50,11 @@ class Measure(Protocol):
     def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Measured]:
         """Controls that are not a function of the zoo's tokens."""
 
-    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
-        """What else is measured of a split: rows, or dicts of rows."""
+    def rows(self, split: str, tasks: Sequence[Task]) -> dict[str, Measured]:
+        """What stands beside the generated networks and the controls of a split."""
+
+    def tables(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict[str, Measured]]:
+        """Further rows of generated networks, under a key of their own."""
 
     def of_zoo(self, split: str) -> dict[str, dict]:
         """Summaries of the zoo's own networks of a split that are not task by task."""
@@ -73,7 +76,7 @@ class Answers:
     def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Scores]:
         bench, blind = self._bench, self._networks["task_blind"]
         repeated = jax.tree.map(lambda a: np.concatenate([a] * len(tasks)), blind.params)
-        found = {
+        rows = {
             "task_blind": bench.accuracy(repeated, tasks),
             "majority": Scores(majority(bench.generator.family, tasks)[:, None]),
         }
@@ -81,22 +84,24 @@ class Answers:
             shuffle = python_random.Random(bench.config.seed)
             most = bench.config.condition.text_max_length - 1  # letters out of order are a token each
             texts = ["".join(shuffle.sample(d, len(d)))[:most] for d in self._wordings(tasks, "descriptions")]
-            found["shuffled_text"] = bench.scores(sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
-        return found
+            rows["shuffled_text"] = bench.scores(sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
+        return rows
 
-    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
+    def rows(self, split: str, tasks: Sequence[Task]) -> dict[str, Scores]:
         bench, tuned = self._bench, self._networks[split]
         base = codec.take(bench.generator.spec, bench.generator.base)
-        found = {
+        return {
             "finetuned": Scores(np.stack([tuned.test_accuracy[tuned.task == t.id] for t in tasks])),
             "base": bench.accuracy(repeat(base, len(tasks)), tasks),
-            "by_condition": studies.by_condition(bench, split, tasks, sampler),
         }
+
+    def tables(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict[str, Scores]]:
+        tables = {"by_condition": studies.by_condition(self._bench, split, tasks, sampler)}
         if self._described and all(t.held_out_descriptions for t in tasks):
             texts = self._wordings(tasks, "held_out_descriptions")
-            scores = bench.scores(sampler, tasks, f"evaluate/{split}/{sampler}", texts=texts)
-            found["held_out_wording"] = {sampler: scores}
-        return found
+            scores = self._bench.scores(sampler, tasks, f"evaluate/{split}/{sampler}", texts=texts)
+            tables["held_out_wording"] = {sampler: scores}
+        return tables
 
     def of_zoo(self, split: str) -> dict[str, dict]:
         return {}
@@ -153,41 +158,46 @@ class Weights:
         flat = traverse_util.flatten_dict(networks, sep="/")
         count = len(next(iter(flat.values()))) // len(tasks)
         ids = np.repeat([t.id for t in tasks], count)
-        found = {s: r.measures(flat, ids) for s, r in self._references[tasks[0].split].items()}
-        return Distances({s: {m: v.reshape(len(tasks), count) for m, v in of.items()} for s, of in found.items()})
+        distances = {s: r.measures(flat, ids) for s, r in self._references[tasks[0].split].items()}
+        return Distances({s: {m: v.reshape(len(tasks), count) for m, v in d.items()} for s, d in distances.items()})
 
     def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Distances]:
         return {}
 
-    def beside(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Any]:
+    def rows(self, split: str, tasks: Sequence[Task]) -> dict[str, Distances]:
+        return {}
+
+    def tables(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, dict[str, Distances]]:
         return {}
 
     def of_zoo(self, split: str) -> dict[str, dict]:
-        found = {}
+        summaries = {}
         own = {s: r.own_measures() for s, r in self._references[split].items()}
         if all(o is not None for o in own.values()):
-            found["own"] = {s: {m: summary(v, task) for m, v in values.items()} for s, (values, task) in own.items()}
+            summaries["own"] = {
+                s: {m: summary(v, task) for m, v in values.items()} for s, (values, task) in own.items()
+            }
         if split in self._facts.accuracies:
             stated = np.array(self._facts.accuracies[split])
-            found["imported_accuracy"] = summary(stated, self._networks[split].task)
-        return found
+            summaries["imported_accuracy"] = summary(stated, self._networks[split].task)
+        return summaries
 
     def results(self, splits: dict, seen: PyTree) -> dict:
-        made = traverse_util.flatten_dict(seen, sep="/")
+        generated = traverse_util.flatten_dict(seen, sep="/")
         return {
             "weight_space": {
                 "spaces": list(self._grams),
                 "units": {space: self._references["seen"][space].unit for space in self._grams},
                 "splits": splits,
-                "novelty": {space: self._novelty(space, made) for space in self._grams},
+                "novelty": {space: self._novelty(space, generated) for space in self._grams},
             }
         }
 
-    def _novelty(self, space: str, made: dict[str, np.ndarray]) -> dict:
+    def _novelty(self, space: str, generated: dict[str, np.ndarray]) -> dict:
         """How near generated networks of seen tasks are to the zoo's, and the zoo's to one another."""
         reference, seen = self._references["seen"][space], self._networks["seen"]
         task = np.repeat([t.id for t in self._bench.tasks("seen")], self._bench.config.eval.samples_per_task)
         return {
-            "nearest": summary(reference.nearest(made), task),
+            "nearest": summary(reference.nearest(generated), task),
             "zoo_nearest": summary(reference.nearest(reference.seen, np.arange(len(seen))), seen.task),
         }

@@ -93,9 +93,9 @@ class Scorer:
             return each(constants, networks, task, answer)
 
         specs = (dist.REPLICATED, dist.SHARDED, dist.SHARDED)
-        step, asked = (dist.data_parallel(f, mesh, specs, dist.SHARDED) for f in (right, answers))
+        step, answering = (dist.data_parallel(f, mesh, specs, dist.SHARDED) for f in (right, answers))
         self._step = lambda args: step(constants, *dist.shard(args, mesh))
-        self._answers = lambda args: asked(constants, *dist.shard(args, mesh))
+        self._answers = lambda args: answering(constants, *dist.shard(args, mesh))
 
     def right(
         self, networks: PyTree[Float[np.ndarray, "nets ..."]], task: Int[np.ndarray, " nets"]

@@ -30,10 +30,10 @@ def compare(spec: Spec, tasks: Sequence[tuple[Flat, Flat]]) -> list[dict]:
     which, rows = spec.element_leaf.reshape(-1), []
     for i, leaf in enumerate(spec.leaves):
         own = which == i
-        made, zoo = (np.concatenate([t[j][:, own].reshape(-1) for t in tasks]) for j in (0, 1))
-        if not len(made):
+        drawn, zoo = (np.concatenate([t[j][:, own].reshape(-1) for t in tasks]) for j in (0, 1))
+        if not len(drawn):
             continue
-        row = {"path": leaf.path, **leaf_distances(made, zoo), **_histograms(made, zoo)}
+        row = {"path": leaf.path, **leaf_distances(drawn, zoo), **_histograms(drawn, zoo)}
         halves = [t[len(t) % 2 :, own] for _, t in tasks if len(t) > 1]
         if halves:
             a, b = (np.concatenate([h[j::2].reshape(-1) for h in halves]) for j in (0, 1))
@@ -42,11 +42,11 @@ def compare(spec: Spec, tasks: Sequence[tuple[Flat, Flat]]) -> list[dict]:
     return rows
 
 
-def _histograms(made: Float[np.ndarray, " n"], zoo: Float[np.ndarray, " m"]) -> dict:
-    made, zoo = thinned(made), thinned(zoo)
-    low, high = np.quantile(np.concatenate([made, zoo]), [0.002, 0.998])
+def _histograms(drawn: Float[np.ndarray, " n"], zoo: Float[np.ndarray, " m"]) -> dict:
+    drawn, zoo = thinned(drawn), thinned(zoo)
+    low, high = np.quantile(np.concatenate([drawn, zoo]), [0.002, 0.998])
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
-    counts = (np.histogram(np.clip(v, edges[0], edges[-1]), edges, density=True)[0] for v in (made, zoo))
+    counts = (np.histogram(np.clip(v, edges[0], edges[-1]), edges, density=True)[0] for v in (drawn, zoo))
     return {"edges": edges.tolist(), **{n: c.tolist() for n, c in zip(("generated", "zoo"), counts, strict=True)}}
 
 
@@ -63,12 +63,13 @@ def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Flat]]) -> list[
     leaf, own = spec.leaves[i], spec.element_leaf.reshape(-1) == i
     places = [(t, j) for t in range(len(tasks)) for j in range(len(tasks[t][1]))]
     chosen = evenly(len(places), MOST_EXAMPLES)
-    made = []
+    rows = []
     for t, j in (places[c] for c in chosen):
         task, *networks = tasks[t]
-        named = zip(("generated", "nearest", "next"), networks, strict=True)
-        made.append({"task": task, "path": leaf.path, **{n: _corner(v[j][own], leaf.shape) for n, v in named}})
-    return made
+        kernels = [_corner(v[j][own], leaf.shape) for v in networks]
+        by_name = dict(zip(("generated", "nearest", "next"), kernels, strict=True))
+        rows.append({"task": task, "path": leaf.path} | by_name)
+    return rows
 
 
 def _corner(values: Float[np.ndarray, " n"], shape: tuple[int, ...]) -> list[list[float]]:

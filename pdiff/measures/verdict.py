@@ -65,8 +65,8 @@ def verdict(
     }
 
 
-def _shares(found: Shaped[np.ndarray, " nets"]) -> dict[str, float]:
-    return {k: float((found == k).mean()) for k in KINDS}
+def _shares(kind: Shaped[np.ndarray, " nets"]) -> dict[str, float]:
+    return {k: float((kind == k).mean()) for k in KINDS}
 
 
 def _sentence(kind: str, shares: dict, medians: dict, accuracy: Mapping[str, float]) -> str:

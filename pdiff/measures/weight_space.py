@@ -35,7 +35,7 @@ def gram_of_weights(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
 
 
 def gram_of_updates(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
-    """Inner products of the updates B A of all adapted modules; no update is made."""
+    """Inner products of the updates B A of all adapted modules; no update is computed."""
     total = np.zeros((_count(a), _count(b)))
     for module in (p[:-2] for p in a if p.endswith("/A")):
         a_in, a_out = a[f"{module}/A"].astype(np.float64), a[f"{module}/B"].astype(np.float64)
@@ -56,7 +56,7 @@ class Reference:
 
     Attributes:
       gram: the inner product of the space.
-      own, own_task: networks of the tasks that are asked for.
+      own, own_task: networks of the split's tasks, and the task of each.
       seen: the zoo; `unit` is its unit of distance.
     """
 
@@ -76,27 +76,27 @@ class Reference:
         means = means - means.mean(0)
         return cls(gram, own, own_task, seen, float(np.sqrt(np.einsum("ti,ij,tj->t", means, inner, means).mean())))
 
-    def measures(self, made: Params, task: Int[np.ndarray, " made"]) -> dict[str, Float[np.ndarray, " made"]]:
+    def measures(self, nets: Params, task: Int[np.ndarray, " nets"]) -> dict[str, Float[np.ndarray, " nets"]]:
         """Each of MEASURES for network i against the mean of its task's own."""
         mine = _averaging([np.flatnonzero(self.own_task == t) for t in task], len(self.own_task))
-        return self._against(made, mine)
+        return self._against(nets, mine)
 
     def own_measures(self) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " some"]] | None:
         """The same of each own network against the others of its task, and the tasks; None if all are alone."""
-        others = [np.flatnonzero((self.own_task == t) & (np.arange(len(self.own_task)) != i))
-                  for i, t in enumerate(self.own_task)]  # fmt: skip
-        kept = np.array([i for i, o in enumerate(others) if len(o)], int)
-        if not len(kept):
+        task = self.own_task
+        others = [np.setdiff1d(np.flatnonzero(task == t), [i]) for i, t in enumerate(task)]
+        rows = np.array([i for i, o in enumerate(others) if len(o)], int)
+        if not len(rows):
             return None
-        mine = _averaging([others[i] for i in kept], len(self.own_task))
-        return self._against({p: v[kept] for p, v in self.own.items()}, mine), self.own_task[kept]
+        mine = _averaging([others[i] for i in rows], len(task))
+        return self._against({p: v[rows] for p, v in self.own.items()}, mine), task[rows]
 
-    def _against(self, made: Params, mine: Float[np.ndarray, "made own"]) -> dict[str, np.ndarray]:
-        to_own = (self.gram(made, self.own) * mine).sum(1)
+    def _against(self, nets: Params, mine: Float[np.ndarray, "nets own"]) -> dict[str, np.ndarray]:
+        to_own = (self.gram(nets, self.own) * mine).sum(1)
         own_own = np.einsum("ij,jk,ik->i", mine, self.gram(self.own, self.own), mine)
-        to_zoo, zoo_zoo = self.gram(made, self.seen).mean(1), self.gram(self.seen, self.seen).mean()
+        to_zoo, zoo_zoo = self.gram(nets, self.seen).mean(1), self.gram(self.seen, self.seen).mean()
         own_zoo = mine @ self.gram(self.own, self.seen).mean(1)
-        square = _squares(self.gram, made)
+        square = _squares(self.gram, nets)
         distance = np.sqrt(np.maximum(square - 2 * to_own + own_own, 0))
         moved, wanted = square - 2 * to_zoo + zoo_zoo, own_own - 2 * own_zoo + zoo_zoo
         size = np.sqrt(np.maximum(moved, 0) * np.maximum(wanted, 0))
@@ -108,9 +108,9 @@ class Reference:
             "cosine": np.where(there, (to_own - to_zoo - own_zoo + zoo_zoo) / np.where(there, size, 1), 0),
         }
 
-    def nearest(self, made: Params, skip: Int[np.ndarray, " made"] | None = None) -> Float[np.ndarray, " made"]:
+    def nearest(self, nets: Params, skip: Int[np.ndarray, " nets"] | None = None) -> Float[np.ndarray, " nets"]:
         """Distance of each network to the nearest of the zoo, in units of it; of network i not to `skip[i]` of it."""
-        square = _squares(self.gram, made)[:, None] - 2 * self.gram(made, self.seen) + _squares(self.gram, self.seen)
+        square = _squares(self.gram, nets)[:, None] - 2 * self.gram(nets, self.seen) + _squares(self.gram, self.seen)
         if skip is not None:
             square[np.arange(len(square)), skip] = np.inf
         return np.sqrt(np.maximum(square.min(1), 0)) / self.unit
@@ -126,5 +126,5 @@ def _averaging(groups: list, count: int) -> Float[np.ndarray, "groups count"]:
 
 def _squares(gram: Gram, params: Params) -> Float[np.ndarray, " nets"]:
     """Squared norms, one network at a time."""
-    return np.array([gram(one, one)[0, 0] for one in ({p: v[i : i + 1] for p, v in params.items()}
-                                                       for i in range(_count(params)))])  # fmt: skip
+    networks = ({p: v[i : i + 1] for p, v in params.items()} for i in range(_count(params)))
+    return np.array([gram(one, one)[0, 0] for one in networks])

@@ -1,1 +1,1 @@
-"""Other papers' generators, trained on the same zoo."""
+"""Rivals: other papers' generators, trained on the same zoo."""

@@ -88,7 +88,7 @@ class Autoencoder:
         return jnp.where(stats.varying(self.generator.stats), flat.reshape(-1, *shape), 0)
 
     def loss(
-        self, params: PyTree, x0: Float[Array, "batch tokens dim"], told, keys: Key[Array, " batch"]
+        self, params: PyTree, x0: Float[Array, "batch tokens dim"], condition_at, keys: Key[Array, " batch"]
     ) -> Float[Array, ""]:
         """Mean squared error of what varies, and KL_WEIGHT x the divergence from N(0, 1) of each latent dimension."""
         a, b, c = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)

@@ -1,4 +1,4 @@
-"""Denoising diffusion probabilistic models (Ho et al. 2020) for baselines: the schedule and the two predictions.
+"""Denoising diffusion probabilistic models (Ho et al. 2020) for rivals: the schedule and the two predictions.
 
 In the coordinates of `diffusion.samplers`, z = x_t / alpha_t = x0 + s eps with s the noise-to-signal ratio; a network
 sees x_t = z / sqrt(1 + s^2), whose variance is that of the data at all times.
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Key
 from pdiff.diffusion.denoiser import Denoiser, like
 
 STEPS = 1000
-_KEPT = np.cumprod(1 - np.linspace(1e-4, 0.02, STEPS))  # alpha-bar of the linear schedule
-RATIOS = np.sqrt((1 - _KEPT) / _KEPT).astype(np.float32)  # NumPy: importing this must not start JAX's devices
+_ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, STEPS))  # alpha-bar of the linear schedule
+RATIOS = np.sqrt((1 - _ALPHA_BAR) / _ALPHA_BAR).astype(np.float32)  # NumPy: importing this must not start JAX's devices
 
 Network = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 

@@ -1,7 +1,7 @@
 """A generator after G.pt (Peebles et al. 2022): a transformer over weight tokens that predicts x0, as a DDPM.
 
-It is made of pdiff's blocks, without its mean, subspace, preconditioning and noise distribution. It is told pdiff's
-condition, where G.pt is told a starting network and the loss that is wanted.
+It consists of pdiff's blocks, without its mean, subspace, preconditioning and noise distribution. It is conditioned as
+pdiff is, where G.pt is conditioned on a starting network and the desired loss.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ class GPt(Learned):
     def fit(cls, zoo: TrainingZoo) -> "GPt":
         generator = zoo.generator
 
-        def loss(params, x0, told, keys):
+        def loss(params, x0, condition_at, keys):
             at, drawn = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             s = ddpm.training_ratios(at)
             z = x0 + s[:, None, None] * normal(drawn, x0.shape[1:])
             varying = stats.varying(generator.stats)
-            error = ddpm.squared_error(_denoiser(generator, params, told(s))(jnp.where(varying, z, 0), s), x0)
+            error = ddpm.squared_error(_denoiser(generator, params, condition_at(s))(jnp.where(varying, z, 0), s), x0)
             return error * varying.size / varying.sum(dtype=x0.dtype)
 
         shape = (generator.spec.num_tokens, generator.spec.token_dim)

@@ -1,7 +1,7 @@
 """A kernel density over latent codes, after SANE (Schürholt et al. 2024): codes of the zoo, noised and decoded.
 
-The codes are of the task's own networks where it is a seen one, else of the nearest seen task's; how wide the kernel is
-validation decides. All of the training time is the auto-encoder's.
+The codes are of the task's own networks where it is a seen one, else of the nearest seen task's; the width of
+the kernel is chosen on validation tasks. All of the training time is the auto-encoder's.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ class LatentKDE(Learned):
 
     def given(self, tasks: Sequence[Task], count: int) -> tuple[Float[np.ndarray, "samples ..."], ...]:
         """The codes to start from, in task order, and the bandwidth of each: one program serves all bandwidths."""
-        task, made = self.params["task"], []
+        task, codes = self.params["task"], []
         for t in tasks:
             anchor = own_or_nearest(self.generator.family, t)
             rows = np.arange(len(task)) if anchor is None else np.flatnonzero(task == anchor)
-            made.append(self.params["latents"][rows[np.arange(count) % len(rows)]])
-        codes = np.concatenate(made)
+            codes.append(self.params["latents"][rows[np.arange(count) % len(rows)]])
+        codes = np.concatenate(codes)
         return codes, np.full((len(codes), 1), self.bandwidth, np.float32)
 
     def draw(

@@ -69,24 +69,24 @@ class LatentUNet(Learned):
         ae, latents = Autoencoder(zoo.generator).fit(zoo, f"{cls.name}/autoencoder", 1 / 3)
         model = _model(zoo.generator)
 
-        def loss(params, z0, told, keys):
+        def loss(params, z0, condition_at, keys):
             at, drawn = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             s = ddpm.training_ratios(at)
             z = z0 + s[:, None] * normal(drawn, z0.shape[1:])
-            context = model.apply({"params": params}, cls.told(told(s)), method="encode")
+            context = model.apply({"params": params}, cls.unet_condition(condition_at(s)), method="encode")
             return ddpm.squared_error(_denoiser(model, params, context)(z, s), z0, s)
 
         unet = zoo.fit(f"{cls.name}/unet", loss, init(zoo.generator, model, latents.shape[1:]), latents, 2 / 3)
         return cls(zoo.generator, zoo.mesh, {"autoencoder": ae, "unet": unet})
 
     @classmethod
-    def told(cls, condition: dict) -> dict:
-        """What the UNet is told of a condition."""
+    def unet_condition(cls, condition: dict) -> dict:
+        """The condition that the UNet has."""
         return condition if cls.conditional else null_condition(condition)
 
     def draw(self, params: PyTree, condition: dict, keys: Key[Array, " batch"]) -> Float[Array, "batch tokens dim"]:
         model, unet = _model(self.generator), params["unet"]
-        context = model.apply({"params": unet}, self.told(condition), method="encode")
+        context = model.apply({"params": unet}, self.unet_condition(condition), method="encode")
         ae = Autoencoder(self.generator)
         noise, fresh = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         start, levels = normal(noise, (ae.latent,)), ddpm.levels(self.num_steps)

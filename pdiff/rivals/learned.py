@@ -1,7 +1,7 @@
-"""What generators of other papers share here: the zoo that they are trained on, the loop that does it, and sampling.
+"""What the rivals share: the zoo that they are trained on, the loop that does it, and sampling.
 
 All are given pdiff's own zoo, normalisation, condition encoders, optimizer, averaging and batch size, and as much time
-as pdiff's training took. What is theirs is in one file each.
+as pdiff's training took. What is their own is in one file each.
 """
 
 import abc
@@ -33,7 +33,7 @@ from pdiff.zoo.store import Networks
 TIMED_STEPS = 20  # the first updates, which tell how long one takes
 LEARNING_RATE, WARMUP = 2e-3, 0.05  # the rate at its height, and the share of updates that leads up to it
 
-# (params, data of the batch, told, keys) -> mean loss. `told(sigma)` is the batch's condition, as training has it.
+# (params, data of the batch, condition_at, keys) -> mean loss; `condition_at(sigma)` is the batch's training condition.
 Loss = Callable[[PyTree, Float[Array, "batch ..."], Callable, Key[Array, " batch"]], Float[Array, ""]]
 
 
@@ -64,7 +64,7 @@ class TrainingZoo:
         return cls(generator, x0, networks.task, mesh, stop, seconds, steps)
 
     @functools.cached_property
-    def _told(self) -> dict:
+    def _constants(self) -> dict:
         """The tables that conditions are drawn from, on every device; all fits share them."""
         return dist.replicate(conditioning.make_constants(self.generator), self.mesh)
 
@@ -85,7 +85,7 @@ class TrainingZoo:
         )
         step = _step(self, name, loss, optimizer)
         state = dist.replicate(jax.jit(lambda p: init_state(p, optimizer))(params), self.mesh)
-        tables = dist.replicate({"data": data, "task": self.task}, self.mesh) | {"told": self._told}
+        tables = dist.replicate({"data": data, "task": self.task}, self.mesh) | {"constants": self._constants}
         index = dist.shard(np.arange(config.batch_size, dtype=np.int32), self.mesh)
         total, warmup, start = self.steps, TIMED_STEPS, 0.0
         with tqdm(desc=name, unit="step", total=total or None) as progress:
@@ -116,15 +116,15 @@ def _step(zoo: TrainingZoo, name: str, loss: Loss, optimizer: optax.GradientTran
 
     def step(state: TrainState, index, tables, rate):
         keys = rng.per_example(rng.stream(config.seed, f"{name}/step", state.step), index)
-        drawn, wording, told_by, own = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
+        drawn, wording, condition_keys, loss_keys = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
         row = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(zoo.task)))(drawn)
         wording = jax.vmap(lambda k: jax.random.randint(k, (), 0, wordings))(wording)
         task = tables["task"][row]
 
-        def told(sigma):
-            return conditioning.training_condition(generator, tables["told"], task, wording, told_by, sigma)
+        def condition_at(sigma):
+            return conditioning.training_condition(generator, tables["constants"], task, wording, condition_keys, sigma)
 
-        value, grads = jax.value_and_grad(loss)(state.params, tables["data"][row], told, own)
+        value, grads = jax.value_and_grad(loss)(state.params, tables["data"][row], condition_at, loss_keys)
         value, grads = jax.lax.pmean((value, grads), dist.ALL)
         with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -138,7 +138,7 @@ def _step(zoo: TrainingZoo, name: str, loss: Loss, optimizer: optax.GradientTran
 
 @dataclasses.dataclass(frozen=True)
 class Learned(abc.ABC):
-    """A trained generator of another kind. `fit` makes one; `Class(generator, mesh, params)` restores one.
+    """A rival: a trained generator of another kind. `fit` makes one; `Class(generator, mesh, params)` restores one.
 
     Attributes:
       params: everything that was learned, arrays only.
@@ -158,7 +158,7 @@ class Learned(abc.ABC):
         """A sample of normalised tokens for each row of `given`. Pure."""
 
     def given(self, tasks: Sequence[Task], count: int) -> PyTree[np.ndarray]:
-        """What `count` samples for each task are drawn from, in task order: the condition that pdiff is given."""
+        """What `count` samples for each task are conditioned on, in task order: pdiff's own condition."""
         return conditioning.asked(self.generator, tasks, count)
 
     def tuned(self, validation_accuracy: Callable[["Learned"], float]) -> "Learned":
@@ -168,22 +168,22 @@ class Learned(abc.ABC):
     def sample(
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
-        """`count` networks for each task as raw tokens, asked for as pdiff's own are."""
+        """`count` networks for each task as raw tokens, under the same conditions as pdiff's."""
         key = jax.random.key(int(random.integers(2**31)))
         batch = dist.round_up(self.generator.config.sample.batch_size, self.mesh)
         params = dist.replicate(self.params, self.mesh)
         index = np.arange(len(tasks) * count, dtype=np.int32)
         rows = (self.given(tasks, count), index)
-        made = dist.map_chunks(lambda r: self._drawn(params, key, *dist.shard(r, self.mesh)), rows, len(index), batch)
-        return raw_by_task(self.generator, made, len(tasks))
+        z = dist.map_chunks(lambda r: self._drawn(params, key, *dist.shard(r, self.mesh)), rows, len(index), batch)
+        return raw_by_task(self.generator, z, len(tasks))
 
     @functools.cached_property
     def _drawn(self) -> Callable:
+        def draw(params, key, given, index):
+            return self.draw(params, given, rng.per_example(key, index))
+
         in_specs = (dist.REPLICATED, dist.REPLICATED, dist.SHARDED, dist.SHARDED)
-        return dist.data_parallel(
-            lambda params, key, given, index: self.draw(params, given, rng.per_example(key, index)),
-            self.mesh, in_specs, dist.SHARDED,
-        )  # fmt: skip
+        return dist.data_parallel(draw, self.mesh, in_specs, dist.SHARDED)
 
 
 class Conditioned(nn.Module):

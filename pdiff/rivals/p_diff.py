@@ -1,6 +1,6 @@
 """p-diff (Wang et al. 2024): unconditional diffusion of auto-encoded weights, a thousand ancestral steps.
 
-What it draws is some network of the zoo's distribution, whatever it was asked for.
+It draws networks of the zoo's distribution, whatever the condition.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pdiff.rivals.latent_unet import LatentUNet
 
 @dataclasses.dataclass(frozen=True)
 class PDiff(LatentUNet):
-    """The same auto-encoder and UNet as `LatentUNet`'s, never told a condition."""
+    """The same auto-encoder and UNet as `LatentUNet`'s, without a condition."""
 
     name = "p_diff"
     conditional = False

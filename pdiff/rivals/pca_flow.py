@@ -1,4 +1,4 @@
-"""Flow matching in the space of the zoo's principal components, after DeepWeightFlow (2026), told pdiff's condition."""
+"""Flow matching in the space of the zoo's principal components, after DeepWeightFlow (2026), with pdiff's condition."""
 
 import dataclasses
 
@@ -47,11 +47,11 @@ class PCAFlow(Learned):
         scale = np.float32(((flat - mean) @ basis.T).std())
         model = _model(generator)
 
-        def loss(params, x1, told, keys):
+        def loss(params, x1, condition_at, keys):
             at, drawn = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             t, noise = jax.vmap(jax.random.uniform)(at), normal(drawn, x1.shape[1:])
             x = (1 - t[:, None]) * noise + t[:, None] * x1
-            predicted = model.apply({"params": params}, x, t, told((1 - t) / jnp.maximum(t, 1e-3)))
+            predicted = model.apply({"params": params}, x, t, condition_at((1 - t) / jnp.maximum(t, 1e-3)))
             return ((predicted - (x1 - noise)) ** 2).mean()
 
         network = zoo.fit(cls.name, loss, init(generator, model, (len(basis),)), (flat - mean) @ basis.T / scale)
@@ -75,8 +75,8 @@ def components(
 ) -> tuple[Float[np.ndarray, " params"], Float[np.ndarray, "k params"]]:
     """The mean, and the fewest principal directions that explain EXPLAINED of the variance, at most MOST."""
     fitted = PCA(min(MOST, *flat.shape), svd_solver="randomized", random_state=0).fit(flat)
-    kept = int(np.searchsorted(np.cumsum(fitted.explained_variance_ratio_), EXPLAINED)) + 1
-    return fitted.mean_.astype(np.float32), fitted.components_[:kept].astype(np.float32)
+    count = int(np.searchsorted(np.cumsum(fitted.explained_variance_ratio_), EXPLAINED)) + 1
+    return fitted.mean_.astype(np.float32), fitted.components_[:count].astype(np.float32)
 
 
 def _model(generator: Generator) -> Conditioned:

@@ -1,4 +1,4 @@
-"""The other generators that a run trains on its zoo, each for as long as its own training took.
+"""The rivals that a run trains on its zoo, each for as long as its own training took.
 
 Finished ones are kept in `<workdir>/rivals/<name>`, so that a run goes on where it stopped and `--mode=evaluate` trains
 nothing. Which there are is `eval.rivals`.
@@ -14,7 +14,6 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
@@ -73,7 +72,8 @@ def _fit_learned(generator, networks, workdir, mesh, stop, seconds) -> None:
         where.mkdir(parents=True)
         arrays = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
         files.write_atomic(where / PARAMS, safetensors.numpy.save(arrays))
-        _save_facts(where, params, start)
+        facts = {"seconds": time.perf_counter() - start, "num_params": count_parameters(params)}
+        files.write_json(where / FACTS, facts)
         files.write_manifest(where, KIND)
 
 
@@ -94,11 +94,6 @@ def verify(where: Path) -> None:
     files.verify_manifest(where, KIND, REMEDY)
 
 
-def _save_facts(where: Path, params: PyTree, start: float) -> None:
-    facts = {"seconds": time.perf_counter() - start, "num_params": count_parameters(params)}
-    files.write_json(where / FACTS, facts)
-
-
 def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned]:
     """The rivals that a run has trained, restored.
 
@@ -106,10 +101,10 @@ def kept(generator: Generator, workdir: Path, mesh: Mesh) -> dict[str, Learned]:
       PdiffError: what was kept of one is damaged.
     """
     names = config_lib.rivals(generator.config.eval.rivals)
-    return {name: _restore(name, generator, mesh, workdir / "rivals" / name) for name in names}
-
-
-def _restore(name: str, generator: Generator, mesh: Mesh, where: Path) -> Learned:
-    files.verify_manifest(where, KIND, REMEDY)
-    flat = safetensors.numpy.load_file(where / PARAMS)
-    return LEARNED[name](generator, mesh, traverse_util.unflatten_dict(flat, sep="/"))
+    rivals = {}
+    for name in names:
+        where = workdir / "rivals" / name
+        verify(where)
+        flat = safetensors.numpy.load_file(where / PARAMS)
+        rivals[name] = LEARNED[name](generator, mesh, traverse_util.unflatten_dict(flat, sep="/"))
+    return rivals
