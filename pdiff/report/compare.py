@@ -9,12 +9,18 @@ from pathlib import Path
 
 from pdiff import results as results_lib
 from pdiff.errors import PdiffError
-from pdiff.report import compare_plots, html, plots, rows, tables
+from pdiff.report import compare_plots, contents, html, markdown, plots, rows
 from pdiff.report.figures import Figure
 from pdiff.report.style import svg
 from pdiff.system import files
 
-BEST_CONTROLS = 2  # of each split that are shown
+SHOWN = (  # of each split: title, the kind of the rows that it is one of, and its place among them
+    ("generated", "chosen", 0),
+    ("fine-tuned on the task", "finetuned", 0),
+    ("best control", "control", 0),
+    ("second-best control", "control", 1),
+    ("base, not fine-tuned", "base", 0),
+)
 SECTIONS = {
     "accuracy": "Accuracy",
     "config": "What differs in the configs",
@@ -44,7 +50,7 @@ def compare(workdirs: Sequence[str], out: str) -> str:
         raise PdiffError(f"--out: {out} is in no existing folder")
     runs = read(workdirs)
     files.write_atomic(Path(out), render(runs).encode())
-    return markdown(runs)
+    return table(runs)
 
 
 def read(workdirs: Sequence[str]) -> list[Run]:
@@ -68,7 +74,7 @@ def read(workdirs: Sequence[str]) -> list[Run]:
             )
         results = results_lib.read(where / "results.json")
         missing = [k for k in ("config", "target", "selection", "splits", "timing") if k not in results]
-        results = tables.with_accuracies(results)
+        results = contents.with_accuracies(results)
         if missing or not results["splits"]:
             lacking = ", ".join(missing) or "splits whose networks were compared by accuracy"
             raise PdiffError(f"--workdirs: the results.json of {workdir} has no {lacking}; nothing to compare")
@@ -117,53 +123,43 @@ def _tasks(run: Run) -> list[tuple]:
 
 
 def accuracy(runs: list[Run]) -> list[dict]:
-    """For each split rows of the things compared, with a cell for each run: a summary and a name, or None.
+    """For each split `rows` of SHOWN, with a column for each run; a cell's `name` says which network it is of several.
 
     A generated cell is `best` if it is clearly above those of all other runs.
     """
     order = list(dict.fromkeys(s for run in runs for s, _ in plots.ordered_splits(run.results)))
     order.sort(key=list(plots.MARKERS).index)
-    return [{"split": s, "rows": _rows([(r, r.results["splits"].get(s)) for r in runs])} for s in order]
+    parts = [{"split": s, "rows": rows.side_by_side(_column(run, s) for run in runs)} for s in order]
+    for part in parts:
+        generated = [c for c in part["rows"][0].cells if c]
+        for cell in generated:
+            others = [c for c in generated if c is not cell]
+            cell["best"] = bool(others) and all(rows.clearly_above(cell, c) for c in others)
+    return parts
 
 
-def _rows(entries: list[tuple[Run, dict | None]]) -> list[dict]:
-    def cells(get) -> list[dict | None]:
-        return [get(run, e) if e else None for run, e in entries]
-
-    def generated(run: Run, e: dict) -> dict:
-        chosen = run.results["selection"]["sampler"]
-        return {"s": e["generated"][chosen], "name": plots.label(chosen)}
-
-    made = [
-        {"title": "generated", "cells": cells(generated)},
-        {"title": "fine-tuned on the task", "cells": cells(lambda run, e: {"s": e["finetuned"], "name": ""})},
-    ]
-    ours = made[0]["cells"]
-    for i, cell in enumerate(ours):
-        others = [c for j, c in enumerate(ours) if j != i and c]
-        if cell:
-            cell["best"] = bool(others) and all(rows.clearly_above(cell["s"], c["s"]) for c in others)
-    for rank, title in enumerate(("best control", "second-best control")[:BEST_CONTROLS]):
-        made.append({"title": title, "cells": cells(lambda run, e, rank=rank: best_control(e, rank))})
-    return made + [{"title": "base, not fine-tuned", "cells": cells(lambda run, e: {"s": e["base"], "name": ""})}]
-
-
-def best_control(entry: dict, rank: int = 0) -> dict | None:
-    """The control of a split that has the highest mean but `rank`, or None if there are fewer."""
-    ranked = sorted(entry["controls"].items(), key=lambda item: -item[1]["mean"])
-    return {"s": ranked[rank][1], "name": plots.label(ranked[rank][0])} if rank < len(ranked) else None
+def _column(run: Run, split: str) -> list[rows.Row]:
+    """The rows of SHOWN of one run; controls are ranked by their means."""
+    entry = run.results["splits"].get(split)
+    ranked = sorted(rows.of_split(entry, run.results) if entry else [], key=lambda r: (-r.cells[0]["mean"], r.title))
+    column = []
+    for title, kind, place in SHOWN:
+        found = [r for r in ranked if r.kind == kind][place : place + 1]
+        name = found[0].title if found and kind in ("chosen", "control") else ""
+        column.append(rows.Row(kind, title, [found[0].cells[0] | {"name": name, "best": False} if found else None]))
+    return column
 
 
 def config_differences(runs: list[Run]) -> list[dict]:
     """The fields that are not the same in all runs, with each run's value or None where it has no such field."""
-    flat = [tables.flat_config(run.results["config"]) for run in runs]
+    flat = [contents.flat_config(run.results["config"]) for run in runs]
     names = sorted({name for f in flat for name in f})
     return [{"field": n, "values": [f.get(n) for f in flat]} for n in names if len({f.get(n) for f in flat}) > 1]
 
 
 def _phases(runs: list[Run]) -> list[dict]:
     """Each run's parts in time; `length` is its share of the longest run."""
-    parts = [tables.phases(run.results["timing"]) for run in runs]
+    parts = [contents.phases(run.results["timing"]) for run in runs]
     total = [sum(p["seconds"] for p in own) for own in parts]
     longest = max(total) or 1.0
     return [
@@ -173,7 +169,7 @@ def _phases(runs: list[Run]) -> list[dict]:
 
 def _timings(runs: list[Run]) -> list[dict]:
     measured = {
-        **{k: (words, html.duration) for k, words in tables.PHASES},
+        **{k: (words, html.duration) for k, words in contents.PHASES},
         "total_s": ("all of these", html.duration),
         "sample_s_per_100": ("sampling 100 networks", html.duration),
         "peak_rss_mb": ("peak memory", lambda mb: f"{mb:,.0f} MB"),
@@ -186,7 +182,7 @@ def _timings(runs: list[Run]) -> list[dict]:
 
 
 def _facts(runs: list[Run]) -> list[dict]:
-    by_run = [dict(tables.facts(run.results, html.score)) for run in runs]
+    by_run = [dict(contents.facts(run.results, html.score)) for run in runs]
     family = [run.results["config"]["tasks"]["family"] for run in runs]
     lines = [("workdir", [run.workdir for run in runs]), ("family", family)]
     names = list(dict.fromkeys(name for facts in by_run for name in facts))
@@ -230,31 +226,19 @@ def figures(runs: list[Run]) -> list[Figure]:
     return made
 
 
-def markdown(runs: list[Run]) -> str:
-    """The accuracies as a table, a column for each run; below it what differs in the configs, and the notes."""
-    lines = [f"| test accuracy | {' | '.join(_cell(r.name) for r in runs)} |", "| --- |" + " ---: |" * len(runs)]
-    for part in accuracy(runs):
-        for row in part["rows"]:
-            cells = [_written(c) for c in row["cells"]]
-            lines.append(f"| {part['split']}, {row['title']} | {' | '.join(cells)} |")
-    for row in _timings(runs):
-        lines.append(f"| {row['title']} | {' | '.join(c or '' for c in row['cells'])} |")
-    differences = config_differences(runs)
-    lines += ["", f"| config | {' | '.join(_cell(r.name) for r in runs)} |", "| --- |" + " ---: |" * len(runs)]
-    for d in differences:
-        lines.append(f"| {d['field']} | {' | '.join(_cell(v) if v is not None else '' for v in d['values'])} |")
-    if not differences:
-        lines[-3:] = ["", "The configs are the same."]
-    return "\n".join([*lines, *(f"\n{note}" for note in notes(runs))]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def table(runs: list[Run]) -> str:
+    """The accuracies in Markdown, a column for each run; below them what differs in the configs, and the notes."""
+    names, differences = [r.name for r in runs], config_differences(runs)
+    lines = [(f"{p['split']}, {row.title}", *map(_written, row.cells)) for p in accuracy(runs) for row in p["rows"]]
+    lines += [(row["title"], *(c or "" for c in row["cells"])) for row in _timings(runs)]
+    config = [(d["field"], *("" if v is None else v for v in d["values"])) for d in differences]
+    below = markdown.table(("config", *names), config) if config else ["The configs are the same."]
+    accuracies = markdown.table(("test accuracy", *names), lines)
+    return "\n".join([*accuracies, "", *below, *(f"\n{note}" for note in notes(runs))]) + "\n"
 
 
 def _written(cell: dict | None) -> str:
     if cell is None:
         return ""
-    text = f"{cell['s']['mean']:.4f} ± {cell['s']['sem']:.4f}"
-    text = f"**{text}**" if cell.get("best") else text
+    text = f"**{markdown.mean(cell)}**" if cell["best"] else markdown.mean(cell)
     return f"{text} ({cell['name']})" if cell["name"] else text

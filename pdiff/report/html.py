@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from pdiff import results as results_lib
-from pdiff.report import adaptation, figures, plots, rows, table, tables, vague
+from pdiff.report import adaptation, contents, figures, markdown, plots, rows, vague
 from pdiff.system import files
 from pdiff.training import metrics
 
@@ -49,7 +49,7 @@ def write_report(workdir: Path) -> None:
       PdiffError: results.json is missing, or one of them is damaged.
     """
     where = Path(workdir)
-    results, entries = tables.with_accuracies(results_lib.read(where / "results.json")), metrics.read(where)
+    results, entries = contents.with_accuracies(results_lib.read(where / "results.json")), metrics.read(where)
     closeup = results_lib.read(where / CLOSEUP) if (where / CLOSEUP).exists() else {}
     made = figures.figures(results, entries, closeup)
     text = page(results, made, closeup, str(workdir), audited=(where / "audit.html").exists())
@@ -59,7 +59,7 @@ def write_report(workdir: Path) -> None:
     if plots.by_factor(results):
         files.write_atomic(where / "plots" / "hero.png", plots.hero(results))
     if results["splits"]:
-        files.write_atomic(where / "table.md", table.markdown(results).encode())
+        files.write_atomic(where / "table.md", markdown.report(results).encode())
     files.write_atomic(where / "report.html", text.encode())
 
 
@@ -99,55 +99,55 @@ def page(
       workdir: as it is typed in commands.
       audited: whether there is an audit.html.
     """
-    results, closeup = tables.with_accuracies(results), closeup or {}
+    results, closeup = contents.with_accuracies(results), closeup or {}
     samplers = plots.sampler_order(results, {n for e in results["splits"].values() for n in e["generated"]})
-    splits = [rows.of_split(name, entry, results) for name, entry in plots.ordered_splits(results)]
-    shown = {f.name: (f, data) for f, data in embedded(made)}
-    contents = {
+    splits = rows.splits(results)
+    drawn = {f.name: (f, data) for f, data in embedded(made)}
+    shown = {
         "results": results,
         "script": script("page.js"),
         "chosen": results["selection"]["sampler"],
         "samplers": samplers,
         "splits": splits,
-        "figures": {section: [shown[n] for n in names if n in shown] for section, names in PLACES.items()},
-        "compared": tables.compared(splits),
+        "figures": {section: [drawn[n] for n in names if n in drawn] for section, names in PLACES.items()},
+        "compared": contents.compared(splits),
         "strips": closeup.get("images", []),
-        "confusions": tables.confusions(closeup.get("confusion", {})),
-        "per_task": tables.per_task(results),
-        "lagging": tables.lagging(results),
+        "confusions": contents.confusions(closeup.get("confusion", {})),
+        "per_task": contents.per_task(results),
+        "lagging": contents.lagging(results),
         "controls": plots.control_order({n for e in results["splits"].values() for n in e["controls"]}),
-        "novelty": tables.novelty(results.get("novelty", {})),
-        "spread": tables.spread(results.get("spread", {})),
-        "calibration": tables.calibration(results.get("calibration", {})),
+        "novelty": contents.novelty(results.get("novelty", {})),
+        "spread": contents.spread(results.get("spread", {})),
+        "calibration": contents.calibration(results.get("calibration", {})),
         "vague": vague.table(results.get("vague", [])),
         "vague_columns": vague.COLUMNS,
         "adaptation": adaptation.table(results.get("adaptation", {})),
         "recipes": adaptation.recipes(results.get("adaptation", {})),
-        "rivals": tables.rivals(results, splits),
-        "averaging": tables.averaging(closeup.get("averaging", {})),
-        "phases": tables.phases(results["timing"]),
-        "timings": tables.timings(results["timing"], samplers, duration),
-        "commands": tables.commands(results, closeup, workdir),
-        "facts": tables.facts(results, score),
-        "changed": tables.changed(results["config"]),
-        "config": tables.flat_config(results["config"]),
-        "hints": tables.hints(results, splits, closeup, audited),
+        "rivals": contents.rivals(results, splits),
+        "averaging": contents.averaging(closeup.get("averaging", {})),
+        "phases": contents.phases(results["timing"]),
+        "timings": contents.timings(results["timing"], samplers, duration),
+        "commands": contents.commands(results, closeup, workdir),
+        "facts": contents.facts(results, score),
+        "changed": contents.changed(results["config"]),
+        "config": contents.flat_config(results["config"]),
+        "hints": contents.hints(results, splits, closeup, audited),
         "open_tasks": OPEN_TASKS,
     }
-    contents["sections"] = _sections(contents)
-    return environment().get_template("template.html").render(contents)
+    shown["sections"] = _sections(shown)
+    return environment().get_template("template.html").render(shown)
 
 
-def _sections(contents: dict) -> dict[str, str]:
+def _sections(shown: dict) -> dict[str, str]:
     """Those of SECTIONS that there is something to show in."""
-    has = {section: bool(shown) for section, shown in contents["figures"].items()}
-    has["accuracy"] |= bool(contents["splits"])
-    has["answers"] |= bool(contents["strips"])
-    has["novelty"] |= bool(contents["novelty"])
-    has["studies"] |= bool(contents["spread"] or contents["calibration"])
-    has["training"] |= bool(contents["averaging"]) or "validation" in contents["results"]["selection"]
-    has |= {name: bool(contents[name]) for name in ("vague", "adaptation")}
-    has |= {"rivals": bool(contents["rivals"]), "tasks": bool(contents["per_task"])}
+    has = {section: bool(found) for section, found in shown["figures"].items()}
+    has["accuracy"] |= bool(shown["splits"])
+    has["answers"] |= bool(shown["strips"])
+    has["novelty"] |= bool(shown["novelty"])
+    has["studies"] |= bool(shown["spread"] or shown["calibration"])
+    has["training"] |= bool(shown["averaging"]) or "validation" in shown["results"]["selection"]
+    has |= {name: bool(shown[name]) for name in ("vague", "adaptation")}
+    has |= {"rivals": bool(shown["rivals"]), "tasks": bool(shown["per_task"])}
     return {name: title for name, title in SECTIONS.items() if has.get(name, True)}
 
 

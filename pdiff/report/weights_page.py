@@ -1,10 +1,12 @@
 """report.html of a run whose networks are known by their weights alone, and its table.md and plot."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pdiff import results as results_lib
-from pdiff.report import html, plots, style, tables
+from pdiff.report import contents, html, markdown, plots, style
 from pdiff.report.figures import Figure
+from pdiff.report.rows import Row
 from pdiff.system import files
 
 TITLES = {"distance": "distance, in the zoo's units", "relative_error": "relative error", "cosine": "cosine"}
@@ -22,7 +24,7 @@ def write_report(workdir: Path) -> None:
     figure = per_task(results)
     (workdir / "plots").mkdir(exist_ok=True)
     files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
-    files.write_atomic(workdir / "table.md", markdown(results).encode())
+    files.write_atomic(workdir / "table.md", tables(results).encode())
     files.write_atomic(workdir / "report.html", render(results, [figure]).encode())
 
 
@@ -36,53 +38,45 @@ def render(results: dict, made: list[Figure]) -> str:
         .render(
             results=results,
             chosen=results["selection"]["sampler"],
-            spaces=[(space, SPACES[space], rows(results, space)) for space in found["spaces"]],
+            spaces=[(space, SPACES[space], rows(results, space, TITLES)) for space in found["spaces"]],
             splits=_ordered(results),
             titles=TITLES,
             novelty=[(SPACES[s], n) for s, n in found["novelty"].items()],
             figures=html.embedded(made),
-            facts=tables.facts(results, html.score),
-            phases=tables.phases(timing),
-            timings=tables.timings(timing, list(results["selection"]["validation"]), html.duration),
-            config=[(c["field"], c["here"]) for c in tables.changed(results["config"])],
+            facts=contents.facts(results, html.score),
+            phases=contents.phases(timing),
+            timings=contents.timings(timing, list(results["selection"]["validation"]), html.duration),
+            config=[(c["field"], c["here"]) for c in contents.changed(results["config"])],
         )
     )
 
 
-def rows(results: dict, space: str) -> list[dict]:
-    """What is compared, a row each: `title`, `kind`, and by split the summaries of all measures in a space."""
-    chosen, splits = results["selection"]["sampler"], _ordered(results)
-
-    def row(kind: str, title: str, found: dict) -> dict:
-        return {"kind": kind, "title": title, "by_split": {s: f[space] for s, f in found.items() if f}}
-
-    names = {n: None for _, e in splits for n in e["generated"]}
-    controls = [c for c in results_lib.CONTROLS if any(c in e["controls"] for _, e in splits)]
-    made = [row("own", "another of the task's own networks", {s: e.get("own") for s, e in splits})]
-    made += [
-        row(
-            "chosen" if n == chosen else "generated",
-            f"generated, {plots.label(n)}",
-            {s: e["generated"].get(n) for s, e in splits},
-        )
-        for n in names
+def rows(results: dict, space: str, measures: Iterable[str]) -> list[Row]:
+    """What is compared in a space, with a column for each measure on each split."""
+    chosen, splits = results["selection"]["sampler"], [e for _, e in _ordered(results)]
+    names = dict.fromkeys(n for e in splits for n in e["generated"])
+    controls = [c for c in results_lib.CONTROLS if any(c in e["controls"] for e in splits)]
+    compared = [("own", "another of the task's own networks", [e.get("own") for e in splits])]
+    for n in names:
+        kind = "chosen" if n == chosen else "generated"
+        compared.append((kind, f"generated, {plots.label(n)}", [e["generated"].get(n) for e in splits]))
+    compared += [("control", plots.label(c), [e["controls"].get(c) for e in splits]) for c in controls]
+    return [
+        Row(kind, title, [e[space][m] if e else None for e in entries for m in measures])
+        for kind, title, entries in compared
+        if any(entries)
     ]
-    made += [row("control", plots.label(c), {s: e["controls"].get(c) for s, e in splits}) for c in controls]
-    return [r for r in made if r["by_split"]]
 
 
-def markdown(results: dict) -> str:
-    """The mean distance and its standard error by row and split, a table for each space."""
+def tables(results: dict) -> str:
+    """The mean distance and its standard error by row and split in Markdown, a table for each space."""
     lines = []
     for space in results["weight_space"]["spaces"]:
-        names = [s for s, _ in _ordered(results)]
-        lines += [f"| distance of {SPACES[space]} | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
-        for r in rows(results, space):
-            found = [r["by_split"].get(s) for s in names]
-            cells = ["" if f is None else f"{f['distance']['mean']:.4f} ± {f['distance']['sem']:.4f}" for f in found]
-            title = f"**{r['title']} (chosen on validation)**" if r["kind"] == "chosen" else r["title"]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-        lines.append("")
+        headings = (f"distance of {SPACES[space]}", *(s for s, _ in _ordered(results)))
+        compared = rows(results, space, ("distance",))
+        titles = [f"**{r.title} (chosen on validation)**" if r.kind == "chosen" else r.title for r in compared]
+        body = [(title, *map(markdown.mean, r.cells)) for title, r in zip(titles, compared, strict=True)]
+        lines += [*markdown.table(headings, body), ""]
     return "\n".join(lines)
 
 

@@ -99,7 +99,7 @@ def test_different_families_are_compared_and_said(workdirs):
     mixed = compare.read([str(workdirs / n) for n in ("one", "other")])
     assert "different families of tasks" in compare.notes(mixed)[0]
     assert not compare_plots.share_a_factor(*(r.results for r in mixed))
-    interpolated = next(p for p in compare.accuracy(mixed) if p["split"] == "unseen")["rows"][2]["cells"]
+    interpolated = next(p for p in compare.accuracy(mixed) if p["split"] == "unseen")["rows"][2].cells
     assert len(interpolated) == 2 and all(interpolated)
     assert compare.notes(compare.read([str(workdirs / n) for n in ("one", "two")])) == []
 
@@ -127,4 +127,4 @@ def test_names_from_outside_are_escaped(tmp_path):
         results["command"] = results["config"]["zoo"]["dir"] = evil + name
         results_lib.write(tmp_path / name / "results.json", results)
     runs = compare.read([str(tmp_path / "a"), str(tmp_path / evil)])
-    assert "<script" not in compare.render(runs) and compare.markdown(runs)
+    assert "<script" not in compare.render(runs) and compare.table(runs)

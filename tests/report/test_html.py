@@ -12,7 +12,7 @@ import pytest
 from pdiff import results as results_lib
 from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
-from pdiff.report import adaptation, figures, html, plots, table, vague
+from pdiff.report import adaptation, figures, html, markdown, plots, vague
 from tests.report import synthetic
 
 
@@ -233,10 +233,10 @@ def test_a_lead_is_bold_only_if_it_is_clear(results):
     ahead["base"] |= {"mean": 0.0399, "sem": 0.02, "n": 16}
     ahead["reptile"] |= {"mean": 0.0422, "sem": 0.0, "n": 1}
     ahead["described"] |= {"mean": -0.0433, "sem": 0.001, "n": 16}
-    text, markdown = html.page(other), table.markdown(other)
-    assert "<b>+0.041 ± 0.020</b>" in text and "**+0.041 ± 0.020**" in markdown
+    text, written = html.page(other), markdown.report(other)
+    assert "<b>+0.041 ± 0.020</b>" in text and "**+0.041 ± 0.020**" in written
     for lead in ("+0.040 ± 0.020", "+0.042 ± 0.000", "-0.043 ± 0.001"):
-        assert f"<td>{lead}</td>" in text and f"| {lead} |" in markdown
+        assert f"<td>{lead}</td>" in text and f"| {lead} |" in written
 
 
 def test_calibration_is_shown_by_split(page, results):
@@ -332,7 +332,7 @@ def test_other_families_and_missing_parts_render():
     assert page.tables["split-seen"][1][2].strip() == "–"
     assert "spread" not in page.tables and "calibration" not in page.tables and "Studies" not in page.text
     assert "Vague descriptions" not in page.text and "A few labelled images" not in page.text
-    assert table.markdown(results).count("| --- |") == 1
+    assert markdown.report(results).count("| --- |") == 1
 
 
 def test_write_report_writes_page_and_plots(tmp_path, results, closeup, drawn):
@@ -355,7 +355,7 @@ def test_write_report_needs_results(tmp_path):
 
 
 def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
-    lines = table.markdown(results).splitlines()
+    lines = markdown.report(results).splitlines()
     rows = [[x.strip() for x in line.split("|")] for line in lines[2 : lines.index("")]]
     cells = {c[1].strip("* "): c[2:-1] for c in rows}
     ridge = results["splits"]["seen"]["controls"]["ridge"]
@@ -370,7 +370,7 @@ def test_the_markdown_table_has_every_row_and_names_what_is_not_below(results):
 
 
 def test_the_markdown_has_the_tables_of_the_studies(results):
-    lines = table.markdown(results).splitlines()
+    lines = markdown.report(results).splitlines()
     rows = [[x.strip() for x in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     told = results["vague"][1]
     found = next(r for r in rows if r[:2] == [told["prompt"], "generated"])

@@ -19,13 +19,10 @@ def with_accuracies(results: dict) -> dict:
     return results | {"splits": splits}
 
 
-def compared(splits: list[dict]) -> list[dict]:
-    """A row for each thing compared on any of `splits` (of `rows.of_split`), with its summary on each or None."""
-    first = {r["title"]: r["kind"] for s in splits for r in reversed(s["rows"])}
-    titles = list(dict.fromkeys(r["title"] for s in splits for r in s["rows"]))
-    titles.sort(key=lambda t: ("finetuned", "chosen", "generated", "control", "base").index(first[t]))
-    found = [{r["title"]: r["s"] for r in s["rows"]} for s in splits]
-    return [{"title": t, "kind": first[t], "summaries": [f.get(t) for f in found]} for t in titles]
+def compared(splits: list[dict]) -> list[rows.Row]:
+    """A row for each thing compared on any of `splits` (of `rows.splits`), a column for each, sorted by kind."""
+    order = ("finetuned", "chosen", "generated", "control", "base").index
+    return sorted(rows.side_by_side(s["rows"] for s in splits), key=lambda r: order(r.kind))
 
 
 def per_task(results: dict) -> list[dict]:
@@ -72,32 +69,16 @@ def calibration(found: dict) -> list[tuple[str, list[str]]]:
     ]
 
 
-def num_params(results: dict) -> int | None:
-    """Parameters of the generator: of its prior and of its mean."""
-    model = results.get("model", {})
-    return model["num_params"] + model.get("mean_params", 0) if model else None
-
-
 def rivals(results: dict, splits: list[dict]) -> list[dict]:
     """The generator and its rivals that were trained on the same zoo, with their accuracy on each of `splits`."""
-    found = results.get("rivals") or {}
-    if not found or not splits:
+    names = results.get("rivals") or {}
+    if not names or not splits:
         return []
-    own = {
-        "title": f"this generator, {plots.label(results['selection']['sampler'])}",
-        "num_params": num_params(results),
-        "seconds": results["timing"].get("train_s"),
-        "cells": [{"s": s["best"], "below": None} for s in splits],
-    }
-    made = [own]
-    for name, facts in found.items():
-        summaries = [s["entry"]["controls"].get(name) for s in splits]
-        cells = [
-            {"s": c, "below": c and rows.clearly_above(s["best"], c)} for c, s in zip(summaries, splits, strict=True)
-        ]
-        measured = {k: facts.get(k) for k in ("num_params", "seconds")}
-        made.append({"title": plots.label(name), "cells": cells} | measured)
-    return made
+    chosen, costs = plots.label(results["selection"]["sampler"]), rows.costs(results)
+    cells = {r.title: r.cells for r in rows.side_by_side(s["rows"] for s in splits)}
+    titles = {chosen: f"this generator, {chosen}"} | {plots.label(n): plots.label(n) for n in names}
+    missing = [None] * len(splits)
+    return [{"title": title, "cells": cells.get(key, missing)} | costs[key] for key, title in titles.items()]
 
 
 def averaging(found: dict) -> list[dict]:
@@ -182,7 +163,7 @@ def facts(results: dict, score) -> list[tuple[str, str]]:
     target = results["target"]
     made = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
     if "model" in results:
-        made.append(("generator", f"{num_params(results):,} parameters"))
+        made.append(("generator", f"{rows.num_params(results):,} parameters"))
     if "mean_params" in results.get("model", {}):
         m = results["model"]
         made.append(("of these, the mean network", f"{m['mean_params']:,}"))
