@@ -30,7 +30,7 @@ class Field:
 
     @property
     def type(self) -> type:
-        """Of the value, or of each in a tuple."""
+        """Type of the value, or of each in a tuple."""
         return self.each or type(self.default)
 
     @property
@@ -59,14 +59,9 @@ class Field:
         if not isinstance(value, (int, float) if self.type is float else self.type):
             return False
         if self.type in (int, float):
-            # Also of a whole number that no float can hold, and false of NaN.
-            if not abs(value) <= sys.float_info.max:
-                return False
-            return (
-                (self.low is None or value >= self.low)
-                and (self.most is None or value <= self.most)
-                and (self.above is None or value > self.above)
-            )
+            limit = sys.float_info.max  # whole numbers may be too large for a float; comparisons with NaN are false
+            low, most = -limit if self.low is None else self.low, limit if self.most is None else self.most
+            return low <= value <= most and (self.above is None or value > self.above)
         return self.choices is None or value in self.choices
 
 
@@ -183,7 +178,7 @@ FIELDS: dict[str, Field] = {
     "model.mlp_ratio": positive(4.0),
     "model.dtype": one_of("float32", "float32", "bfloat16"),  # for activations only
     "model.remat": Field(False),
-    # Condition tokens: what the models are told of the task. In training a condition is dropped to its null token with
+    # Condition tokens: what the models know of the task. In training a condition is dropped to its null token with
     # its own probability; the prior, and rivals, do without any with `drop_all`.
     "condition.use": several(("text",), str, choices=CONDITIONS),
     "condition.drop_id": share(0.9),
