@@ -16,21 +16,8 @@ from pdiff.errors import PdiffError
 from pdiff.system import files
 
 # Every control, in the order in which it is shown.
-CONTROLS = (
-    "hypernetwork",
-    "soup",
-    "gaussian",
-    "noise",
-    "nearest_seen",
-    "ridge",
-    *RIVALS,
-    "linear_interpolation",
-    "rebasin_merge",
-    "task_blind",
-    "wrong_task",
-    "shuffled_text",
-    "majority",
-)
+CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
+CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
 SPLITS = ("seen", "interp", "unseen", "validation")
 
 

@@ -1,4 +1,4 @@
-"""A whole run, zoo, training, evaluation and report, and what can be asked of a finished one."""
+"""A whole run, zoo, training, evaluation and report, and what can be done with a finished one."""
 
 import datetime
 import json
@@ -41,14 +41,8 @@ RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an aud
 def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler = default_int_handler) -> dict:
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
-    Of a finished run all files are checked first, and what is damaged is made again.
-
-    Args:
-      command: for results.json.
-      at_once: the handler of a second Ctrl-C; the first stops at the next safe point.
-
-    Returns:
-      The contents of results.json.
+    Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
+    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point.
 
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.
@@ -219,7 +213,7 @@ def _evaluate(
 
 
 def _facts(gen: generator.Generator, params: PyTree, networks: dict) -> dict:
-    """The parts of results.json that are not measured: what the run is of."""
+    """The parts of results.json that describe the run and are not measured."""
     family = gen.family
     facts = {
         "config": json.loads(config_lib.to_json(gen.config)),

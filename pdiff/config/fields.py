@@ -42,9 +42,8 @@ class Field:
         if self.choices:
             what = ", ".join(self.choices)
         else:
-            bounds = [f"at least {self.low:g}"] if self.low is not None else []
-            bounds += [f"above {self.above:g}"] if self.above is not None else []
-            bounds += [f"at most {self.most:.10g}"] if self.most is not None else []
+            limits = {"at least": self.low, "above": self.above, "at most": self.most}
+            bounds = [f"{words} {limit:.10g}" for words, limit in limits.items() if limit is not None]
             names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
             what = " ".join([names[self.type], " and ".join(bounds)]).strip()
         return f"a tuple, each {what}" if self.each else what

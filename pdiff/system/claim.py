@@ -1,9 +1,9 @@
 """One writer for a directory: who holds it, and when a holder counts as gone.
 
-A claim is a file `claim/000007.json` in the directory. The next one up is made exclusively (O_EXCL, which network file
-systems have too), so of all who try one gets it; the highest number is the holder. It says who that is, and it beats:
-the holder writes it anew every few seconds. So no lock of the operating system is needed, which would say nothing
-across hosts, and a claim that was left behind is taken over:
+A claim is a file `claim/000007.json` in the directory. The next number is created exclusively (O_EXCL, which network
+file systems have too), so of all who try one gets it; the highest number is the holder. The file says who that is, and
+the holder writes it anew every few seconds: its heartbeat. So no lock of the operating system is needed, which would
+mean nothing across hosts, and a claim that was left behind is taken over:
 
 - on the same machine at once, if the process is gone (its number may be another's by now: the time it started tells),
 - of another machine, container or boot of this one, if it shows no beat for `SILENCE` seconds of one's own clock.
@@ -32,7 +32,7 @@ POLL = 0.5  # seconds between looks at a silent claim
 
 @contextlib.contextmanager
 def claimed(directory: Path, what: str) -> Iterator[None]:
-    """Holds `directory`, which is made if missing, against all other runs; of one of many processes, the first does.
+    """Holds `directory`, which is made if missing, against all other runs; of many processes the first does.
 
     Args:
       what: for messages, as '--workdir: runs/a'.

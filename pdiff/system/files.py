@@ -44,12 +44,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where this process writes what will be `path`."""
+    """The temporary file of this process for `path`."""
     return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
 
 
 def remove_partial(directory: Path) -> None:
-    """Removes what writers that were killed left below `directory`; nobody else may be writing there."""
+    """Removes temporary files of killed writers below `directory`; nobody else may be writing there."""
     for path in Path(directory).rglob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -57,7 +57,7 @@ def remove_partial(directory: Path) -> None:
 def require_space(directory: Path, size: int, what: str) -> None:
     """Raises PdiffError unless `size` bytes, and a tenth more, fit on the disk of `directory`.
 
-    For libraries that fill a full disk with half a file and the screen with their threads' tracebacks.
+    For libraries that, on a full disk, leave half a file and fill the screen with their threads' tracebacks.
     """
     free = shutil.disk_usage(directory).free
     if free < 1.1 * size:
@@ -67,9 +67,11 @@ def require_space(directory: Path, size: int, what: str) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
+def sha256(path: Path, sync: bool = False) -> str:
+    """Hex digest of a file's contents; with `sync` these are also brought to the disk."""
     with open(path, "rb") as f:
+        if sync:
+            os.fsync(f.fileno())
         return hashlib.file_digest(f, DIGEST).hexdigest()
 
 
@@ -85,14 +87,14 @@ def write_with_digest(path: Path, data: bytes) -> None:
 
 
 def write_sums(directory: Path) -> None:
-    """Writes the sha256 of every file of a folder that others will read, as `sha256sum -c SHA256SUMS` does in it."""
+    """Writes the sha256 of every file of a folder to its SHA256SUMS, for `sha256sum -c` by those who get it."""
     directory = Path(directory)
-    lines = [f"{_synced_sha256(p)}  {p.relative_to(directory)}\n" for p in _contents(directory)]
+    lines = [f"{sha256(p, sync=True)}  {p.relative_to(directory)}\n" for p in _contents(directory)]
     write_atomic(directory / SUMS, "".join(lines).encode())
 
 
 def verify_sums(path: Path) -> None:
-    """Holds a file against the sha256 beside it, or the files of a folder against its SHA256SUMS, if there is one.
+    """Compares a file with the sha256 beside it, or the files of a folder with its SHA256SUMS, if there is one.
 
     Raises:
       PdiffError: one is not as it was written, or the sums cannot be read.
@@ -118,7 +120,7 @@ def write_json(path: Path, document: dict[str, Any], default: Callable[[Any], An
     """Writes a JSON object with its own sha256 among its fields, keys sorted, so that equal objects are equal bytes.
 
     Raises:
-      ValueError: a number is NaN or infinite, which JSON has no word for.
+      ValueError: a number is NaN or infinite, which JSON does not have.
     """
     plain = json.loads(json.dumps(document, allow_nan=False, default=default))
     text = json.dumps(plain | {DIGEST: _digest(plain)}, indent=1, sort_keys=True)
@@ -165,7 +167,7 @@ def _refuse(constant: str):
 def write_manifest(directory: Path, kind: str, skip: Collection[str] = ()) -> None:
     """Records the sha256 of every file below `directory`, last, so that its presence means finished.
 
-    All of them, and their folders, are on the disk and not only on the way to it before the manifest is.
+    All of them, and their folders, are brought to the disk before the manifest is.
 
     Args:
       kind: what it is, as 'zoo' or 'checkpoint'.
@@ -173,7 +175,7 @@ def write_manifest(directory: Path, kind: str, skip: Collection[str] = ()) -> No
     """
     directory = Path(directory)
     contents = _contents(directory, skip)
-    digests = {str(p.relative_to(directory)): _synced_sha256(p) for p in contents}
+    digests = {str(p.relative_to(directory)): sha256(p, sync=True) for p in contents}
     inner = {folder for p in contents for folder in p.parents if directory in folder.parents}
     for folder in sorted({directory.parent, directory, *inner}):
         _sync(folder)
@@ -259,12 +261,6 @@ def _contents(directory: Path, skip: Collection[str] = ()) -> list[Path]:
     directory = Path(directory)
     below = (p for entry in directory.iterdir() if entry.name not in skip for p in (entry, *entry.rglob("*")))
     return sorted(p for p in below if p.is_file() and p != directory / MANIFEST)
-
-
-def _synced_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
-        return hashlib.file_digest(f, DIGEST).hexdigest()
 
 
 def _sync(folder: Path) -> None:

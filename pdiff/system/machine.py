@@ -15,7 +15,7 @@ LLVM_LEVEL = "--xla_backend_optimization_level"
 
 
 def set_up(config: ConfigDict | None = None, all_cores: bool = True) -> None:
-    """All of it, for a run of `config`."""
+    """Does all of this for a run of `config`."""
     if all_cores:
         use_all_cores(config)
     compile_lightly()
@@ -49,8 +49,7 @@ def cpu_devices(cores: int, config: ConfigDict | None = None) -> int:
 def keep_compiled() -> None:
     """Keeps what XLA compiles, and finds it again in the next run, in `~/.cache/pdiff/compiled`.
 
-    At most CACHE_BYTES: what was not used for longest goes first. Where JAX has been given a directory, that one is
-    used, as it is.
+    At most CACHE_BYTES: the least recently used goes first. If JAX has a directory already, it is used as it is.
     """
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,8 +1,8 @@
 """Many processes, one run: how they find each other, wait for each other, and end together.
 
-`jax.distributed` connects them. On top of it each has a thread that says once a second that it is alive and listens for
-failures: a process that fails posts its message and all others leave with it; one that says nothing for
-`SILENCE` seconds has failed too. So no process is left waiting in a collective operation for one that is gone.
+`jax.distributed` connects them. On top of it each has a thread that sends a heartbeat every second and listens for
+failures: a process that fails posts its message and all others leave with it; one that is silent for `SILENCE` seconds
+has failed too. So no process is left waiting in a collective operation for one that is gone.
 
 Everything here does nothing in a run of one process.
 """
@@ -81,7 +81,7 @@ def is_first() -> bool:
 
 
 def barrier(what: str, seconds: float = PATIENCE) -> None:
-    """Waits until all processes are here. All must come to the same barriers in the same order.
+    """Waits until all processes are here. All must reach the same barriers in the same order.
 
     Raises:
       PdiffError: they were not within that time.
@@ -112,7 +112,7 @@ def all_hold(mine: bool) -> bool:
 
 
 def asked_to_stop() -> bool:
-    """Whether a SIGTERM has come to any process; all learn of it at the same one of their calls."""
+    """Whether any process got a SIGTERM; all learn of it at the same one of their calls."""
     return multihost_utils.reached_preemption_sync_point(next(_counter))
 
 
@@ -140,7 +140,7 @@ def await_verdict(error: Exception) -> None:
 
 
 def _watch() -> None:
-    """Says that this process is alive, and leaves when another has failed. Process 0 looks out for silent ones."""
+    """Sends heartbeats, and ends this process when another has failed. Process 0 looks out for silent ones."""
     client, me = distributed.global_state.client, index()
     heard: dict[str, tuple[str, float]] = {}
     for beat in itertools.count():
@@ -166,7 +166,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _silent(beats: dict[str, str], heard: dict[str, tuple[str, float]]) -> str | None:
-    """The failure of a process that has shown no new beat for too long. `heard` is brought up to date."""
+    """The failure of a process that has sent no new beat for too long. `heard` is updated."""
     now = time.monotonic()
     for name, beat in beats.items():
         if heard.get(name, ("", 0))[0] != beat:
