@@ -133,8 +133,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     entry, current = "", None
     for line in text.splitlines():
         if current is None:
-            heading = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-            if heading:
+            if heading := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
                 current = computations.setdefault(heading[2], [])
                 entry = heading[2] if heading[1] else entry
         elif line.startswith("}"):
@@ -197,8 +196,7 @@ def _trip_count(loop: Instruction, computations: Mapping[str, list[Instruction]]
 
     The counter of a scan starts at 0. It goes up by more than 1 where XLA has unrolled a loop.
     """
-    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
-    if known:
+    if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
         return int(known[1])
     pending, limits = loop.called("condition"), []
     while pending:
@@ -343,14 +341,10 @@ def _collective(kind: str, i: Instruction, table: Mapping[str, Instruction], tim
 
 def _groups(kind: str, text: str) -> tuple[tuple[int, ...], ...] | None:
     """Replica groups from any of the ways to write them: lists, iota, or axes of a mesh. None is all together."""
-    if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", text)[1]
-        return tuple(tuple(int(n) for n in p.split(",")) for p in re.findall(r"\d+,\d+", pairs))
-    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text)
-    if listed:
-        return tuple(tuple(int(n) for n in g.split(",")) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if iota:
+    attribute = "source_target_pairs" if kind == "collective-permute" else "replica_groups"
+    if lists := re.search(rf"{attribute}=\{{(\{{[\d,{{}}]*\}})\}}", text):
+        return tuple(tuple(int(n) for n in ids.split(",")) for ids in re.findall(r"\{([\d,]+)\}", lists[1]))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         count, size, *ids = iota.groups()
         return _rows(_iota(*ids).reshape(int(count), int(size)))
     devices = r"(?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+)\))?"
