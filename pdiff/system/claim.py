@@ -128,13 +128,8 @@ def _beat(mine: Path, done: threading.Event) -> None:
 
 def _me() -> dict:
     pid = os.getpid()
-    return {
-        "pid": pid,
-        "started": _started(pid),
-        "host": platform.node(),
-        "machine": _machine(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }
+    me = {"pid": pid, "started": _started(pid), "host": platform.node(), "machine": _machine()}
+    return me | {"since": time.strftime("%Y-%m-%dT%H:%M:%S")}
 
 
 def _machine() -> str:
