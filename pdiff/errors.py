@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to see, and how its message may look."""
+"""The one exception that a user is meant to see, how its message may look, and what messages have in common."""
+
+import sys
+
+AGAIN = "run the same command again"
+RERUN = "run the run's command again"  # where the message is of another command than the run's own
 
 
 def printable(text: str) -> str:
@@ -6,20 +11,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def complain(message: str) -> None:
+    """Prints a message on stderr as pdiff's."""
+    print(f"pdiff: error: {printable(message)}", file=sys.stderr, flush=True)
+
+
 class PdiffError(Exception):
     """Input or state that the user can mend.
 
-    Its message names the field or file, the value found, and what is allowed. `pdiff.main`
-    prints it on one line, without a traceback, and exits with a non-zero code.
+    Its message names the field or file, its value, and what is allowed. `pdiff.main` prints it on one line, without a
+    traceback, and exits with a non-zero code.
     """
 
 
 class Faults(PdiffError):
-    """Several things that are wrong at once, a line for each; at most `MOST` of them are told.
+    """Several faults at once, a line for each; the message has at most `MOST` of them.
 
     Args:
       where: what was read, as the user named it.
-      lines: one fault each, with the file that has it.
+      lines: one fault each, with its file.
     """
 
     MOST = 20

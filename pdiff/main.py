@@ -13,7 +13,6 @@ Of a finished run (--workdir): --mode=evaluate scores again, report writes its p
 publish makes a small folder of it. --mode=compile asks whether a config fits a TPU. What can be set in a config, and
 what each field means, is in pdiff/config/fields.py; what each mode does, in README.md and docs/.
 """
-# Flags alone; what each mode does is in modes.py.
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -24,28 +23,24 @@ from pdiff.system import exits, machine, processes
 
 config_flags.DEFINE_config_file("config", None, "A scenario, as configs/interp.py.")
 flags.DEFINE_string(
-    "workdir", None, "Where the run lives; by default runs/<name of the config>. sample, serve: or a published folder; "
-    "by default the generator that comes with pdiff.",
-)  # fmt: skip
+    "workdir", None, "A run's folder, by default runs/<config>; sample, serve: or a published one, by default pdiff's."
+)
 flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
 flags.DEFINE_string("prompt", None, "sample, adapt: a description of the task, or of a set of tasks.")
 flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
 flags.DEFINE_string("between", None, "sample: two tasks and how far from one to the other, as 'a,b,0.5'.")
-flags.DEFINE_string(
-    "support", None, "adapt: a folder of png or jpg images of the task, or of a folder of them for each class."
-)
+flags.DEFINE_string("support", None, "adapt: a folder of the task's png or jpg images, or of a folder for each class.")
 flags.DEFINE_bool("force", False, "sample, adapt: take a prompt like no description, with a warning.")
 flags.DEFINE_integer(
-    "num_samples", None, "sample: how many networks, by default 8. adapt: among how many to choose, by default 512.",
-    lower_bound=1,
-)  # fmt: skip
+    "num_samples", None, "Networks: for sample, by default 8; for adapt to choose from, by default 512.", lower_bound=1
+)
 flags.DEFINE_integer("steps", None, "adapt: of fine-tuning; by default the run's adapt.steps.", lower_bound=0)
 flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
 flags.DEFINE_integer("sample_seed", 0, "sample, adapt: another seed gives other networks.")
 flags.DEFINE_integer("port", 8484, "serve: the port on this machine.", lower_bound=1, upper_bound=65535)
 flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
 flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Many processes: which of them this is, from 0.", lower_bound=0)
+flags.DEFINE_integer("process_id", None, "Many processes: which one this is, from 0.", lower_bound=0)
 flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
 flags.DEFINE_string(
@@ -59,15 +54,15 @@ flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    given = flags.FLAGS
+    args = flags.FLAGS
     with exits.said():
-        if given.mode != "compile":
-            if given.config is not None:
-                config_lib.validate(given.config)
-            one_of_many = given.num_processes is not None  # each has as many devices as its launcher says
-            machine.set_up(given.config, all_cores=not one_of_many and not MODES[given.mode].light)
-            processes.initialize(given.coordinator_address, given.num_processes, given.process_id)
-        dispatch(given)
+        if args.mode != "compile":
+            if args.config is not None:
+                config_lib.validate(args.config)
+            one_of_many = args.num_processes is not None  # each has as many devices as its launcher says
+            machine.set_up(args.config, all_cores=not one_of_many and not MODES[args.mode].light)
+            processes.initialize(args.coordinator_address, args.num_processes, args.process_id)
+        dispatch(args)
 
 
 if __name__ == "__main__":

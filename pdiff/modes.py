@@ -1,4 +1,4 @@
-"""What `--mode=` does: a table of modes, each with what it needs and the function that the flags are handed to.
+"""What `--mode=` does: a table of modes, each with what it needs and the function that takes the flags.
 
 A mode imports its rooms when it is called: all together take longer to import than sampling does.
 """
@@ -19,10 +19,10 @@ class Mode:
     """A mode of the command line.
 
     Attributes:
-      call: takes the flags and the workdir, if one is given.
+      call: takes the flags and the workdir, if there is one.
       config: whether it needs a config.
       workdir: "new" if it makes one, "finished" if it needs the one of a run, "" if it does without.
-      light: whether one device is enough: more take longer to compile for.
+      light: whether one device is enough: compiling for more takes longer.
     """
 
     call: Callable[[Any, Path | None], None]
@@ -53,10 +53,11 @@ def dispatch(flags: Any) -> None:
 
 def _run(flags: Any, workdir: Path | None) -> None:
     from pdiff import run
+    from pdiff.system import exits
 
-    name = Path(flags["config"].config_filename).stem
+    workdir = workdir or Path("runs") / Path(flags["config"].config_filename).stem
     command = shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]])
-    run.run(flags.config, workdir or Path("runs") / name, command=command)
+    run.run(flags.config, workdir, command, at_once=exits.leave_at_once)
 
 
 def _import(flags: Any, workdir: Path | None) -> None:
@@ -73,34 +74,23 @@ def _import(flags: Any, workdir: Path | None) -> None:
 def _sample(flags: Any, workdir: Path | None) -> None:
     from pdiff.ask import request
 
-    request.sample(
-        workdir,
-        prompt=flags.prompt,
-        task=flags.task,
-        between=flags.between,
-        num_samples=flags.num_samples or 8,
-        sampler=flags.sampler,
-        seed=flags.sample_seed,
-        force=flags.force,
-        out=flags.out,
-        form=flags.format,
-    )
+    request.sample(workdir, **_request(flags, 8, "task", "between", "sampler"))
 
 
 def _adapt(flags: Any, workdir: Path | None) -> None:
     from pdiff.ask import request
 
-    request.adapt(
-        workdir,
-        support=flags.support,
-        prompt=flags.prompt,
-        num_samples=flags.num_samples or 512,
-        steps=flags.steps,
-        seed=flags.sample_seed,
-        force=flags.force,
-        out=flags.out,
-        form=flags.format,
-    )
+    request.adapt(workdir, **_request(flags, 512, "support", "steps"))
+
+
+def _request(flags: Any, count: int, *names: str) -> dict[str, Any]:
+    """The flags that sample and adapt share, and those of `names`, as `pdiff.ask.request` takes them.
+
+    Args:
+      count: of networks, by default.
+    """
+    shared = {"num_samples": flags.num_samples or count, "seed": flags.sample_seed, "form": flags.format}
+    return shared | {n: flags[n].value for n in ("prompt", "force", "out", *names)}
 
 
 def _serve(flags: Any, workdir: Path | None) -> None:
@@ -117,8 +107,9 @@ def _publish(flags: Any, workdir: Path | None) -> None:
 
 def _evaluate(flags: Any, workdir: Path | None) -> None:
     from pdiff import run
+    from pdiff.system import exits
 
-    run.evaluate(workdir)
+    run.evaluate(workdir, at_once=exits.leave_at_once)
 
 
 def _report(flags: Any, workdir: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""results.json: the contract that tools read. Writing and reading it.
+"""results.json, the contract that tools read: writing and reading it.
 
 Accuracies are fractions in [0, 1]. A split or a control that does not apply is absent, never null or zero.
 """
@@ -16,21 +16,8 @@ from pdiff.errors import PdiffError
 from pdiff.system import files
 
 # Every control, in the order in which it is shown.
-CONTROLS = (
-    "hypernetwork",
-    "soup",
-    "gaussian",
-    "noise",
-    "nearest_seen",
-    "ridge",
-    *RIVALS,
-    "linear_interpolation",
-    "rebasin_merge",
-    "task_blind",
-    "wrong_task",
-    "shuffled_text",
-    "majority",
-)
+CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
+CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
 SPLITS = ("seen", "interp", "unseen", "validation")
 
 
@@ -65,7 +52,7 @@ def summary(values: Float[np.ndarray, "..."], groups: Shaped[np.ndarray, "..."] 
 
 
 def write(path: Path, results: dict) -> None:
-    """Writes `results` whole or not at all, with sorted keys, so that equal results are equal bytes.
+    """Writes `results` whole or not at all, keys sorted, so that equal results are equal bytes.
 
     Raises:
       PdiffError: a value is NaN or infinite; its place is named.

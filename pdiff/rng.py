@@ -1,7 +1,7 @@
 """Randomness as a pure function of (seed, name, step).
 
-No key is ever carried from one step to the next: any draw can be made again from the three
-numbers that define it, which is what makes a resumed run equal to one that never stopped.
+No key is ever carried from one step to the next: any draw can be repeated from these three, which makes a resumed run
+equal to one that never stopped.
 """
 
 import zlib
@@ -26,5 +26,5 @@ def per_example(key: PRNGKeyArray, indices: Int[ArrayLike, " n"]) -> Key[Array, 
 
 
 def on_host(seed: int, name: str, step: int = 0) -> np.random.Generator:
-    """NumPy's generator of the stream `name` at `step`, for what is drawn before anything is on a device."""
+    """NumPy's generator of the stream `name` at `step`, for draws before anything is on a device."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(name.encode()), step])))

@@ -1,12 +1,14 @@
-"""A whole run, zoo, training, evaluation and report, and what can be asked of a finished one."""
+"""A whole run, zoo, training, evaluation and report, and what can be done with a finished one."""
 
 import datetime
 import json
 import resource
 from functools import partial
 from pathlib import Path
+from signal import default_int_handler
 
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
@@ -25,22 +27,22 @@ from pdiff.report.validation import accuracy_by_task
 from pdiff.rivals import trained
 from pdiff.system import dist, files, logs, processes, sharding
 from pdiff.system.logs import log
-from pdiff.system.stopping import StopSignal
+from pdiff.system.stopping import Handler, StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.training import stages
 from pdiff.training import train as train_lib
 from pdiff.zoo import build, finetune
 
-PAGES = ("report.html", "table.md", "plots")  # what the report is made of
+PAGES = ("report.html", "table.md", "plots")  # what the report consists of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
 
-def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
+def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler = default_int_handler) -> dict:
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
     Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
-    results.json.
+    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point.
 
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.
@@ -58,29 +60,29 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         if processes.all_hold(not processes.is_first() or workdir_lib.is_finished(workdir)):
             log.info("%s is finished; see %s", workdir, workdir / "report.html")
             return results_lib.read(workdir / "results.json")
-        with StopSignal() as stop:
+        with StopSignal(at_once) as stop:
             with workdir_lib.timed(workdir, "zoo_s"):
                 networks = _zoo(family, target, config, workdir, mesh, stop)
             log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
-            made = generator.make_generator(config, family, target, networks)
+            gen = generator.make_generator(config, family, target, networks)
             with workdir_lib.timed(workdir, "train_s"):
-                made, params = _train(made, networks["seen"], workdir, mesh, stop)
-            results = _evaluate(made, params, networks, workdir, command, stop)
+                gen, params = _train(gen, networks["seen"], workdir, mesh, stop)
+            results = _evaluate(gen, params, networks, workdir, command, stop)
         _report(workdir)
-    onwards = "sample, serve or audit" if made.family.data else "sample"
+    onwards = "sample, serve or audit" if gen.family.data else "sample"
     log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
 
 
-def evaluate(workdir: Path) -> dict:
-    """Scores the newest checkpoint again, from the zoo, and rewrites results.json and the report."""
+def evaluate(workdir: Path, at_once: Handler = default_int_handler) -> dict:
+    """Scores the newest checkpoint again and rewrites results.json and the report; `at_once` is as in `run`."""
     logs.set_up()
-    made = generator.load(workdir)
-    with workdir_lib.writing(workdir), StopSignal() as stop:
+    gen = generator.load(workdir)
+    with workdir_lib.writing(workdir), StopSignal(at_once) as stop:
         workdir_lib.check_rest(workdir, ("results.json", closeup.FILE, *PAGES))
-        networks = _zoo(made.family, made.target, made.config, workdir, dist.make_mesh(), stop)
-        params = published.restore_params(made, workdir, final=True)
-        results = _evaluate(made, params, networks, workdir, workdir_lib.command(workdir), stop)
+        networks = _zoo(gen.family, gen.target, gen.config, workdir, dist.make_mesh(), stop)
+        params = published.restore_params(gen, workdir, final=True)
+        results = _evaluate(gen, params, networks, workdir, workdir_lib.command(workdir), stop)
         _report(workdir)
     return results
 
@@ -105,33 +107,29 @@ def audit(workdir: Path) -> dict:
     if not (workdir / files.MANIFEST).exists():
         raise PdiffError(f"{workdir}: not finished, it has no manifest.json; --mode=audit works on a finished run")
     sampler = results_lib.read(workdir / "results.json")["selection"]["sampler"]
-    made = generator.load(workdir)
-    if not made.family.data:
+    gen = generator.load(workdir)
+    if not gen.family.data:
         raise PdiffError(f"{workdir}: an imported zoo without images; --mode=audit needs networks' answers")
     with workdir_lib.writing(workdir):
         workdir_lib.check_rest(workdir, ("audit.json", "audit.html"))
-        networks = build.store.in_memory(_read_zoo(made.config, workdir))
+        networks = build.store.in_memory(_read_zoo(gen.config, workdir))
         mesh = dist.make_mesh()
-        bench = Bench(made, published.restore_params(made, workdir, final=True), mesh)
+        bench = Bench(gen, published.restore_params(gen, workdir, final=True), mesh)
         seen = networks["seen"]
         log.info("audit: networks of %d seen tasks against %d of the zoo", len(bench.tasks("seen")), len(seen))
         learned = copies.seen_zoo(bench, seen)
-        found = copies.audit_run(bench, learned, sampler) | {
-            "sampler": sampler,
-            "seed": made.config.seed,
-            "commit": workdir_lib.commit(),
-            "target": {"name": made.target.name, "num_params": made.spec.num_params},
-        }
-        others = {n: copies.audit_baseline(bench, learned, r) for n, r in trained.kept(made, workdir, mesh).items()}
+        facts = {"sampler": sampler, "seed": gen.config.seed, "commit": workdir_lib.commit()}
+        findings = copies.audit_run(bench, learned, sampler) | facts | {"target": _target_facts(gen)}
+        others = {n: copies.audit_baseline(bench, learned, r) for n, r in trained.kept(gen, workdir, mesh).items()}
         if others:
-            found["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
+            findings["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
         workdir_lib.unseal(workdir)
-        results_lib.write(workdir / "audit.json", found)
-        audit_page.write_page(workdir, found)
+        results_lib.write(workdir / "audit.json", findings)
+        audit_page.write_page(workdir, findings)
         workdir_lib.seal(workdir)
-    log.info("audit: %s. %s", found["verdict"]["kind"], found["verdict"]["sentence"])
+    log.info("audit: %s. %s", findings["verdict"]["kind"], findings["verdict"]["sentence"])
     log.info("audit: %s", workdir / "audit.html")
-    return found
+    return findings
 
 
 def import_networks(config: ConfigDict, source: Path, manifest: Path | None, workdir: Path) -> None:
@@ -145,14 +143,14 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     logs.set_up()
     config_lib.validate(config)
     zoo.check_workdir(workdir)
-    found, facts = zoo.read(config, source, manifest)
+    networks, facts = zoo.read(config, source, manifest)
     if zoo.check_workdir(workdir, facts):
         config_lib.check_same(config, workdir)
         log.info("%s holds this import already", workdir)
         return
     family, target = scenario.made_of(config, facts)
     generator.check(config, family, target)
-    counts = zoo.write(config, found, facts, family, target, workdir)
+    counts = zoo.write(config, networks, facts, family, target, workdir)
     log.info("%s: %s", workdir, ", ".join(f"{n} {split}" for split, n in counts.items()) + " networks")
     for split in ("validation", "interp", "unseen"):
         if held_out := [t.name for t in family.split(split)]:
@@ -167,19 +165,19 @@ def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh
     return build.build(family, target, config, build.directory(config, workdir), mesh, stop)
 
 
-def _train(made: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
+def _train(gen: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
     """The generator with its mean and its refined zoo, and the prior's parameters; what is there already is read."""
-    name = build.fingerprint(made.config)
-    mean = train_lib.train(stages.mean(made, seen, name, mesh), workdir, mesh, stop, accuracy_by_task)
+    name = build.fingerprint(gen.config)
+    mean = train_lib.train(stages.mean(gen, seen, name, mesh), workdir, mesh, stop, accuracy_by_task)
     where = workdir / generator.ARTIFACTS
     verify = partial(files.verify_manifest, where, generator.KIND, generator.REMEDY)
     if processes.all_hold(not processes.is_first() or workdir_lib.is_whole(where, verify)):
-        made = generator.load(workdir)
+        gen = generator.load(workdir)
     else:
-        made = refined.refine(made, mean, seen, mesh)
-        processes.on_first(partial(generator.save, made, workdir), "done with the generator's parts")
-    log.info("refined zoo: %d networks in %d components", *made.refined.coefficients.shape)
-    return made, train_lib.train(stages.prior(made, name, mesh), workdir, mesh, stop, accuracy_by_task)
+        gen = refined.refine(gen, mean, seen, mesh)
+        processes.on_first(partial(generator.save, gen, workdir), "done with the generator's parts")
+    log.info("refined zoo: %d networks in %d components", *gen.refined.coefficients.shape)
+    return gen, train_lib.train(stages.prior(gen, name, mesh), workdir, mesh, stop, accuracy_by_task)
 
 
 def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMEDY) -> dict:
@@ -188,64 +186,75 @@ def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMED
     return build.store.read(where, name, config.zoo.memory_mb, remedy)
 
 
-def _evaluate(made: generator.Generator, params, networks, workdir: Path, command: str, stop: StopSignal) -> dict:
+def _evaluate(
+    gen: generator.Generator, params: PyTree, networks: dict, workdir: Path, command: str, stop: StopSignal
+) -> dict:
+    """Trains the rivals, measures everything, and writes results.json and closeup.json."""
     workdir_lib.unseal(workdir)
-    mesh, held = dist.make_mesh(), build.store.in_memory(networks)
+    mesh, in_memory = dist.make_mesh(), build.store.in_memory(networks)
     with workdir_lib.timed(workdir, "rivals_s"):
         seconds = workdir_lib.timing(workdir).get("train_s", 0.0)
-        fitted, facts = trained.fit_all(made, held["seen"], workdir, mesh, stop, seconds)
+        rivals, rival_facts = trained.fit_all(gen, in_memory["seen"], workdir, mesh, stop, seconds)
     log.info("evaluating: samplers, controls, novelty")
-    shown = made.family.data and made.config.eval.closeup_tasks
-    raw = published.restore_params(made, workdir, "params", final=True) if shown else None
-    bench = Bench(made, params, mesh)
-    measured = evaluate_lib.evaluate(bench, held, stop, facts=scenario.load(workdir), rivals=fitted, raw=raw)
-    looked = measured.pop("closeup", None)
+    has_closeups = gen.family.data and gen.config.eval.closeup_tasks
+    raw = published.restore_params(gen, workdir, "params", final=True) if has_closeups else None
+    bench, facts = Bench(gen, params, mesh), scenario.load(workdir)
+    measured = evaluate_lib.evaluate(bench, in_memory, stop, facts=facts, rivals=rivals, raw=raw)
+    closeups = measured.pop("closeup", None)
     timing = workdir_lib.timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
-    results = {
-        "config": json.loads(config_lib.to_json(made.config)),
-        "seed": made.config.seed,
+    results = _facts(gen, params, networks) | {"command": command, "rivals": rival_facts, "timing": timing} | measured
+    if closeups is not None:
+        processes.on_first(partial(results_lib.write, workdir / closeup.FILE, closeups), "done with the close-ups")
+    processes.on_first(partial(results_lib.write, workdir / "results.json", results), "done with the results")
+    _log_scores(results)
+    return results
+
+
+def _facts(gen: generator.Generator, params: PyTree, networks: dict) -> dict:
+    """The parts of results.json that describe the run and are not measured."""
+    family = gen.family
+    facts = {
+        "config": json.loads(config_lib.to_json(gen.config)),
+        "seed": gen.config.seed,
         "commit": workdir_lib.commit(),
-        "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "target": {
-            "name": made.target.name,
-            "num_params": made.spec.num_params,
-            "symmetric": made.target.symmetry() is not None,
-        },
+        "target": _target_facts(gen) | {"symmetric": gen.target.symmetry() is not None},
         "zoo": {split: len(n) for split, n in networks.items()},
         "model": {
             "num_params": count_parameters(params),
-            "mean_params": count_parameters(made.mean_params),
-            "components": len(made.subspace.basis),
-            "refined": len(made.refined.means),
+            "mean_params": count_parameters(gen.mean_params),
+            "components": len(gen.subspace.basis),
+            "refined": len(gen.refined.means),
         },
-        "rivals": facts,
-        **({"base_accuracy": float(networks["base"].test_accuracy[0])} if made.family.data else {}),
         "factors": {
-            "names": list(made.family.factor_names),
-            "indicators": [n for n, u in zip(made.family.factor_names, made.family.units, strict=True) if not u],
+            "names": list(family.factor_names),
+            "indicators": [n for n, u in zip(family.factor_names, family.units, strict=True) if not u],
         },
-        "arcs": {split: [list(a) for a in arcs] for split, arcs in made.family.arcs.items()},
-        "timing": timing,
-        **measured,
+        "arcs": {split: [list(a) for a in arcs] for split, arcs in family.arcs.items()},
     }
-    if looked is not None:
-        processes.on_first(partial(results_lib.write, workdir / closeup.FILE, looked), "done with the close-ups")
-    processes.on_first(partial(results_lib.write, workdir / "results.json", results), "done with the results")
-    for split, entry in results.get("weight_space", {}).get("splits", {}).items():
-        space = results["weight_space"]["spaces"][0]
-        best = entry["generated"][results["selection"]["sampler"]][space]["distance"]["mean"]
+    if family.data:
+        facts["base_accuracy"] = float(networks["base"].test_accuracy[0])
+    return facts
+
+
+def _target_facts(gen: generator.Generator) -> dict:
+    return {"name": gen.target.name, "num_params": gen.spec.num_params}
+
+
+def _log_scores(results: dict) -> None:
+    """A line for each split: accuracies, or of an imported zoo distances."""
+    sampler = results["selection"]["sampler"]
+    by_weights = results.get("weight_space", {"splits": {}})
+    for split, entry in by_weights["splits"].items():
+        space = by_weights["spaces"][0]
+        best = entry["generated"][sampler][space]["distance"]["mean"]
         near = entry["controls"].get("nearest_seen", entry["controls"]["soup"])[space]["distance"]["mean"]
         log.info("%-7s distance to its own: generated %.3f  nearest seen %.3f  (mean of the zoo: 1)", split, best, near)
     for split, entry in results.get("splits", {}).items():
-        best = entry["generated"][results["selection"]["sampler"]]
-        log.info(
-            "%-7s generated %.3f  fine-tuned %.3f  base %.3f",
-            split, best["mean"], entry["finetuned"]["mean"], entry["base"]["mean"],
-        )  # fmt: skip
-    return results
+        means = [part["mean"] for part in (entry["generated"][sampler], entry["finetuned"], entry["base"])]
+        log.info("%-7s generated %.3f  fine-tuned %.3f  base %.3f", split, *means)
 
 
 def _report(workdir: Path) -> None:

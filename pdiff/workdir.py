@@ -1,10 +1,10 @@
 """The folder of a run: who writes there, what is in it, how far it is, and when it is whole.
 
 A workdir holds config.json, zoo/, mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
-metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, where it was asked
-for, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the
-last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who
-is writing.
+metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, after an audit,
+audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the last
+one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who is
+writing.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import scenario
-from pdiff.errors import PdiffError
+from pdiff.errors import RERUN, PdiffError
 from pdiff.generator import generator
 from pdiff.rivals import trained
 from pdiff.system import checkpoint, claim, files, processes
@@ -28,7 +28,8 @@ from pdiff.training import stages
 from pdiff.zoo import build, store
 
 KIND = "run"  # of the manifest at the root of a finished workdir
-AGAIN = "run the run's command again: it evaluates again, and writes the report"
+REMEDY = f"{RERUN}: it evaluates again, and writes the report"
+START = "the command that started the run"  # in messages of what is not finished
 TIMING = "timing.json"
 # Folders that have manifests of their own, or are no part of the run's outcome.
 PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
@@ -36,7 +37,7 @@ PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FO
 
 @contextmanager
 def writing(workdir: Path):
-    """Holds the workdir against other runs, and removes what killed ones left of files that they were writing."""
+    """Holds the workdir against other runs, and removes files that killed ones had not finished."""
     with claim.claimed(workdir, f"--workdir: {workdir}"):
         processes.on_first(partial(files.remove_partial, workdir), "rid of partial files")
         yield
@@ -49,12 +50,12 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def is_finished(workdir: Path) -> bool:
-    """Whether all is there and as it was written; of a finished run that is damaged, a warning names the file."""
+    """Whether the run is finished and every file is as it was written; if one is damaged, a warning names it."""
     return is_whole(workdir, lambda: list(check(workdir)))
 
 
 def is_whole(where: Path, verify: Callable[[], object]) -> bool:
-    """Whether there is a manifest and `verify` has nothing to say; a warning repeats what it has."""
+    """Whether there is a manifest and `verify` raises no PdiffError; a warning repeats its message."""
     if not (where / files.MANIFEST).exists():
         return False
     try:
@@ -70,14 +71,13 @@ def is_whole(where: Path, verify: Callable[[], object]) -> bool:
 def check_rest(workdir: Path, written: Sequence[str]) -> None:
     """Raises PdiffError, naming the file, if a finished run is damaged elsewhere than in what is `written` anew.
 
-    The new manifest would have that damage as it is.
+    Otherwise the new manifest would cover up the damage.
     """
     if not (workdir / files.MANIFEST).exists():
         return
-    digests = files.read_manifest(workdir, KIND, AGAIN)
-    kept = {n: d for n, d in digests.items() if n not in written and n.split("/")[0] not in written}
-    for fault in files.faults(workdir, kept).values():
-        raise PdiffError(f"{fault}; {AGAIN}")
+    digests = files.read_manifest(workdir, KIND, REMEDY)
+    rest = {n: d for n, d in digests.items() if n not in written and n.split("/")[0] not in written}
+    files.verify_digests(workdir, rest, REMEDY)
 
 
 def unseal(workdir: Path) -> None:
@@ -86,7 +86,7 @@ def unseal(workdir: Path) -> None:
 
 
 def seal(workdir: Path) -> None:
-    """Says that a run is finished: its own files, beside those folders that have manifests, as they are now."""
+    """Marks a run as finished, with its files as they are now; the folders PARTS are not among them."""
     processes.on_first(partial(files.write_manifest, workdir, KIND, PARTS), "done with the manifest")
 
 
@@ -124,23 +124,23 @@ def commit() -> str:
 
 
 def check(where: Path) -> Iterator[str]:
-    """How far a run has come, a line for each part that is finished; every file is held against its sha256.
+    """How far a run has come, a line for each finished part; every file is compared with its sha256.
 
-    Nothing is changed, and nothing but a file at a time is in memory.
+    Nothing is changed, and one file at a time is in memory.
 
     Raises:
-      PdiffError: names the first thing that is missing, incomplete or damaged, and what mends it.
+      PdiffError: names the first thing that is missing, incomplete or damaged, and the remedy.
     """
     path = where / "config.json"
     if not path.exists():
         raise PdiffError(f"{path}: missing; allowed: a --workdir that a run was started in")
     config = config_lib.read(path)
     yield f"config: family {config.tasks.family}, target {config.target.name}, seed {config.seed}"
-    imported = scenario.load(where) is not None
+    remedy = store.REMEDY if scenario.load(where) is None else scenario.REMEDY
     home, name = build.directory(config, where), build.fingerprint(config)
     if not store.exists(home, name):
-        raise PdiffError(f"{home}: the zoo is not finished; the command that started the run goes on with it")
-    files.verify_manifest(store.location(home, name), store.KIND, scenario.REMEDY if imported else store.REMEDY)
+        raise PdiffError(f"{home}: the zoo is not finished; {START} goes on with it")
+    files.verify_manifest(store.location(home, name), store.KIND, remedy)
     yield f"zoo: {store.location(home, name)}"
     yield f"training of the mean: step {_trained(where / stages.MEAN, config.mean.steps)} of {config.mean.steps}"
     files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
@@ -150,10 +150,8 @@ def check(where: Path) -> Iterator[str]:
         trained.verify(where / "rivals" / rival)
         yield f"rival: {rival}"
     if not (where / files.MANIFEST).exists():
-        raise PdiffError(f"{where}: not evaluated yet; the command that started the run goes on with that")
-    digests = files.read_manifest(where, KIND, AGAIN)
-    for fault in files.faults(where, digests).values():
-        raise PdiffError(f"{fault}; {AGAIN}")
+        raise PdiffError(f"{where}: not evaluated yet; {START} goes on with that")
+    files.verify_digests(where, files.read_manifest(where, KIND, REMEDY), REMEDY)
     results = results_lib.read(where / "results.json")
     yield f"results: whole, chosen sampler {results['selection']['sampler']}"
     yield f"report: {where / 'report.html'}"
@@ -164,11 +162,9 @@ def check(where: Path) -> Iterator[str]:
 def _trained(where: Path, steps: int) -> int:
     """The newest step of a run's checkpoints, if it is the last of training and all are as they were written."""
     if not where.exists():
-        raise PdiffError(f"{where}: missing; the command that started the run trains")
+        raise PdiffError(f"{where}: missing; {START} trains")
     checkpoint.verify(where)
     step = max((int(p.parent.name) for p in where.glob(f"[0-9]*/{files.MANIFEST}")), default=0)
     if step < steps:
-        raise PdiffError(
-            f"{where}: training is at step {step} of {steps}; the command that started the run goes on from there"
-        )
+        raise PdiffError(f"{where}: training is at step {step} of {steps}; {START} goes on from there")
     return step

@@ -1,4 +1,4 @@
-"""Compiles a run's steps ahead of time for TPUs that need not be there, and says what they would take.
+"""Compiles a run's steps ahead of time for TPUs that need not be there, and reports what they would take.
 
     python -m pdiff.main --config=configs/pod.py --mode=compile --topology=v5e:4x4,v5p:2x2x2
 
@@ -42,10 +42,13 @@ from pdiff.zoo.networks import Networks
 
 STEPS = ("mean", "train", "sample", "zoo")
 EXAMPLES = "v4:2x2x2, v5e:4x4, v5e:16x16, v5p:2x2x2, v6e:4x4"
-# On a host without a TPU libtpu asks the metadata server what it is on, and complains of what it does not find.
+# On a host without a TPU libtpu asks the metadata server where it runs, and complains when there is no answer.
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
 # Of the compiler, from -1 to 1. At 0, the default, it takes five times as long, in search of faster tiles.
 EFFORT = -1.0
+# What a row of compile.json calls the compiler's sizes.
+MEMORY = {"arguments": "argument_size", "outputs": "output_size", "aliased": "alias_size"}
+MEMORY |= {"temporaries": "temp_size", "code": "generated_code_size", "peak": "peak_memory"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +59,8 @@ class Program:
     arguments: tuple
 
 
-def compile_config(
-    config: ConfigDict | None, names: str, steps: tuple[str, ...] = STEPS, workdir: Path | str | None = None
-) -> str:
-    """Compiles `steps` for each topology of `names`, separated by commas, and returns the table as Markdown.
+def compile_config(config: ConfigDict | None, names: str, workdir: Path | str | None = None) -> str:
+    """Compiles STEPS for each topology of `names`, separated by commas, and returns the table as Markdown.
 
     With `workdir` also writes compile.json and compile.md there.
 
@@ -75,18 +76,18 @@ def compile_config(
     meshes = {name: dist.make_mesh(topology_devices(name), config.mesh.model) for name in names.split(",")}
     for mesh in meshes.values():
         sharding.check(config, mesh)
-    made = shapes(config)
+    generator = shapes(config)
     rows = []
     for name, mesh in meshes.items():
-        for step in steps:
+        for step in STEPS:
             log.info("%s: compiling %s", name, step)
-            rows.append(describe(made, name, mesh, step))
-    found = {"config": json.loads(config_lib.to_json(config)), "rows": rows}
-    text = table.markdown(found)
+            rows.append(describe(generator, name, mesh, step))
+    compiled = {"config": json.loads(config_lib.to_json(config)), "rows": rows}
+    text = table.markdown(compiled)
     if workdir is not None:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(workdir / "compile.json", json.dumps(found, indent=1).encode())
+        files.write_atomic(workdir / "compile.json", json.dumps(compiled, indent=1).encode())
         files.write_atomic(workdir / "compile.md", text.encode())
     return text
 
@@ -98,9 +99,7 @@ def without_devices() -> None:
       PdiffError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise PdiffError(
-            "--mode=compile: needs libtpu, which is not installed; install it with `pip install 'pdiff[tpu]'`"
-        )
+        raise PdiffError("--mode=compile: needs libtpu, which is not installed; `pip install 'pdiff[tpu]'` installs it")
     os.environ.update(QUIET)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_exec_time_optimization_effort", EFFORT)
@@ -116,10 +115,8 @@ def topology_devices(name: str) -> list:
     chip = roofline.chip_of(name)
     shape = name.partition(":")[2]
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape):
-        raise PdiffError(
-            f"--topology: got {name!r}; allowed for {chip.name}: {chip.name}:{'x'.join('ABC'[: chip.axes])} with whole "
-            f"numbers, as in {EXAMPLES}"
-        )
+        form = f"{chip.name}:{'x'.join('ABC'[: chip.axes])} with whole numbers, as in {EXAMPLES}"
+        raise PdiffError(f"--topology: got {name!r}; allowed for {chip.name}: {form}")
     sides = [int(n) for n in shape.split("x")]
     host = [min(2, n) for n in sides[:2]] + [1]
     options = {"chips_per_host_bounds": host} | ({"chip_config_name": chip.config} if chip.config else {})
@@ -131,51 +128,54 @@ def topology_devices(name: str) -> list:
 
 
 def shapes(config: ConfigDict) -> Generator:
-    """The generator of a config in shapes alone."""
+    """The generator of a config, of shapes alone."""
     family = get_family(config.tasks, images.shapes_of(config.tasks))
     return abstract(config, family, get_target(config.target, family.image_shape, family.num_classes))
 
 
-def program(made: Generator, mesh: Mesh, step: str) -> Program:
-    """The step of that name of STEPS for the devices of `mesh`."""
-    make = {"mean": _training, "train": _training, "sample": _sample, "zoo": _zoo}
-    return make[step](made, mesh, step)
+def program(generator: Generator, mesh: Mesh, step: str) -> Program:
+    """One of STEPS, by name, for the devices of `mesh`."""
+    if step in ("mean", "train"):
+        return _training(generator, mesh, step)
+    return {"sample": _sample, "zoo": _zoo}[step](generator, mesh)
 
 
-def stage(made: Generator, mesh: Mesh, step: str) -> train.Stage:
-    """The training that a step is one of, "mean" or "train", without its data."""
+def stage(generator: Generator, mesh: Mesh, step: str) -> train.Stage:
+    """The stage of training with that step, "mean" or "train", without its data."""
     if step == "train":
-        return stages.prior(made, "", mesh)
-    before = made.bind(made.arrays() | dict.fromkeys(("mean_params", "subspace", "refined")))
-    whole, share = np.zeros(1, np.int32), np.zeros(1, np.float32)
-    return stages.mean(before, Networks(whole, whole, whole, share, share, params={}), "", mesh)
+        return stages.prior(generator, "", mesh)
+    untrained = generator.bind(generator.arrays() | dict.fromkeys(("mean_params", "subspace", "refined")))
+    zero, accuracy = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    return stages.mean(untrained, Networks(zero, zero, zero, accuracy, accuracy, params={}), "", mesh)
 
 
-def _training(made: Generator, mesh: Mesh, step: str) -> Program:
-    of = stage(made, mesh, step)
-    size, names = of.settings.batch_size, ("index",) if step == "train" else ("task", "wording", "index")
+def _training(generator: Generator, mesh: Mesh, step: str) -> Program:
+    training = stage(generator, mesh, step)
+    size, names = training.settings.batch_size, ("index",) if step == "train" else ("task", "wording", "index")
     batch: dict = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in names}
-    if step == "mean" and made.config.mean.zoo_weight:
-        batch["params"] = _stacked(codec.take(made.spec, made.target.abstract()), size)
-    return Program(train.make_step(of, mesh), (train.abstract_state(of), batch, _shapes(of.constants)))
+    if step == "mean" and generator.config.mean.zoo_weight:
+        batch["params"] = _stacked(codec.take(generator.spec, generator.target.abstract()), size)
+    arguments = (train.abstract_state(training), batch, _shapes(training.constants))
+    return Program(train.make_step(training, mesh), arguments)
 
 
-def _sample(made: Generator, mesh: Mesh, step: str) -> Program:
-    config = made.config.sample
+def _sample(generator: Generator, mesh: Mesh) -> Program:
+    config = generator.config.sample
     size = dist.round_up(config.batch_size, mesh)
-    params = jax.eval_shape(made.init, jax.random.key(0))
-    one = _shapes(made.condition([made.family.tasks[0]], given=config.condition))
-    condition = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
+    params = jax.eval_shape(generator.init, jax.random.key(0))
+    condition = generator.condition([generator.family.tasks[0]], given=config.condition)
+    condition = _stacked(_shapes(jax.tree.map(lambda x: x[0], condition)), size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     index = jax.ShapeDtypeStruct((size,), jnp.int32)
-    draw = make_sampler(made, config.samplers[0], mesh)
-    return Program(draw, (params, _shapes(made.arrays() | {"base": None}), condition, key, index))
+    draw = make_sampler(generator, config.samplers[0], mesh)
+    return Program(draw, (params, _shapes(generator.arrays() | {"base": None}), condition, key, index))
 
 
-def _zoo(made: Generator, mesh: Mesh, step: str) -> Program:
-    numbers = jax.ShapeDtypeStruct((build.chunk_size(made.config, mesh),), jnp.int32)
-    constants = _shapes(build.chunk_constants(made.family, made.target.abstract()))
-    return Program(build.chunk_step(made.family, made.target, made.config, mesh), ((numbers, numbers), constants))
+def _zoo(generator: Generator, mesh: Mesh) -> Program:
+    config, family, target = generator.config, generator.family, generator.target
+    numbers = jax.ShapeDtypeStruct((build.chunk_size(config, mesh),), jnp.int32)
+    constants = _shapes(build.chunk_constants(family, target.abstract()))
+    return Program(build.chunk_step(family, target, config, mesh), ((numbers, numbers), constants))
 
 
 def _shapes(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
@@ -187,18 +187,16 @@ def _stacked(tree: PyTree, count: int) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree)
 
 
-def describe(made: Generator, topology: str, mesh: Mesh, step: str) -> dict:
+def describe(generator: Generator, topology: str, mesh: Mesh, step: str) -> dict:
     """One row of compile.json: what `step` takes of each device of `topology`. Bytes, FLOPs and seconds."""
     chip = roofline.chip_of(topology)
     start = time.perf_counter()
-    ready = program(made, mesh, step)
-    lowered = ready.step.lower(*ready.arguments)
-    models = [jax.eval_shape(init, jax.random.key(0)) for init in (made.init_mean, made.init)]
-    row = {
-        "topology": topology, "chips": mesh.devices.size, "mesh": dict(mesh.shape), "step": step,
-        "model_params": sum(map(count_parameters, models)), "generated_params": made.spec.num_params,
-        "hbm": chip.memory,
-    }  # fmt: skip
+    abstract_step = program(generator, mesh, step)
+    lowered = abstract_step.step.lower(*abstract_step.arguments)
+    models = [jax.eval_shape(init, jax.random.key(0)) for init in (generator.init_mean, generator.init)]
+    row = {"topology": topology, "chips": mesh.devices.size, "mesh": dict(mesh.shape), "step": step}
+    row |= {"model_params": sum(map(count_parameters, models)), "generated_params": generator.spec.num_params}
+    row["hbm"] = chip.memory
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
@@ -209,37 +207,41 @@ def describe(made: Generator, topology: str, mesh: Mesh, step: str) -> dict:
         used = float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2]))
         return row | {"needs": used, "fits": False, "compile_s": time.perf_counter() - start}
     row["compile_s"] = time.perf_counter() - start
-    return row | _measures(made, chip, mesh.devices.size, step, executable)
+    return row | _measures(generator, row, executable)
 
 
-def _measures(made: Generator, chip: roofline.Chip, chips: int, step: str, executable) -> dict:
+def _measures(generator: Generator, row: dict, executable: jax.stages.Compiled) -> dict:
+    chip, chips = roofline.chip_of(row["topology"]), row["chips"]
     work, cost, memory = hlo.analyse(executable.as_text()), executable.cost_analysis(), executable.memory_analysis()
     repeated = work.matmul_flops / work.matmul_flops_once if work.matmul_flops_once else 1.0
     flops = cost["flops"] * repeated
     times = roofline.times(chip, flops, work.hbm_bytes, sum(c.sent for c in work.collectives))
-    dit = analytic_flops(made, step)
-    needs = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    )  # fmt: skip
+    dit = analytic_flops(generator, row["step"])
+    sizes = {name: getattr(memory, f"{attribute}_in_bytes") for name, attribute in MEMORY.items()}
+    needs = sum(sizes[name] for name in ("arguments", "outputs", "temporaries", "code")) - sizes["aliased"]
     return {
-        "flops": flops, "flops_total": flops * chips, "flops_loops_once": cost["flops"],
-        "matmul_flops": work.matmul_flops, "dit_flops_total": dit,
+        "flops": flops,
+        "flops_total": flops * chips,
+        "flops_loops_once": cost["flops"],
+        "matmul_flops": work.matmul_flops,
+        "dit_flops_total": dit,
         "matmuls_to_dit": work.matmul_flops * chips / dit if dit else None,
-        "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
-        "aliased": memory.alias_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes, "peak": memory.peak_memory_in_bytes,
-        "needs": needs, "fits": needs <= chip.memory,
-        "hbm_bytes": work.hbm_bytes, "bytes_accessed_loops_once": cost["bytes accessed"],
+        **sizes,
+        "needs": needs,
+        "fits": needs <= chip.memory,
+        "hbm_bytes": work.hbm_bytes,
+        "bytes_accessed_loops_once": cost["bytes accessed"],
         "collectives": _collectives(work.collectives),
-        "times": dataclasses.asdict(times), "step_s": times.step, "bound": times.bound,
-    }  # fmt: skip
+        "times": dataclasses.asdict(times),
+        "step_s": times.step,
+        "bound": times.bound,
+    }
 
 
-def _collectives(found: tuple[hlo.Collective, ...]) -> dict[str, dict]:
+def _collectives(collectives: tuple[hlo.Collective, ...]) -> dict[str, dict]:
     """By kind and size of the groups: how many run, and the bytes that a device sends for them."""
     by_kind: dict[str, dict] = {}
-    for c in found:
+    for c in collectives:
         entry = by_kind.setdefault(f"{c.kind} of {c.group}", {"count": 0, "bytes": 0, "sent": 0.0})
         entry["count"] += c.times
         entry["bytes"] += c.times * c.bytes
@@ -247,27 +249,27 @@ def _collectives(found: tuple[hlo.Collective, ...]) -> dict[str, dict]:
     return by_kind
 
 
-def analytic_flops(made: Generator, step: str) -> float:
+def analytic_flops(generator: Generator, step: str) -> float:
     """FLOPs of the prior's matrix products in a whole step, counted from its sizes: 2 for each product and sum.
 
     Training is three times a forward pass, but for the first layers, whose input needs no gradient, and one more pass
     through the blocks with `model.remat`. Sampling has the mean's layers after its encoders, too, and the subspace;
-    what is made of the members is the same in each of its calls, and made once. Zero for the steps of the mean and the
-    zoo, which have no transformer.
+    what is computed of the members is the same in each of its calls, and computed once. Zero for the steps of the mean
+    and the zoo, which have no transformer.
     """
-    model, (tokens, dim) = made.config.model, made.shape
+    model, (tokens, dim) = generator.config.model, generator.shape
     width, length = model.width, tokens + 1
     block = 2 * length * width * width * (4 + 2 * model.mlp_ratio) + 4 * length**2 * width + 12 * width**2
     ends = 2 * tokens * dim * width
-    read, told = 2 * MEMBERS * tokens * dim * width, 2 * MEMBERS * width**2 + 4 * width**2  # members, layer by layer
+    first, second = 2 * MEMBERS * tokens * dim * width, 2 * MEMBERS * width**2 + 4 * width**2  # layers of the members
     rest = ends + 2 * width * (64 + width) + 4 * width**2
     if step == "train":
-        passes = model.depth * block * (4 if model.remat else 3) + 2 * (3 * ends + read) + 3 * (told + rest)
-        return made.config.train.batch_size * passes
+        passes = model.depth * block * (4 if model.remat else 3) + 2 * (3 * ends + first) + 3 * (second + rest)
+        return generator.config.train.batch_size * passes
     if step == "sample":
-        steps, weights = made.config.sample.num_steps, made.spec.num_tokens * made.spec.token_dim
-        calls = {"heun": 2 * steps - 1, "posterior_mean": 1}.get(made.config.sample.samplers[0], steps)
-        calls *= 1 if made.config.sample.guidance == 1 else 2
-        once = read + told + 2 * made.config.mean.width * (width + weights) + 4 * tokens * dim * weights
-        return made.config.sample.batch_size * (calls * (model.depth * block + 3 * ends + rest) + once)
+        steps, weights = generator.config.sample.num_steps, generator.spec.num_tokens * generator.spec.token_dim
+        calls = {"heun": 2 * steps - 1, "posterior_mean": 1}.get(generator.config.sample.samplers[0], steps)
+        calls *= 1 if generator.config.sample.guidance == 1 else 2
+        once = first + second + 2 * generator.config.mean.width * (width + weights) + 4 * tokens * dim * weights
+        return generator.config.sample.batch_size * (calls * (model.depth * block + 3 * ends + rest) + once)
     return 0.0

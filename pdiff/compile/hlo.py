@@ -1,7 +1,7 @@
 """What one device does in a compiled program, read from its optimised HLO: matmuls, memory traffic, collectives.
 
-XLA's own `cost_analysis` counts the body of a loop once and says nothing of collectives. Here every instruction counts
-as often as it runs: a computation as often as its callers, a loop's body `trip count` times that.
+XLA's own `cost_analysis` counts the body of a loop once and leaves out collectives. Here every instruction counts as
+often as it runs: a computation as often as its callers, a loop's body `trip count` times that.
 
 On TPU a matmul is a `convolution`, a reduce-scatter an all-reduce inside a computation of the name
 `all-reduce-scatter`, and an asynchronous all-gather is spread over several fusions, all of which show the same
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "token": 0} | {
@@ -25,6 +26,7 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
     "partition-id", "replica-id", "after-all", "opt-barrier", "copy-done", "custom-call",
 }  # fmt: skip
+SLICING = ("dynamic-slice", "slice", "gather")  # these read of their first operand what they return
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{[^}]*?(S\(\d+\))?\})?")
 _CALLS = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 
@@ -70,13 +72,13 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      bytes: of the whole array on one device: what an all-reduce sums, what an all-gather makes, what a reduce-scatter,
-        an all-to-all or a permute takes.
+      bytes: of the whole array on one device: the sum of an all-reduce, the result of an all-gather, the operand of a
+        reduce-scatter, an all-to-all or a permute.
       group: devices that take part together.
       groups: the groups, or (permute) pairs, if the text lists them; else None.
       times: how often it runs in the program.
       shapes: of the larger of operands and results.
-      source: the `op_name` of the code that asked for it.
+      source: the `op_name` of the code that it comes from.
     """
 
     kind: str
@@ -131,10 +133,9 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     entry, current = "", None
     for line in text.splitlines():
         if current is None:
-            found = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-            if found:
-                current = computations.setdefault(found[2], [])
-                entry = found[2] if found[1] else entry
+            if heading := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+                current = computations.setdefault(heading[2], [])
+                entry = heading[2] if heading[1] else entry
         elif line.startswith("}"):
             current = None
         elif " = " in line:
@@ -145,13 +146,12 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 def _instruction(line: str) -> Instruction:
     name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     end = _closing(rest, 0) + 1 if rest[0] == "(" else rest.index(" ")
-    opcode, _, _ = rest[end:].strip().partition("(")
     opening = rest.index("(", end)
     closing = _closing(rest, opening)
     argument = rest[opening + 1 : closing]
     return Instruction(
         name=name.lstrip("%"),
-        opcode=opcode.strip(),
+        opcode=rest[end:opening].strip(),
         shapes=_shapes(rest[:end]),
         operands=tuple(re.findall(r"%([\w.\-]+)", argument)),
         attributes=rest[closing + 1 :],
@@ -182,24 +182,21 @@ def _times(computations: Mapping[str, list[Instruction]], entry: str) -> dict[st
     for name in reversed(computations):  # callers come after what they call
         for i in computations[name]:
             trips = _trip_count(i, computations) if i.opcode == "while" else 1
-            for called in i.called("calls", "body", "true_computation", "false_computation"):
-                times[called] += times[name] * trips
-            if i.opcode == "call":
-                for called in i.called("to_apply"):
-                    times[called] += times[name]
+            called = i.called("calls", "body", "true_computation", "false_computation")
+            called += i.called("to_apply") if i.opcode == "call" else []
             for branches in re.findall(r"branch_computations=\{([^}]*)\}", i.attributes):
-                for called in re.findall(r"[\w.\-]+", branches):
-                    times[called] += times[name]
+                called += re.findall(r"[\w.\-]+", branches)
+            for one in called:
+                times[one] += times[name] * trips
     return times
 
 
 def _trip_count(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
-    """As XLA says it, else from the constant that the condition compares a counter with and what the body adds to it.
+    """XLA's own count, else from the constant that the condition compares a counter with and what the body adds to it.
 
     The counter of a scan starts at 0. It goes up by more than 1 where XLA has unrolled a loop.
     """
-    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
-    if known:
+    if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
         return int(known[1])
     pending, limits = loop.called("condition"), []
     while pending:
@@ -210,17 +207,17 @@ def _trip_count(loop: Instruction, computations: Mapping[str, list[Instruction]]
 
 
 def _increment(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
-    """What the body adds to the counter that the condition compares; 1 if that is not plain to see."""
+    """What the body adds to the counter that the condition compares; 1 if that is not clear."""
     condition = {i.name: i for i in computations[loop.called("condition")[0]]}
     body = {i.name: i for i in computations[loop.called("body")[0]]}
     compared = next((i for i in condition.values() if i.opcode == "compare"), None)
     counter = condition.get(compared.operands[0]) if compared else None
     place = re.search(r"index=(\d+)", counter.attributes) if counter else None
-    made = list(body.values())[-1].operands
-    added = body.get(made[int(place[1])]) if place and int(place[1]) < len(made) else None
-    if added is None or added.opcode != "add":
+    results = list(body.values())[-1].operands
+    result = body.get(results[int(place[1])]) if place and int(place[1]) < len(results) else None
+    if result is None or result.opcode != "add":
         return 1
-    return next((_number(body[o]) for o in added.operands if o in body and _number(body[o])), 1)
+    return next((_number(body[o]) for o in result.operands if o in body and _number(body[o])), 1)
 
 
 def _number(i: Instruction) -> int | None:
@@ -252,12 +249,10 @@ def _matmul_flops(i: Instruction, table: Mapping[str, Instruction]) -> float:
     lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes).groups()
     lhs, rhs, out = table[i.operands[0]].shapes[0].dims, table[i.operands[1]].shapes[0].dims, i.shapes[0].dims
     window = dict(re.findall(r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or ("", ""))[1]))
-    spatial = [label for label in out_labels if label.isdigit()]
     taps = 1
-    for label in spatial:
-        taps *= _valid_taps(
-            int(label), window, lhs[lhs_labels.index(label)], rhs[rhs_labels.index(label)], out[out_labels.index(label)]
-        )
+    for label in filter(str.isdigit, out_labels):
+        length, kernel = lhs[lhs_labels.index(label)], rhs[rhs_labels.index(label)]
+        taps *= _valid_taps(int(label), window, length, kernel, out[out_labels.index(label)])
     inputs = rhs[rhs_labels.index("i")]  # of one feature group
     return 2.0 * taps * inputs * out[out_labels.index("b")] * out[out_labels.index("f")]
 
@@ -266,7 +261,7 @@ def _valid_taps(axis: int, window: Mapping[str, str], length: int, kernel: int, 
     """Pairs of an output and a tap of the kernel that meet an element, along one spatial axis."""
 
     def field(name: str, default: str) -> str:
-        values = window.get(name, "").split("x") if window.get(name) else []
+        values = window[name].split("x") if name in window else []
         return values[axis] if axis < len(values) else default
 
     stride, dilate, rhs_dilate = (int(field(n, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))
@@ -277,14 +272,14 @@ def _valid_taps(axis: int, window: Mapping[str, str], length: int, kernel: int, 
 
 
 def _moved(i: Instruction, table: Mapping[str, Instruction], computations: Mapping[str, list[Instruction]]) -> float:
-    """Bytes that an instruction reads from and writes to memory, what lives on the chip aside."""
+    """Bytes that an instruction reads from and writes to memory, without what lives on the chip."""
     if i.opcode in FREE:
         return 0.0
     body = computations[i.called("calls")[0]] if i.opcode == "fusion" else None
     written = sum(s.bytes for s in i.shapes if not s.off_hbm)
     if i.opcode == "dynamic-update-slice":
         return 2.0 * table[i.operands[1]].shapes[0].bytes
-    if i.opcode in ("dynamic-slice", "slice", "gather"):
+    if i.opcode in SLICING:
         return 2.0 * written
     if i.opcode == "copy-start":  # (destination, source, context)
         return float(sum(s.bytes for s in i.shapes[:2] if not s.off_hbm))
@@ -303,11 +298,13 @@ def _read(position: int, name: str, table: Mapping[str, Instruction], body: list
     whole = sum(s.bytes for s in operand.shapes if not s.off_hbm)
     if not body or not whole:
         return whole
-    own = next((b.name for b in body if b.opcode == "parameter" and b.argument == str(position)), None)
-    users = [b for b in body if own in b.operands]
-    if users and all(b.opcode == "dynamic-update-slice" and b.operands[0] == own for b in users):
+    parameter = next((b.name for b in body if b.opcode == "parameter" and b.argument == str(position)), None)
+    users = [b for b in body if parameter in b.operands]
+    if not users or any(b.operands[0] != parameter for b in users):
+        return whole
+    if all(b.opcode == "dynamic-update-slice" for b in users):
         return 0.0
-    if users and all(b.opcode in ("dynamic-slice", "slice", "gather") and b.operands[0] == own for b in users):
+    if all(b.opcode in SLICING for b in users):
         return min(whole, sum(s.bytes for b in users for s in b.shapes))
     return whole
 
@@ -315,7 +312,7 @@ def _read(position: int, name: str, table: Mapping[str, Instruction], body: list
 def _collectives(
     computations: Mapping[str, list[Instruction]], times: Mapping[str, int], fused: set[str], partitions: int
 ) -> Iterator[Collective]:
-    met: dict[str, tuple[int, str, str, Instruction]] = {}
+    fewest: dict[str, tuple[int, str, str, Instruction]] = {}
     for name, instructions in computations.items():
         for i in instructions:
             kind = i.opcode.removesuffix("-start")
@@ -323,20 +320,19 @@ def _collectives(
                 continue
             channel = re.search(r"channel_id=(\d+)", i.attributes)
             key = channel[1] if channel and name in fused else f"%{i.name}"
-            # Of one that goes on while a loop runs the loop's body shows a part, as often as it runs.
-            if key not in met or times[name] < met[key][0]:
-                met[key] = (times[name], name, kind, i)
-    for count, name, kind, i in met.values():
+            # One that goes on during a loop shows up in the loop's body, too, in part and as often as that runs.
+            if key not in fewest or times[name] < fewest[key][0]:
+                fewest[key] = (times[name], name, kind, i)
+    for count, name, kind, i in fewest.values():
         kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
         yield _collective(kind, i, {j.name: j for j in computations[name]}, count, partitions)
 
 
 def _collective(kind: str, i: Instruction, table: Mapping[str, Instruction], times: int, partitions: int) -> Collective:
-    taken = tuple(s for o in i.operands if o in table for s in table[o].shapes)
-    made = i.shapes
+    operands, results = tuple(s for o in i.operands if o in table for s in table[o].shapes), i.shapes
     if i.opcode.endswith("-start") and kind != "all-reduce":
-        made = made[len(taken) : 2 * len(taken)]  # (operands, results, contexts)
-    shapes = made if kind == "all-gather" else (taken or made)
+        results = results[len(operands) : 2 * len(operands)]  # (operands, results, contexts)
+    shapes = results if kind == "all-gather" else (operands or results)
     groups = _groups(kind, i.attributes)
     size = 2 if kind == "collective-permute" else len(groups[0]) if groups else partitions
     source = re.search(r'op_name="([^"]*)"', i.attributes)
@@ -345,25 +341,18 @@ def _collective(kind: str, i: Instruction, table: Mapping[str, Instruction], tim
 
 def _groups(kind: str, text: str) -> tuple[tuple[int, ...], ...] | None:
     """Replica groups from any of the ways to write them: lists, iota, or axes of a mesh. None is all together."""
-    if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", text)[1]
-        return tuple(tuple(int(n) for n in p.split(",")) for p in re.findall(r"\d+,\d+", pairs))
-    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text)
-    if listed:
-        return tuple(tuple(int(n) for n in g.split(",")) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if iota:
-        return _iota_groups(*iota.groups())
+    attribute = "source_target_pairs" if kind == "collective-permute" else "replica_groups"
+    if lists := re.search(rf"{attribute}=\{{(\{{[\d,{{}}]*\}})\}}", text):
+        return tuple(tuple(int(n) for n in ids.split(",")) for ids in re.findall(r"\{([\d,]+)\}", lists[1]))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        count, size, *ids = iota.groups()
+        return _rows(_iota(*ids).reshape(int(count), int(size)))
     devices = r"(?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+)\))?"
     axes = re.search(rf"replica_groups=mesh\[([^\]]*)\]{devices}\s*\{{([^}}]*)\}}", text)
     return _mesh_groups(*axes.groups()) if axes else None
 
 
-def _iota_groups(count: str, size: str, dims: str, order: str | None) -> tuple[tuple[int, ...], ...]:
-    return tuple(map(tuple, _iota(dims, order).reshape(int(count), int(size)).tolist()))
-
-
-def _iota(dims: str, order: str | None) -> np.ndarray:
+def _iota(dims: str, order: str | None) -> Int[np.ndarray, "..."]:
     sizes = [int(d) for d in dims.split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose([int(d) for d in order.split(",")]) if order else ids
@@ -375,8 +364,10 @@ def _mesh_groups(mesh: str, devices: str | None, used: str) -> tuple[tuple[int, 
     names, over = list(sizes), re.findall(r"'(\w+)'", used)
     iota = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", devices or f"[{math.prod(sizes.values())}]")
     ids = _iota(*iota.groups()) if iota else np.array([int(n) for n in devices.split(",")])
-    ids = ids.reshape(list(sizes.values()))
-    kept = [n for n in names if n not in over]
-    ids = ids.transpose([names.index(n) for n in (*kept, *over)])
-    size = math.prod(sizes[n] for n in over)
-    return tuple(map(tuple, ids.reshape(-1, size).tolist()))
+    order = [n for n in names if n not in over] + over
+    ids = ids.reshape(list(sizes.values())).transpose([names.index(n) for n in order])
+    return _rows(ids.reshape(-1, math.prod(sizes[n] for n in over)))
+
+
+def _rows(ids: Int[np.ndarray, "groups size"]) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, ids.tolist()))

@@ -5,7 +5,7 @@ A device computes, moves data to and from its memory, and sends data to others, 
 
     max(FLOPs / peak, bytes / memory bandwidth, bytes sent / link bandwidth)
 
-and this is what is predicted. A real step takes longer: matrices that do not fill the units, work that cannot overlap,
+which is the prediction. A real step takes longer: matrices that do not fill the units, work that cannot overlap,
 latencies, the host.
 
 Products of float32 matrices count like those of bfloat16: by JAX's default precision on TPU their inputs are rounded to
@@ -95,7 +95,7 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology such as 'v5e:4x4'.
 
     Raises:
-      PdiffError: nothing is known of it.
+      PdiffError: it is not one of CHIPS.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:

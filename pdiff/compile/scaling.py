@@ -41,24 +41,29 @@ class Step:
     sent: float
 
 
-def step_of(found: dict, topology: str | None) -> Step:
+def step_of(compiled: dict, topology: str | None) -> Step:
     """The training step of `topology` in the contents of compile.json.
 
     Raises:
       PdiffError: there is none that fits.
     """
-    rows = [r for r in found["rows"] if r["step"] == "train" and "flops" in r and r["mesh"]["model"] == 1]
+    rows = [r for r in compiled["rows"] if r["step"] == "train" and "flops" in r and r["mesh"]["model"] == 1]
     chosen = next((r for r in rows if topology in (None, r["topology"])), None)
     if chosen is None:
         listed = ", ".join(r["topology"] for r in rows) or "none"
         raise PdiffError(f"--topology: got {topology}; allowed, with a compiled step and mesh.model = 1: {listed}")
-    c = found["config"]
-    tokens = -(-chosen["generated_params"] // c["weights"]["token_dim"]) + len(c["condition"]["use"])
+    config = compiled["config"]
+    tokens = -(-chosen["generated_params"] // config["weights"]["token_dim"]) + len(config["condition"]["use"])
     return Step(
-        chips=chosen["chips"], batch=c["train"]["batch_size"], params=chosen["model_params"], depth=c["model"]["depth"],
-        activations=2 * tokens * c["model"]["width"], flops=chosen["flops"], moved=chosen["hbm_bytes"],
-        sent=sum(k["sent"] for k in chosen["collectives"].values()),
-    )  # fmt: skip
+        chips=chosen["chips"],
+        batch=config["train"]["batch_size"],
+        params=chosen["model_params"],
+        depth=config["model"]["depth"],
+        activations=2 * tokens * config["model"]["width"],
+        flops=chosen["flops"],
+        moved=chosen["hbm_bytes"],
+        sent=sum(c["sent"] for c in chosen["collectives"].values()),
+    )
 
 
 def bounds(step: Step, chip: roofline.Chip, chips: int, batch: int) -> dict[str, float]:
@@ -104,16 +109,13 @@ def scaled(step: Step, chip: roofline.Chip, weak: bool, each: int) -> list[dict]
 
 def markdown(step: Step, names: Sequence[str], weak: bool, each: int) -> str:
     """One table of all chips in `names`: milliseconds, what binds, and the efficiency against one chip."""
-    lines = [
-        f"| chips | {'global batch | ' if weak else ''}{' | '.join(names)} |",
-        "| ---: |" + (" ---: |" if weak else "") + " --- |" * len(names),
-    ]
+    sizes = ["chips", "batch"] if weak else ["chips"]
+    lines = [["chips", "global batch"][: len(sizes)] + list(names), ["---:"] * len(sizes) + ["---"] * len(names)]
     columns = [scaled(step, roofline.CHIPS[n], weak, each) for n in names]
     for rows in zip(*columns, strict=True):
         cells = [f"{1e3 * r['step_s']:.3g} ms, {r['bound']}, {r['efficiency']:.0%}" for r in rows]
-        batch = f"{rows[0]['batch']:,} | " if weak else ""
-        lines.append(f"| {rows[0]['chips']:,} | {batch}{' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([f"{rows[0][size]:,}" for size in sizes] + cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @style.styled
@@ -125,8 +127,7 @@ def plot(step: Step, names: Sequence[str], each: int) -> str:
         for name, colour in zip(names, colours, strict=False):
             rows = scaled(step, roofline.CHIPS[name], weak, each)
             axes.loglog(CHIPS, [1e3 * r["step_s"] for r in rows], color=colour, marker="o", ms=3, label=name)
-            ideal = [1e3 * r["compute"] for r in rows]
-            axes.loglog(CHIPS, ideal, color=colour, ls=":", lw=1)
+            axes.loglog(CHIPS, [1e3 * r["compute"] for r in rows], color=colour, ls=":", lw=1)
         axes.set_title(f"weak: {each} examples a chip" if weak else f"strong: {step.batch} examples in all", pad=22)
         axes.set_xlabel("chips")
         axes.set_ylabel("predicted ms a step (dotted: compute alone)")

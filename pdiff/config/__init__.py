@@ -1,4 +1,4 @@
-"""Configs as data: which fields there are (`fields`), what holds between them, and what is kept of them.
+"""Configs as data: their fields (`fields`), what must hold between them, and how they are kept in files.
 
 A config with a field that is missing, unknown, of another type or out of range is refused before any work starts.
 """
@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from pdiff.config.fields import FIELDS, RIVALS
-from pdiff.errors import PdiffError, printable
+from pdiff.errors import PdiffError, complain
 from pdiff.system import files
 
 REMEDY = "delete it, and run the command that started the run again"
@@ -58,8 +58,8 @@ def validate(config: ConfigDict) -> None:
     require("refined.vague", c.refined.vague <= rest, f"at most 1 - condition.drop_all = {rest:g}")
     for name in ("tasks.corruptions", "condition.use", "sample.condition", "sample.samplers", "adapt.learning_rates"):
         require(name, len(set(values[name])) == len(values[name]) > 0, "at least one, each once")
-    given, use = c.sample.condition, c.condition.use
-    require("sample.condition", set(given) <= set(use), f"some of condition.use = {use}")
+    use = c.condition.use
+    require("sample.condition", set(c.sample.condition) <= set(use), f"some of condition.use = {use}")
     installed = not c.train.wandb or importlib.util.find_spec("wandb") is not None
     require("train.wandb", installed, "'' unless wandb is installed; pip install -e '.[wandb]'")
     of_import = c.zoo.align != "balanced" or c.tasks.family == "imported"
@@ -107,32 +107,29 @@ def to_json(config: ConfigDict) -> str:
 
 
 def write(path: Path, config: ConfigDict) -> None:
-    """Keeps a config, which `read` reads."""
+    """Writes a config for `read`."""
     files.write_json(path, config.to_dict())
 
 
 def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
-    """The config that `write` kept.
+    """The config that `write` wrote.
 
     Raises:
-      PdiffError: it is missing or damaged, or a field holds what it may not: who makes a workdir can seal it too.
+      PdiffError: it is missing or damaged, or a field has a value that is not allowed: who makes a workdir can write
+        its digests too.
     """
-    made = _restored(files.read_json(path, remedy))
-    for name, value in flatten(made).items():
+    config = ConfigDict(_with_tuples(files.read_json(path, remedy))).lock()
+    for name, value in flatten(config).items():
         if name in FIELDS and not FIELDS[name].allows(value):
             raise PdiffError(f"{path}: {name}: got {str(value)[:80]!r}; allowed: {FIELDS[name]}; {remedy}")
-    return made
+    return config
 
 
-def _restored(values: dict) -> ConfigDict:
-    """A locked config of plain JSON: lists are tuples again."""
-
-    def restore(value):
-        if isinstance(value, dict):
-            return {k: restore(v) for k, v in value.items()}
-        return tuple(restore(v) for v in value) if isinstance(value, list) else value
-
-    return ConfigDict(restore(values)).lock()
+def _with_tuples(value: Any) -> Any:
+    """A value of JSON, its lists as tuples."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(_with_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
@@ -148,12 +145,8 @@ def difference(here: ConfigDict, there: ConfigDict) -> list[str]:
 def check_same(config: ConfigDict, workdir: Path) -> None:
     """Raises PdiffError, naming the fields, if `workdir` was made with another config."""
     path = workdir / "config.json"
-    if path.exists():
-        different = difference(config, read(path))
-        if different:
-            raise PdiffError(
-                f"--workdir: {workdir} was made with another config: {'; '.join(different)}; use another --workdir"
-            )
+    if path.exists() and (different := "; ".join(difference(config, read(path)))):
+        raise PdiffError(f"--workdir: {workdir} was made with another config: {different}; use another --workdir")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -169,18 +162,18 @@ def parse_flags(argv: list[str]) -> list[str]:
             flags.FLAGS["config"].value.to_dict()  # raises only now what went wrong as the file was loaded
         return rest
     except Exception as e:  # config files are Python: loading one can raise anything
-        print(f"pdiff: error: {printable(' '.join(_explain(e, argv).split()))}", file=sys.stderr)
+        complain(" ".join(_explain(e, argv).split()))
         sys.exit(2)
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
     for arg in argv[1:]:
-        name = arg.lstrip("-").split("=")[0]
-        if name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
-            return f"--{name}: unknown field{_did_you_mean(name.removeprefix('config.'))}"
-        if name.startswith("config.") and name in str(error):
-            field = FIELDS[name.removeprefix("config.")]
-            return f"--{name}: got {arg.partition('=')[2]!r}; allowed: {field}"
+        name, _, value = arg.lstrip("-").partition("=")
+        field = name.removeprefix("config.")
+        if field != name and field not in FIELDS:
+            return f"--{name}: unknown field{_did_you_mean(field)}"
+        if field != name and name in str(error):
+            return f"--{name}: got {value!r}; allowed: {FIELDS[field]}"
     if isinstance(error, OSError):
         path = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), error.filename)
         return f"--config: got {path!r}, which cannot be read; allowed: a scenario's path, such as configs/interp.py"

@@ -30,7 +30,7 @@ class Field:
 
     @property
     def type(self) -> type:
-        """Of the value, or of each in a tuple."""
+        """Type of the value, or of each in a tuple."""
         return self.each or type(self.default)
 
     @property
@@ -42,9 +42,8 @@ class Field:
         if self.choices:
             what = ", ".join(self.choices)
         else:
-            bounds = [f"at least {self.low:g}"] if self.low is not None else []
-            bounds += [f"above {self.above:g}"] if self.above is not None else []
-            bounds += [f"at most {self.most:.10g}"] if self.most is not None else []
+            limits = {"at least": self.low, "above": self.above, "at most": self.most}
+            bounds = [f"{words} {limit:.10g}" for words, limit in limits.items() if limit is not None]
             names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
             what = " ".join([names[self.type], " and ".join(bounds)]).strip()
         return f"a tuple, each {what}" if self.each else what
@@ -59,14 +58,9 @@ class Field:
         if not isinstance(value, (int, float) if self.type is float else self.type):
             return False
         if self.type in (int, float):
-            # Also of a whole number that no float can hold, and false of NaN.
-            if not abs(value) <= sys.float_info.max:
-                return False
-            return (
-                (self.low is None or value >= self.low)
-                and (self.most is None or value <= self.most)
-                and (self.above is None or value > self.above)
-            )
+            limit = sys.float_info.max  # whole numbers may be too large for a float; comparisons with NaN are false
+            low, most = -limit if self.low is None else self.low, limit if self.most is None else self.most
+            return low <= value <= most and (self.above is None or value > self.above)
         return self.choices is None or value in self.choices
 
 
@@ -90,9 +84,9 @@ def one_of(default: str, *choices: str) -> Field:
     return Field(default, choices=choices)
 
 
-def several(default: tuple, each: type, **what: Any) -> Field:
+def several(default: tuple, each: type, **limits: Any) -> Field:
     """A tuple, each of that type and in that range."""
-    return Field(default, each=each, **what)
+    return Field(default, each=each, **limits)
 
 
 FIELDS: dict[str, Field] = {
@@ -103,8 +97,7 @@ FIELDS: dict[str, Field] = {
     "tasks.family": Field("rotation"),  # rotation | corruptions | class_subsets | camera_trap | folder
     "tasks.data": Field("digits"),  # the images that the tasks share: digits | fashion_mnist | tfds:NAME
     "tasks.data_dir": Field(""),  # where they, or the tasks of a folder, lie, if not in an installed package
-    # most validation and most test images, chosen by a fixed permutation; 0 is all of them
-    "tasks.eval_images": count(0, low=0),
+    "tasks.eval_images": count(0, low=0),  # most of validation and of test, by a fixed permutation; 0 is all
     "tasks.unseen": Field("60:90,216:234"),  # regions held out as `unseen`
     "tasks.num_seen": count(256),  # tasks in the zoo, spread evenly over what is not held out
     "tasks.num_interp": count(16, low=0),  # tasks strictly inside the interp gaps
@@ -112,25 +105,20 @@ FIELDS: dict[str, Field] = {
     "tasks.num_validation": count(20, low=0),  # tasks inside the validation gaps, which select everything
     "tasks.gap_width": positive(10.0),  # width of one interp gap
     "tasks.num_gaps": count(3, low=0),  # interp gaps, placed evenly over the seen region
-    # widths of the gaps that validation tasks come from
-    "tasks.validation_gaps": several((10.0, 30.0), float, above=0),
+    "tasks.validation_gaps": several((10.0, 30.0), float, above=0),  # widths of gaps with validation tasks
     "tasks.corruptions": several(CORRUPTIONS, str, choices=CORRUPTIONS),  # kinds in use
     # The network whose weights are generated.
     "target.name": Field("mlp"),  # mlp | cnn | vit | resnet
-    # hidden widths; channels of a cnn's or resnet's stages; a vit's width, once for each block
-    "target.widths": several((32,), int, low=1),
+    "target.widths": several((32,), int, low=1),  # hidden; of a cnn's or resnet's stages; of a vit, once for each block
     "target.blocks": count(1),  # blocks of each stage of a resnet; 1 for all others
-    # regex over leaf paths: what is fine-tuned and generated; other leaves stay the base's
-    "target.generate": Field(".*"),
-    # above 0: low-rank adapters, and then generate="lora/.*" (or "(lora|batch_stats)/.*")
-    "target.lora_rank": count(0, low=0),
+    "target.generate": Field(".*"),  # regex over leaf paths: what is fine-tuned and generated; others stay the base's
+    "target.lora_rank": count(0, low=0),  # above 0: adapters; then generate="lora/.*" (or "(lora|batch_stats)/.*")
     "target.lora_alpha": positive(8.0),  # an adapter counts lora_alpha / lora_rank times
     "target.lora_modules": Field(".*"),  # regex over module paths, such as "Dense_0": which kernels are adapted
     # How networks are fine-tuned.
     "zoo.dir": Field(""),  # '' is <workdir>/zoo; name a directory to share one zoo between runs
     "zoo.import_mb": positive(4096.0),  # --mode=import: most MB that all its networks may hold
-    # seen networks that take more MB (10^6 bytes) are read from disk, batch by batch
-    "zoo.memory_mb": positive(4096.0),
+    "zoo.memory_mb": positive(4096.0),  # seen networks of more MB (10^6 bytes) are read from disk, batch by batch
     "zoo.seeds_per_task": count(6),
     "zoo.reference_seeds": count(3),  # networks for each interp, unseen and validation task
     "zoo.pretrain_steps": count(2000),
@@ -148,8 +136,7 @@ FIELDS: dict[str, Field] = {
     "zoo.weight_decay": Field(1e-2, low=0),
     "zoo.keep_last": count(1),  # late checkpoints kept of each run
     "zoo.keep_every": count(1),  # optimizer steps between two kept checkpoints
-    # networks trained together; 0 is 16 for each device of a CPU, and 128 for each accelerator
-    "zoo.chunk_size": count(0, low=0),
+    "zoo.chunk_size": count(0, low=0),  # networks trained together; 0 is 16 a device of a CPU, and 128 an accelerator
     # Weights <-> tokens.
     "weights.token_dim": count(256, low=0),  # width of a token; 0 is chosen by the network's size
     "weights.center": one_of("mean", "mean", "base"),
@@ -161,8 +148,7 @@ FIELDS: dict[str, Field] = {
     "mean.learning_rate": positive(2e-3, high=1),
     "mean.functional_weight": Field(1.0, low=0),  # of the cross-entropy of its networks on images of their tasks
     "mean.functional_images": count(128),  # images of the task for each network there
-    # mu of a penalty mu ||W - base||^2 beside it, which prefers the least change that works
-    "mean.base_penalty": Field(3e-5, low=0),
+    "mean.base_penalty": Field(3e-5, low=0),  # mu of mu ||W - base||^2 beside it, to prefer the least change that works
     "mean.zoo_weight": Field(0.0, low=0),  # of the squared distance, in normalised weights, from a network of the zoo
     # What the prior learns from: the mean's networks for many conditions, see pdiff/generator/refined.py.
     "refined.of": one_of("mean", "mean", "zoo"),  # zoo: itself, where there are no tasks between tasks
@@ -171,11 +157,9 @@ FIELDS: dict[str, Field] = {
     "refined.vague": share(0.5),  # share of training examples that have a set of tasks in place of one
     # Where the prior draws: principal components of the refined zoo, see pdiff/weights/subspace.py.
     "subspace.components": count(64),  # most
-    # share of the variance of held-out networks that the components are to explain
-    "subspace.explained": positive(0.9999, high=1),
+    "subspace.explained": positive(0.9999, high=1),  # share of held-out networks' variance to be explained
     "subspace.token_dim": count(8),  # coefficients in one token of the transformer; divides `components`
-    # most that the components are computed from: their inner products are held in memory
-    "subspace.networks": count(1024, low=2),
+    "subspace.networks": count(1024, low=2),  # most that they are computed from: inner products are held in memory
     # The diffusion transformer, and the width of the condition encoders.
     "model.width": count(128),
     "model.depth": count(3),
@@ -183,25 +167,22 @@ FIELDS: dict[str, Field] = {
     "model.mlp_ratio": positive(4.0),
     "model.dtype": one_of("float32", "float32", "bfloat16"),  # for activations only
     "model.remat": Field(False),
-    # Condition tokens: what the models are told of the task. In training a condition is dropped to its null token with
+    # Condition tokens: what the models know of the task. In training a condition is dropped to its null token with
     # its own probability; the prior, and rivals, do without any with `drop_all`.
     "condition.use": several(("text",), str, choices=CONDITIONS),
     "condition.drop_id": share(0.9),
     "condition.drop_factors": share(0.3),
     "condition.drop_text": share(0.0),
-    # "sentence" is a frozen encoder of the same descriptions; see pdiff/models/sentence.py
-    "condition.drop_sentence": share(0.3),
+    "condition.drop_sentence": share(0.3),  # a frozen encoder of descriptions; see pdiff/models/sentence.py
     "condition.drop_background": share(0.0),
-    # standard deviation of the noise on background images in training, of white
-    "condition.background_noise": Field(0.0, low=0),
+    "condition.background_noise": Field(0.0, low=0),  # standard deviation of white noise on those images in training
     "condition.drop_all": share(0.1),
     "condition.text_vocab_size": count(0, low=0),  # 0 is as many pieces as the descriptions fill, about 400 at most
     "condition.text_max_length": count(64),
     "condition.text_width": count(64),
     "condition.text_depth": count(1, low=0),
     "condition.num_harmonics": count(4),  # Fourier harmonics of a number in a text, and of a factor
-    # standard deviation of the noise on them in training, in the numbers' own units
-    "condition.number_noise": Field(8.0, low=0),
+    "condition.number_noise": Field(8.0, low=0),  # its standard deviation in training, in the numbers' own units
     # The numbers' period: those harmonics of it are told apart. 0 is twice the range of the numbers in the seen
     # tasks' descriptions, and of each factor; number_noise then counts in periods.
     "condition.number_period": Field(360.0, low=0),
@@ -213,8 +194,7 @@ FIELDS: dict[str, Field] = {
     "diffusion.at_sigma_max": share(0.02),  # share of training examples put at sigma_max
     # How training is laid out over the devices. Nothing that is learned depends on it, beyond rounding.
     "mesh.model": count(1),  # devices that share one copy of each transformer block; the others split the batch
-    # devices that split the batch also split parameters, their average and the optimizer's state
-    "mesh.fsdp": Field(False),
+    "mesh.fsdp": Field(False),  # whether these others also split parameters, their average and the optimizer's state
     "train.steps": count(2000),
     "train.batch_size": count(128),
     "train.microbatches": count(1),  # parts that a batch is computed in, one after the other, to take less memory
@@ -232,7 +212,7 @@ FIELDS: dict[str, Field] = {
     "sample.num_steps": count(18, low=4),  # with fewer, Heun's corrector divides by far too small a level
     "sample.rho": positive(7.0),  # spacing of the noise levels, EDM equation 5
     "sample.guidance": Field(1.0, low=0),  # classifier-free guidance; 1 is none
-    "sample.condition": several(("text",), str, choices=CONDITIONS),  # which conditions are given; the others are null
+    "sample.condition": several(("text",), str, choices=CONDITIONS),  # the conditions in use; the others are null
     "sample.batch_size": count(64),  # samples drawn together; smaller requests are padded to it
     # From the prior and a few labelled images to one network, see pdiff/generator/adapt.py.
     "adapt.num_samples": count(512),  # networks drawn, of which the likeliest is kept
@@ -240,8 +220,7 @@ FIELDS: dict[str, Field] = {
     # families of more tasks than `num_samples` networks can hold: a draw takes as long as 20 training steps.
     "adapt.guided": count(0, low=0),
     "adapt.steps": count(60, low=0),  # of fine-tuning from there
-    # of which validation tasks choose one for each number of images
-    "adapt.learning_rates": several((1e-3, 3e-3, 1e-2), float, above=0, high=1),
+    "adapt.learning_rates": several((1e-3, 3e-3, 1e-2), float, above=0, high=1),  # chosen for each number of images
     "eval.samples_per_task": count(3),
     "eval.max_tasks": count(64),  # tasks scored in each split, evenly chosen
     "eval.chunk_size": count(256),  # networks scored together
@@ -255,17 +234,13 @@ FIELDS: dict[str, Field] = {
     "eval.novelty_networks": count(512, low=3),
     # between two tasks that are mixed
     "eval.mixing_separations": several((10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0), float, above=0),
-    # (network of a seen task, other task) scored against the distance of the two
-    "eval.transfer_pairs": count(0, low=0),
+    "eval.transfer_pairs": count(0, low=0),  # (network of a seen task, other task) scored against their distance
     "eval.vague_samples": count(256, low=0),  # networks for each vague description that is measured; 0 is none
     "eval.vague_prompts": several((), str),  # these descriptions; () is one of each kind that the family has
-    # networks in an ensemble, whose answers are held against their labels; 0 is none
-    "eval.calibration_samples": count(8, low=0),
-    # of each held-out split, to which networks are adapted by a few images; 0 is none
-    "eval.adapt_tasks": count(16, low=0),
+    "eval.calibration_samples": count(8, low=0),  # networks in an ensemble, compared with their labels; 0 is none
+    "eval.adapt_tasks": count(16, low=0),  # of each held-out split, for which networks are adapted by images; 0 is none
     "eval.adapt_shots": several((1, 4, 16), int, low=1),  # labelled images of a class
-    # of each split, of which the report shows networks on a plane and at work; 0 is none
-    "eval.closeup_tasks": count(16, low=0),
+    "eval.closeup_tasks": count(16, low=0),  # of each split, shown as networks on a plane and at work; 0 is none
 }
 
 

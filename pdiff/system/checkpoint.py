@@ -5,7 +5,9 @@ not used; one that is damaged gives way to the one before it. Many processes sav
 how many there were when it was saved does not matter.
 """
 
+import itertools
 import shutil
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from pdiff.errors import PdiffError
+from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes
 from pdiff.system.logs import log
 
@@ -49,7 +51,7 @@ class Checkpoints:
         processes.on_first(clean, "ready for checkpoints")
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that were finished, ascending; whether they are intact is seen by `fault`."""
+        """Steps of the finished checkpoints, ascending; `fault` tells whether one is intact."""
         finished = self.directory.glob(f"*/{files.MANIFEST}")
         return sorted(int(p.parent.name) for p in finished if p.parent.name.isdigit())
 
@@ -66,13 +68,13 @@ class Checkpoints:
         processes.on_first(partial(files.require_space, self.directory, size, what), "ready for a checkpoint")
         trees = {name: ocp.args.PyTreeSave(parts[name]) for name in PARTS}
         args = ocp.args.Composite(data=ocp.args.JsonSave(data), **trees)
-        self._orbax.save(self.directory / str(step), args=args)
+        self._orbax.save(self._folder(step), args=args)
 
         def finish():
-            files.write_manifest(self.directory / str(step), KIND)
+            files.write_manifest(self._folder(step), KIND)
             for old in self.steps()[: -self._keep]:
-                (self.directory / str(old) / files.MANIFEST).unlink()  # so that a half removed one is none
-                shutil.rmtree(self.directory / str(old))
+                (self._folder(old) / files.MANIFEST).unlink()  # first: a half removed one does not count
+                shutil.rmtree(self._folder(old))
 
         processes.on_first(finish, "done with a checkpoint")
 
@@ -82,7 +84,7 @@ class Checkpoints:
         Damaged ones, newer or older, are set aside, in the folder `damaged`.
 
         Raises:
-          PdiffError: all are damaged, or the `data` of the newest intact one is not the given one.
+          PdiffError: all are damaged, or the newest intact one was saved with other `data`.
         """
         if not self.steps():
             return None
@@ -111,16 +113,16 @@ class Checkpoints:
         Raises:
           PdiffError: there is none.
         """
-        found = self.steps()[::-1]
-        for older, step in zip([*found[1:], None], found, strict=True):
+        steps = self.steps()[::-1]
+        for step, older in itertools.zip_longest(steps, steps[1:]):
             fault = self.fault(step) if processes.is_first() else ""
             if processes.all_hold(not fault):
                 return step
             if older is not None:
                 log.warning("warning: %s; going back to the checkpoint of step %d", fault, older)
-        if not found:
+        if not steps:
             raise PdiffError(f"{self.directory}: no checkpoint; allowed: a --workdir with a trained generator")
-        fault = self.fault(found[0])
+        fault = self.fault(steps[0])
         raise PdiffError(f"{fault}; no other checkpoint is intact; delete {self.directory} to train from the beginning")
 
     def read(self, step: int, **trees: PyTree):
@@ -128,8 +130,8 @@ class Checkpoints:
         args = {}
         for name, tree in trees.items():
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-            how = ocp.checkpoint_utils.construct_restore_args(abstract)
-            args[name] = ocp.args.PyTreeRestore(abstract, restore_args=how)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args[name] = ocp.args.PyTreeRestore(abstract, restore_args=restore_args)
         return self._orbax.restore(self._folder(step), args=ocp.args.Composite(**args))
 
     def close(self) -> None:
@@ -168,10 +170,7 @@ def _tree_handler() -> ocp.PyTreeCheckpointHandler:
 
 def verify(directory: Path) -> None:
     """Raises PdiffError, naming the file, if any finished checkpoint in `directory` is damaged."""
-    checkpoints = Checkpoints(directory, 1)
-    try:
+    with closing(Checkpoints(directory, 1)) as checkpoints:
         for step in checkpoints.steps()[::-1]:
             if fault := checkpoints.fault(step):
-                raise PdiffError(f"{fault}; run the run's command again: it goes on from the checkpoint before")
-    finally:
-        checkpoints.close()
+                raise PdiffError(f"{fault}; {RERUN}: it goes on from the checkpoint before")

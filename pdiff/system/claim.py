@@ -1,9 +1,9 @@
 """One writer for a directory: who holds it, and when a holder counts as gone.
 
-A claim is a file `claim/000007.json` in the directory. The next one up is made exclusively (O_EXCL, which network file
-systems have too), so of all who try one gets it; the highest number is the holder. It says who that is, and it beats:
-the holder writes it anew every few seconds. So no lock of the operating system is needed, which would say nothing
-across hosts, and a claim that was left behind is taken over:
+A claim is a file `claim/000007.json` in the directory. The next number is created exclusively (O_EXCL, which network
+file systems have too), so of all who try one gets it; the highest number is the holder. The file says who that is, and
+the holder writes it anew every few seconds: its heartbeat. So no lock of the operating system is needed, which would
+mean nothing across hosts, and a claim that was left behind is taken over:
 
 - on the same machine at once, if the process is gone (its number may be another's by now: the time it started tells),
 - of another machine, container or boot of this one, if it shows no beat for `SILENCE` seconds of one's own clock.
@@ -16,13 +16,12 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, complain
 from pdiff.system import files, processes
 from pdiff.system.logs import log
 
@@ -33,7 +32,7 @@ POLL = 0.5  # seconds between looks at a silent claim
 
 @contextlib.contextmanager
 def claimed(directory: Path, what: str) -> Iterator[None]:
-    """Holds `directory`, which is made if missing, against all other runs; of one of many processes, the first does.
+    """Holds `directory`, which is made if missing, against all other runs; of many processes the first does.
 
     Args:
       what: for messages, as '--workdir: runs/a'.
@@ -65,8 +64,8 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
 def holder(directory: Path) -> str | None:
     """Who holds a directory, in words, if the holder is not known to be gone. Changes nothing."""
     newest = _highest(Path(directory) / FOLDER)
-    found = _read(newest) if newest else {"released": True}
-    return None if found.get("released") or _gone(found) else _named(found)
+    claim = _read(newest) if newest else {"released": True}
+    return None if claim.get("released") or _gone(claim) else _who(claim)
 
 
 def _take(folder: Path, what: str) -> Path:
@@ -74,12 +73,11 @@ def _take(folder: Path, what: str) -> Path:
     newest = _highest(folder)
     if newest is not None:
         _check_free(newest, what)
-    number = int(newest.stem) + 1 if newest else 1
-    mine = folder / f"{number:06d}.json"
+    mine = folder / f"{int(newest.stem) + 1 if newest else 1:06d}.json"
     try:
         os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except FileExistsError as e:
-        raise PdiffError(_held(what, _named(_read(mine)))) from e
+        raise _held(what, _read(mine)) from e
     try:
         _write(mine, _me())
     except OSError:
@@ -88,7 +86,7 @@ def _take(folder: Path, what: str) -> Path:
     newest = _highest(folder)
     if newest != mine:  # a claim went by between our look and ours
         mine.unlink(missing_ok=True)
-        raise PdiffError(_held(what, _named(_read(newest))))
+        raise _held(what, _read(newest))
     for older in folder.glob("*.json"):
         if older.name < mine.name:
             older.unlink(missing_ok=True)
@@ -97,23 +95,22 @@ def _take(folder: Path, what: str) -> Path:
 
 def _check_free(path: Path, what: str) -> None:
     """Raises PdiffError unless the claim is released or its holder gone, which may take a while to find out."""
-    found = _read(path)
-    if found.get("released"):
+    claim = _read(path)
+    if claim.get("released"):
         return
-    if _here(found):
-        if not _gone(found):
-            raise PdiffError(_held(what, _named(found)))
-    else:
-        log.info("%s is held by %s: waiting %g s for a sign of life", what, _named(found), SILENCE)
+    if not _here(claim):
+        log.info("%s is held by %s: waiting %g s for a sign of life", what, _who(claim), SILENCE)
         until = time.monotonic() + SILENCE
         while time.monotonic() < until:
             time.sleep(POLL)
             now = _read(path)
-            if now != found:
-                if now.get("released"):
-                    return
-                raise PdiffError(_held(what, _named(now)))
-    log.warning("%s was held by %s, which is gone: taken over", what, _named(found))
+            if now.get("released"):
+                return
+            if now != claim:
+                raise _held(what, now)
+    elif not _gone(claim):
+        raise _held(what, claim)
+    log.warning("%s was held by %s, which is gone: taken over", what, _who(claim))
 
 
 def _beat(mine: Path, done: threading.Event) -> None:
@@ -122,32 +119,26 @@ def _beat(mine: Path, done: threading.Event) -> None:
         beats += 1
         newest = _highest(mine.parent)
         if newest is not None and newest.name > mine.name:
-            other = _named(_read(newest))
-            print(f"pdiff: error: {mine.parent.parent}: taken over by {other}, which took this one for dead; "
-                  "what was finished is kept", file=sys.stderr, flush=True)  # fmt: skip
+            why = f"taken over by {_who(_read(newest))}, which took this one for dead"
+            complain(f"{mine.parent.parent}: {why}; what was finished is kept")
             os._exit(1)
-        with contextlib.suppress(OSError):  # a full disk is told by whoever writes there something that counts
+        with contextlib.suppress(OSError):  # a full disk is reported by whoever writes there something that counts
             _write(mine, _me() | {"beat": beats})
 
 
 def _me() -> dict:
     pid = os.getpid()
-    return {
-        "pid": pid,
-        "started": _started(pid),
-        "host": platform.node(),
-        "machine": _machine(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }
+    me = {"pid": pid, "started": _started(pid), "host": platform.node(), "machine": _machine()}
+    return me | {"since": time.strftime("%Y-%m-%dT%H:%M:%S")}
 
 
 def _machine() -> str:
     """What process numbers are unique in: this boot of this machine, this container."""
-    known = [platform.node()]
+    parts = [platform.node()]
     with contextlib.suppress(OSError):
-        known.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        known.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(known)
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _started(pid: int) -> str | None:
@@ -165,36 +156,36 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]  # a zombie writes nothing any more
 
 
-def _here(found: dict) -> bool:
+def _here(claim: dict) -> bool:
     """Whether the holder's process number means something here."""
-    return found.get("machine") == _machine()
+    return claim.get("machine") == _machine()
 
 
-def _gone(found: dict) -> bool:
+def _gone(claim: dict) -> bool:
     """Whether a holder is surely gone."""
-    return _here(found) and _started(int(found["pid"])) != found["started"]
+    return _here(claim) and _started(int(claim["pid"])) != claim["started"]
 
 
-def _held(what: str, who: str) -> str:
-    return f"{what}: held by {who}; allowed: one at a time; wait for it, or use another"
+def _held(what: str, claim: dict) -> PdiffError:
+    return PdiffError(f"{what}: held by {_who(claim)}; allowed: one at a time; wait for it, or use another")
 
 
-def _named(found: dict) -> str:
-    if "pid" not in found:
+def _who(claim: dict) -> str:
+    if "pid" not in claim:
         return "a process that has just started"
-    return f"process {found['pid']} on {found['host']} since {found['since']}"
+    return f"process {claim['pid']} on {claim['host']} since {claim['since']}"
 
 
 def _highest(folder: Path) -> Path | None:
-    found = [p for p in Path(folder).glob("*.json") if p.stem.isdigit()]
-    return max(found, key=lambda p: p.name, default=None)
+    claims = (p for p in folder.glob("*.json") if p.stem.isdigit())
+    return max(claims, key=lambda p: p.name, default=None)
 
 
 def _read(path: Path | None) -> dict:
     """A claim; {} while it is being made, or if it cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
+        claim = json.loads(path.read_bytes())
+        return claim if isinstance(claim, dict) else {}
     except (OSError, ValueError, AttributeError):
         return {}
 

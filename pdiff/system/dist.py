@@ -64,7 +64,7 @@ def shard(tree: PyTree, mesh: Mesh, spec: P = SHARDED) -> PyTree:
 
 
 def place(tree: PyTree, shardings: NamedSharding | PyTree[NamedSharding]) -> PyTree:
-    """`tree`, which all processes hold whole, laid out as `shardings`, one or a tree of them, say."""
+    """Lays out `tree`, which all processes hold whole, by `shardings`: one for all leaves, or a tree of them."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, NamedSharding):
@@ -111,7 +111,7 @@ def fetch(tree: PyTree) -> PyTree[np.ndarray]:
             return multihost_utils.process_allgather(x, tiled=True)
         return x
 
-    # `device_get` and not `asarray`: a transfer that was asked for, which `jax.transfer_guard` tells from others.
+    # `device_get` and not `asarray` alone: an explicit transfer, which `jax.transfer_guard` lets pass.
     return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(whole, tree)))
 
 
@@ -130,21 +130,20 @@ def round_up(size: int, mesh: Mesh) -> int:
 
 
 def chunks(fn: Callable, args: PyTree, size: int, chunk: int) -> Iterator[PyTree[np.ndarray]]:
-    """What `fn` makes of the leading axis (of length `size`) of the NumPy arrays `args`, `chunk` rows at a time.
+    """Results of `fn` for the NumPy arrays `args`, whose leading axis has length `size`, `chunk` rows at a time.
 
-    The last chunk is padded by repeating its last row, so that `fn` compiles once, and the padding is cut off again. A
-    chunk is started before the one before it is fetched, so that devices and host work at the same time, and two chunks
+    The last chunk is padded by repeating its last row, so that `fn` compiles once, and the padding is cut off again.
+    Each chunk is started before the one before it is fetched, so that devices and host work at the same time, and two
     are in memory. The results, on every process, may be views of what `fn` returned.
     """
     args, started = jax.tree.map(np.asarray, args), None
     for start in range(0, size, chunk):
-        made = fn(jax.tree.map(lambda x, start=start: _rows(x, start, chunk), args))
+        result = fn(jax.tree.map(lambda x, start=start: _rows(x, start, chunk), args))
         if started is not None:
             yield fetch(started)
-        started = made
+        started = result
     if started is not None:
-        kept = size - start
-        yield jax.tree.map(lambda x: x[:kept], fetch(started))
+        yield jax.tree.map(lambda x: x[: size - start], fetch(started))
 
 
 def _rows(x: np.ndarray, start: int, count: int) -> np.ndarray:
@@ -155,7 +154,7 @@ def _rows(x: np.ndarray, start: int, count: int) -> np.ndarray:
 
 
 def join(parts: Iterator[PyTree[np.ndarray]], size: int) -> PyTree[np.ndarray]:
-    """The parts, `size` rows in all, as one; of those that come, one at a time is held beside it."""
+    """The parts, `size` rows in all, as one; only one part at a time is in memory beside it."""
     start = 0
     for part in parts:
         if start == 0:
@@ -163,7 +162,7 @@ def join(parts: Iterator[PyTree[np.ndarray]], size: int) -> PyTree[np.ndarray]:
         end = start + len(jax.tree.leaves(part)[0])
         jax.tree.map(lambda w, x, rows=slice(start, end): np.copyto(w[rows], x), whole, part)
         start = end
-        del part  # before the next is made
+        del part  # before the next comes
     return whole
 
 

@@ -6,6 +6,7 @@ up lists. Orbax and safetensors restore flipped bytes without a word, so this is
 silently wrong weights.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from pdiff.errors import PdiffError
+from pdiff.errors import AGAIN, PdiffError
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of all that pdiff keeps; raised with every change that makes older files unreadable
@@ -43,12 +44,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where this process writes what will be `path`."""
+    """The temporary file of this process for `path`."""
     return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
 
 
 def remove_partial(directory: Path) -> None:
-    """Removes what writers that were killed left below `directory`; nobody else may be writing there."""
+    """Removes temporary files of killed writers below `directory`; nobody else may be writing there."""
     for path in Path(directory).rglob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -56,19 +57,21 @@ def remove_partial(directory: Path) -> None:
 def require_space(directory: Path, size: int, what: str) -> None:
     """Raises PdiffError unless `size` bytes, and a tenth more, fit on the disk of `directory`.
 
-    For libraries that fill a full disk with half a file and the screen with their threads' tracebacks.
+    For libraries that, on a full disk, leave half a file and fill the screen with their threads' tracebacks.
     """
     free = shutil.disk_usage(directory).free
     if free < 1.1 * size:
+        room = f"{1.1 * size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
         raise PdiffError(
-            f"{directory}: No space left on device for {what}: {1.1 * size / 1e6:.1f} MB are needed, "
-            f"{free / 1e6:.1f} MB are free; what was finished is kept; make room and run the same command again"
+            f"{directory}: No space left on device for {what}: {room}; what was finished is kept; make room and {AGAIN}"
         )
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
+def sha256(path: Path, sync: bool = False) -> str:
+    """Hex digest of a file's contents; with `sync` these are also brought to the disk."""
     with open(path, "rb") as f:
+        if sync:
+            os.fsync(f.fileno())
         return hashlib.file_digest(f, DIGEST).hexdigest()
 
 
@@ -84,14 +87,14 @@ def write_with_digest(path: Path, data: bytes) -> None:
 
 
 def write_sums(directory: Path) -> None:
-    """Writes the sha256 of every file of a folder that others will read, as `sha256sum -c SHA256SUMS` does in it."""
+    """Writes the sha256 of every file of a folder to its SHA256SUMS, for `sha256sum -c` by those who get it."""
     directory = Path(directory)
-    lines = [f"{_synced_sha256(p)}  {p.relative_to(directory)}\n" for p in _contents(directory)]
+    lines = [f"{sha256(p, sync=True)}  {p.relative_to(directory)}\n" for p in _contents(directory)]
     write_atomic(directory / SUMS, "".join(lines).encode())
 
 
 def verify_sums(path: Path) -> None:
-    """Holds a file against the sha256 beside it, or the files of a folder against its SHA256SUMS, if there is one.
+    """Compares a file with the sha256 beside it, or the files of a folder with its SHA256SUMS, if there is one.
 
     Raises:
       PdiffError: one is not as it was written, or the sums cannot be read.
@@ -101,13 +104,13 @@ def verify_sums(path: Path) -> None:
     if not beside.is_file():
         return
     for line in beside.read_bytes().splitlines():
-        said, _, name = line.decode("utf-8", "replace").partition("  ")
+        digest, _, name = line.decode("utf-8", "replace").partition("  ")
         file = folder / name
-        if len(said) != 64 or not name or not file.resolve().is_relative_to(folder.resolve()):
+        if len(digest) != 64 or not name or not file.resolve().is_relative_to(folder.resolve()):
             raise PdiffError(f"{beside}: damaged; allowed: lines of a {DIGEST}, two spaces, and a file of {folder}")
-        if not file.is_file() or sha256(file) != said:
-            raise PdiffError(f"{file}: missing or damaged, its {DIGEST} is not the one in {beside.name}; "
-                             "get a whole copy")  # fmt: skip
+        if not file.is_file() or sha256(file) != digest:
+            why = f"missing or damaged, its {DIGEST} is not the one in {beside.name}"
+            raise PdiffError(f"{file}: {why}; get a whole copy")
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def write_json(path: Path, document: dict[str, Any], default: Callable[[Any], An
     """Writes a JSON object with its own sha256 among its fields, keys sorted, so that equal objects are equal bytes.
 
     Raises:
-      ValueError: a number is NaN or infinite, which JSON has no word for.
+      ValueError: a number is NaN or infinite, which JSON does not have.
     """
     plain = json.loads(json.dumps(document, allow_nan=False, default=default))
     text = json.dumps(plain | {DIGEST: _digest(plain)}, indent=1, sort_keys=True)
@@ -130,13 +133,12 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
       PdiffError: there is none, or it is not what was written; the message ends with `remedy`.
     """
-    found = _parsed(path, remedy)
-    if DIGEST not in found:
+    document = _parsed(path, remedy)
+    if DIGEST not in document:
         raise PdiffError(f"{path}: has no {DIGEST}: cut short, or of another version of pdiff; {remedy}")
-    said = found.pop(DIGEST)
-    if said != _digest(found):
+    if document.pop(DIGEST) != _digest(document):
         raise PdiffError(f"{path}: damaged or edited, its {DIGEST} is not the one that it says; {remedy}")
-    return found
+    return document
 
 
 def _digest(document: dict[str, Any]) -> str:
@@ -145,14 +147,14 @@ def _digest(document: dict[str, Any]) -> str:
 
 def _parsed(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_bytes(), parse_constant=_refuse)
+        document = json.loads(Path(path).read_bytes(), parse_constant=_refuse)
     except FileNotFoundError as e:
         raise PdiffError(f"{path}: missing; {remedy}") from e
     except (ValueError, RecursionError) as e:
         raise PdiffError(f"{path}: damaged, not JSON: {e}; {remedy}") from e
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise PdiffError(f"{path}: damaged, not an object of JSON; {remedy}")
-    return found
+    return document
 
 
 def _refuse(constant: str):
@@ -165,7 +167,7 @@ def _refuse(constant: str):
 def write_manifest(directory: Path, kind: str, skip: Collection[str] = ()) -> None:
     """Records the sha256 of every file below `directory`, last, so that its presence means finished.
 
-    All of them, and their folders, are on the disk and not only on the way to it before the manifest is.
+    All of them, and their folders, are brought to the disk before the manifest is.
 
     Args:
       kind: what it is, as 'zoo' or 'checkpoint'.
@@ -173,8 +175,9 @@ def write_manifest(directory: Path, kind: str, skip: Collection[str] = ()) -> No
     """
     directory = Path(directory)
     contents = _contents(directory, skip)
-    digests = {str(p.relative_to(directory)): _synced_sha256(p) for p in contents}
-    for folder in sorted({directory.parent, directory, *(q for p in contents for q in _between(p, directory))}):
+    digests = {str(p.relative_to(directory)): sha256(p, sync=True) for p in contents}
+    inner = {folder for p in contents for folder in p.parents if directory in folder.parents}
+    for folder in sorted({directory.parent, directory, *inner}):
         _sync(folder)
     write_json(directory / MANIFEST, {"format": FORMAT, "kind": kind, "files": digests})
 
@@ -186,30 +189,35 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> dict[str, str]:
       PdiffError: it is missing or damaged, or of another kind or format, which is named.
     """
     path, elsewhere = Path(directory) / MANIFEST, "use another --workdir, or the pdiff that made it"
-    found = _parsed(path, remedy)
-    if found and all(isinstance(v, str) and len(v) == 64 for v in found.values()):  # format 1 was digests alone
+    manifest = _parsed(path, remedy)
+    if manifest and all(isinstance(v, str) and len(v) == 64 for v in manifest.values()):  # format 1 was digests alone
         raise OtherFormat(f"{path}: of format 1; this pdiff reads format {FORMAT}; {elsewhere}")
-    found = read_json(path, remedy)
-    if found.get("format") != FORMAT:
-        raise OtherFormat(f"{path}: of format {found.get('format')}; this pdiff reads format {FORMAT}; {elsewhere}")
-    if found.get("kind") != kind:
-        raise PdiffError(f"{path}: of a {found.get('kind')}; expected that of a {kind}; {remedy}")
-    names = found.get("files")
-    if not isinstance(names, dict) or not all(isinstance(v, str) and _below(n) for n, v in names.items()):
+    manifest = read_json(path, remedy)
+    if (version := manifest.get("format")) != FORMAT:
+        raise OtherFormat(f"{path}: of format {version}; this pdiff reads format {FORMAT}; {elsewhere}")
+    if manifest.get("kind") != kind:
+        raise PdiffError(f"{path}: of a {manifest.get('kind')}; expected that of a {kind}; {remedy}")
+    digests = manifest.get("files")
+    if not isinstance(digests, dict) or not all(isinstance(v, str) and _below(n) for n, v in digests.items()):
         raise PdiffError(f"{path}: files: not names of files below {directory} with their {DIGEST}; {remedy}")
-    return names
+    return digests
 
 
 def verify_manifest(directory: Path, kind: str, remedy: str, skip: Collection[str] = ()) -> None:
-    """Compares every file below `directory`, but for what is in the names to `skip`, with its manifest.
+    """Compares every file below `directory`, but for the names to `skip` and what is in them, with its manifest.
 
     Raises:
       PdiffError: a file is missing, added or changed; the message ends with `remedy`.
     """
     digests = read_manifest(directory, kind, remedy)
-    found = {str(p.relative_to(directory)) for p in _contents(directory, skip)}
-    for name in sorted(found - set(digests)):
-        raise PdiffError(f"{Path(directory) / name}: not in the manifest; {remedy}")
+    added = {str(p.relative_to(directory)) for p in _contents(directory, skip)} - set(digests)
+    if added:
+        raise PdiffError(f"{Path(directory) / min(added)}: not in the manifest; {remedy}")
+    verify_digests(directory, digests, remedy)
+
+
+def verify_digests(directory: Path, digests: dict[str, str], remedy: str) -> None:
+    """Raises PdiffError, which ends with `remedy`, if one of those files of a directory is missing or changed."""
     for fault in faults(directory, digests).values():
         raise PdiffError(f"{fault}; {remedy}")
 
@@ -231,16 +239,16 @@ def fault(directory: Path, kind: str) -> str:
 
 def faults(directory: Path, digests: dict[str, str]) -> dict[str, str]:
     """What is wrong with those files of a directory that are missing or changed, by name."""
-    found = {}
+    messages = {}
     for name, digest in sorted(digests.items()):
         path = Path(directory) / name
         if not path.is_file():
-            found[name] = f"{path}: missing, but in the manifest"
+            messages[name] = f"{path}: missing, but in the manifest"
         elif path.is_symlink():
-            found[name] = f"{path}: a link; allowed: the file itself"
+            messages[name] = f"{path}: a link; allowed: the file itself"
         elif sha256(path) != digest:
-            found[name] = f"{path}: damaged, its {DIGEST} is not the one in the manifest"
-    return found
+            messages[name] = f"{path}: damaged, its {DIGEST} is not the one in the manifest"
+    return messages
 
 
 def _below(name: str) -> bool:
@@ -255,23 +263,11 @@ def _contents(directory: Path, skip: Collection[str] = ()) -> list[Path]:
     return sorted(p for p in below if p.is_file() and p != directory / MANIFEST)
 
 
-def _between(path: Path, directory: Path) -> list[Path]:
-    """The folders on the way from `directory` to a file in it."""
-    return [p for p in path.parents if directory in p.parents]
-
-
-def _synced_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
-        return hashlib.file_digest(f, DIGEST).hexdigest()
-
-
 def _sync(folder: Path) -> None:
     """Brings the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError:  # some network file systems have no such thing for folders
-        pass
+        with contextlib.suppress(OSError):  # some network file systems have no such thing for folders
+            os.fsync(handle)
     finally:
         os.close(handle)

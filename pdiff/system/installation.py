@@ -38,20 +38,20 @@ def environment() -> Iterator[str]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What pdiff, or one of its extras, asks for."""
+    """The requirements of pdiff or, beyond these, of one of its extras."""
 
     def holds(requirement: Requirement, extra: str) -> bool:
         return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
-    asked = [Requirement(r) for r in metadata.requires("pdiff") or ()]
-    return [r for r in asked if holds(r, extra) and not (extra and holds(r, ""))]
+    requirements = map(Requirement, metadata.requires("pdiff") or ())
+    return [r for r in requirements if holds(r, extra) and not (extra and holds(r, ""))]
 
 
 def _fault(requirement: Requirement) -> str:
     """'' if it is met, else what is wrong."""
     try:
-        found = metadata.version(canonicalize_name(requirement.name))
+        version = metadata.version(canonicalize_name(requirement.name))
     except metadata.PackageNotFoundError:
         return f"{requirement.name} is missing"
-    met = requirement.specifier.contains(found, prereleases=True)
-    return "" if met else f"{requirement} is asked for, {found} is there"
+    met = requirement.specifier.contains(version, prereleases=True)
+    return "" if met else f"{requirement} is asked for, {version} is there"

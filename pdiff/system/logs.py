@@ -1,4 +1,4 @@
-"""What pdiff says on stderr."""
+"""pdiff's lines on stderr."""
 
 import logging
 

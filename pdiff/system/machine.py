@@ -1,4 +1,4 @@
-"""How JAX uses this machine. It has to be told before JAX starts its devices, so the command line does it first."""
+"""How JAX uses this machine. JAX has to know before it starts its devices, so the command line does this first."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ LLVM_LEVEL = "--xla_backend_optimization_level"
 
 
 def set_up(config: ConfigDict | None = None, all_cores: bool = True) -> None:
-    """All of it, for a run of `config`."""
+    """Does all of this for a run of `config`."""
     if all_cores:
         use_all_cores(config)
     compile_lightly()
@@ -28,8 +28,8 @@ def use_all_cores(config: ConfigDict | None = None) -> None:
     One XLA device uses one core for a small operation, and building a zoo consists of little else. If the environment
     says how many devices there are, that holds. GPUs and TPUs are used as they are.
     """
-    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not said and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not forced and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", cpu_devices(len(os.sched_getaffinity(0)), config))
 
 
@@ -49,8 +49,7 @@ def cpu_devices(cores: int, config: ConfigDict | None = None) -> int:
 def keep_compiled() -> None:
     """Keeps what XLA compiles, and finds it again in the next run, in `~/.cache/pdiff/compiled`.
 
-    At most CACHE_BYTES: what was not used for longest goes first. Where JAX has been given a directory, that one is
-    used, as it is.
+    At most CACHE_BYTES: the least recently used goes first. If JAX has a directory already, it is used as it is.
     """
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -71,7 +70,7 @@ def compile_lightly() -> None:
 
 
 def _cpu_alone() -> bool:
-    """Whether JAX was told to use the CPU, or finds no plugin for another device."""
+    """Whether JAX is set to use the CPU, or has no plugin for another device."""
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
     plugins = metadata.entry_points(group="jax_plugins")

@@ -1,8 +1,8 @@
 """Many processes, one run: how they find each other, wait for each other, and end together.
 
-`jax.distributed` connects them. On top of it each has a thread that says once a second that it is alive and listens for
-failures: a process that fails posts its message and all others leave with it; one that says nothing for
-`SILENCE` seconds has failed too. So no process is left waiting in a collective operation for one that is gone.
+`jax.distributed` connects them. On top of it each has a thread that sends a heartbeat every second and listens for
+failures: a process that fails posts its message and all others leave with it; one that is silent for `SILENCE` seconds
+has failed too. So no process is left waiting in a collective operation for one that is gone.
 
 Everything here does nothing in a run of one process.
 """
@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import jax
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
-from pdiff.errors import PdiffError
+from pdiff.errors import AGAIN, PdiffError, complain
 
 SILENCE = 20.0  # seconds without a sign of life after which a process counts as gone
 PATIENCE = 6 * 3600.0  # seconds that a barrier waits: one process may train or check what all others wait for
@@ -44,15 +43,15 @@ def index() -> int:
 
 
 def initialize(address: str | None = None, number: int | None = None, mine: int | None = None) -> None:
-    """Connects the processes of a run, as said or, on TPU, Slurm and GKE, as found out. Before any use of a device.
+    """Connects the processes of a run; on TPU, Slurm and GKE JAX finds the address itself. Before any use of a device.
 
     Raises:
       PdiffError: some of the three are given and some not, or the others could not be reached.
     """
-    given = {"--coordinator_address": address, "--num_processes": number, "--process_id": mine}
-    missing = [n for n, v in given.items() if v is None]
+    options = {"--coordinator_address": address, "--num_processes": number, "--process_id": mine}
+    missing = [n for n, v in options.items() if v is None]
     if 0 < len(missing) < 3:
-        raise PdiffError(f"{', '.join(missing)}: missing; give {', '.join(given)} together, or none of them")
+        raise PdiffError(f"{', '.join(missing)}: missing; give {', '.join(options)} together, or none of them")
     if address is not None and not 0 <= mine < number:
         raise PdiffError(f"--process_id: got {mine}; allowed: 0 to {number - 1}, as --num_processes is {number}")
     if address is None and not _on_a_cluster():
@@ -82,7 +81,7 @@ def is_first() -> bool:
 
 
 def barrier(what: str, seconds: float = PATIENCE) -> None:
-    """Waits until all processes are here. All must come to the same barriers in the same order.
+    """Waits until all processes are here. All must reach the same barriers in the same order.
 
     Raises:
       PdiffError: they were not within that time.
@@ -94,7 +93,8 @@ def barrier(what: str, seconds: float = PATIENCE) -> None:
     except Exception as e:
         if "DEADLINE" not in str(e):
             await_verdict(e)
-        raise PdiffError(f"processes: waited {seconds:g} s in vain for all to be {what}; {_first_line(e)}") from e
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise PdiffError(f"processes: waited {seconds:g} s in vain for all to be {what}; {reason}") from e
 
 
 def on_first(make: Callable[[], None], what: str) -> None:
@@ -112,7 +112,7 @@ def all_hold(mine: bool) -> bool:
 
 
 def asked_to_stop() -> bool:
-    """Whether a SIGTERM has come to any process; all learn of it at the same one of their calls."""
+    """Whether any process got a SIGTERM; all learn of it at the same one of their calls."""
     return multihost_utils.reached_preemption_sync_point(next(_counter))
 
 
@@ -123,24 +123,24 @@ def fail(message: str, code: int) -> None:
     _leaving.set()
     client = distributed.global_state.client
     try:
-        posted = f"process {index()}: {message}"
-        client.key_value_set(_FAILED, posted)
-    except Exception:  # another was first, or nobody is there to be told
-        posted = _failure() or message
-    _end(posted, code)
+        reason = f"process {index()}: {message}"
+        client.key_value_set(_FAILED, reason)
+    except Exception:  # another was first, or nobody is there to read it
+        reason = _failure() or message
+    _end(reason, code)
 
 
 def await_verdict(error: Exception) -> None:
-    """If `error` is of an operation with another process, gives that one's failure the time to be found out.
+    """If `error` is of an operation with another process, waits for that one's failure to be noticed.
 
-    The watching thread then ends this process with the right message. Returns for other errors, and if nothing was.
+    The watching thread then ends this process with the right message. Returns for other errors, or if there was none.
     """
     if count() > 1 and re.search("gloo|coordination|connection|socket|unavailable|deadline", str(error), re.I):
         time.sleep(1.5 * SILENCE)
 
 
 def _watch() -> None:
-    """Says that this process is alive, and leaves when another has failed. Process 0 looks out for silent ones."""
+    """Sends heartbeats, and ends this process when another has failed. Process 0 looks out for silent ones."""
     client, me = distributed.global_state.client, index()
     heard: dict[str, tuple[str, float]] = {}
     for beat in itertools.count():
@@ -159,24 +159,22 @@ def _watch() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
+    complain(message)
     if is_first():
         time.sleep(5)  # the messages are here: the others shall have read theirs before it is gone
     os._exit(code)
 
 
 def _silent(beats: dict[str, str], heard: dict[str, tuple[str, float]]) -> str | None:
-    """The failure of a process that has shown no new beat for too long. `heard` is brought up to date."""
+    """The failure of a process that has sent no new beat for too long. `heard` is updated."""
     now = time.monotonic()
     for name, beat in beats.items():
         if heard.get(name, ("", 0))[0] != beat:
             heard[name] = (beat, now)
     for name, (_, when) in heard.items():
         if now - when > SILENCE:
-            return (
-                f"process {name.rsplit('/', 1)[-1]} of {count()} has not been heard of for {SILENCE:g} s: "
-                "killed, or its host is gone; run the same command again to go on"
-            )
+            who = f"process {name.rsplit('/', 1)[-1]} of {count()}"
+            return f"{who} has not been heard of for {SILENCE:g} s: killed, or its host is gone; {AGAIN} to go on"
     return None
 
 
@@ -188,20 +186,13 @@ def _failure() -> str | None:
 
 
 def _leave_on_abort() -> None:
-    """When process 0 is gone, JAX aborts the others from a thread of its own: say so before that happens."""
+    """When process 0 is gone, JAX aborts the others from a thread of its own: prints why before that happens."""
 
     def ended(_):
         if not _leaving.is_set():
-            message = (
-                f"process 0 of {count()}, which coordinates the others, is gone: killed, or its host is; "
-                "run the same command again to go on"
-            )
-            print(f"pdiff: error: {message}", file=sys.stderr, flush=True)
+            what = "which coordinates the others, is gone: killed, or its host is"
+            complain(f"process 0 of {count()}, {what}; {AGAIN} to go on")
         os._exit(1)
 
     _leave_on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)  # kept alive: C holds only its address
     ctypes.CDLL(None).signal(signal.SIGABRT, _leave_on_abort.handler)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

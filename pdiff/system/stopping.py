@@ -1,17 +1,14 @@
 """Ctrl-C and SIGTERM, turned into a stop at the next safe point."""
 
 import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
-from pdiff.errors import PdiffError
+from pdiff.errors import AGAIN, PdiffError
 from pdiff.system import processes
 
-
-def interrupt() -> None:
-    """Stops what is going on, as Python does."""
-    raise KeyboardInterrupt
-
-
-at_once = interrupt  # what a second Ctrl-C does; the command line ends there and then (`exits`)
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupted(PdiffError):
@@ -27,10 +24,14 @@ class StopSignal:
 
     Long loops call `check` wherever it is safe to leave. In a run of many processes all call it in the same order, and
     a signal to one of them stops all at the same call: SIGTERM is then JAX's to catch, and SIGINT is made one.
+
+    Args:
+      at_once: the handler of a second SIGINT.
     """
 
-    def __init__(self):
+    def __init__(self, at_once: Handler = signal.default_int_handler):
         self.signum: int | None = None
+        self._at_once = at_once
         self._previous: dict[int, object] = {}
         self._together = False  # until it is entered
 
@@ -45,9 +46,9 @@ class StopSignal:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
-    def _note(self, signum, _frame) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
-            at_once()
+            self._at_once(signum, frame)
         if self._together:
             signal.raise_signal(signal.SIGTERM)
         else:
@@ -62,5 +63,4 @@ class StopSignal:
     def check(self, where: str) -> None:
         """Raises Interrupted if a signal has come; `where` says what is safely on disk."""
         if self.requested():
-            name = signal.Signals(self.signum).name
-            raise Interrupted(f"stopped by {name} {where}; run the same command again to go on", self.signum)
+            raise Interrupted(f"stopped by {signal.Signals(self.signum).name} {where}; {AGAIN} to go on", self.signum)

@@ -67,10 +67,10 @@ def _parsed(path: Path, message: Any) -> Any:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise PdiffError(f"{path}: larger than {MOST_BYTES:,} bytes, which is allowed")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
             raise ValueError("no object")
-        return json_format.ParseDict(found, message)
+        return json_format.ParseDict(document, message)
     except OSError as e:
         raise PdiffError(f"{path}: unreadable or damaged: {e.strerror}") from e
     except (ValueError, RecursionError, json_format.Error) as e:
@@ -79,8 +79,8 @@ def _parsed(path: Path, message: Any) -> Any:
 
 
 def _check_feature(feature: Any, path: Path) -> None:
-    kind, named = feature.WhichOneof("content"), _CLASSES.get(feature.python_class_name)
-    if named is None or KINDS[named] != kind:
+    kind, class_name = feature.WhichOneof("content"), _CLASSES.get(feature.python_class_name)
+    if class_name is None or KINDS[class_name] != kind:
         raise PdiffError(
             f"{path}: pythonClassName {feature.python_class_name[:120]!r} with {kind}; allowed: {', '.join(KINDS)} of "
             "tfds.features, each with what TFDS writes of it"
