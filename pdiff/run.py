@@ -120,7 +120,7 @@ def audit(workdir: Path) -> dict:
         learned = copies.seen_zoo(bench, seen)
         facts = {"sampler": sampler, "seed": gen.config.seed, "commit": workdir_lib.commit()}
         findings = copies.audit_run(bench, learned, sampler) | facts | {"target": _target_facts(gen)}
-        others = {n: copies.audit_baseline(bench, learned, r) for n, r in trained.kept(gen, workdir, mesh).items()}
+        others = {n: copies.audit_rival(bench, learned, r) for n, r in trained.kept(gen, workdir, mesh).items()}
         if others:
             findings["rivals"] = {n: {k: a[k] for k in ("verdict", *RIVAL_MEASURES)} for n, a in others.items()}
         workdir_lib.unseal(workdir)
@@ -148,7 +148,7 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
         config_lib.check_same(config, workdir)
         log.info("%s holds this import already", workdir)
         return
-    family, target = scenario.made_of(config, facts)
+    family, target = scenario.family_and_target_of(config, facts)
     generator.check(config, family, target)
     counts = zoo.write(config, networks, facts, family, target, workdir)
     log.info("%s: %s", workdir, ", ".join(f"{n} {split}" for split, n in counts.items()) + " networks")

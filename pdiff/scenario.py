@@ -78,10 +78,10 @@ def family_and_target(config: ConfigDict, workdir: Path) -> tuple[Family, Target
     Raises:
       PdiffError: the family is `imported` and nothing has been imported; or as `get_family` and `get_target`.
     """
-    return made_of(config, load(workdir))
+    return family_and_target_of(config, load(workdir))
 
 
-def made_of(config: ConfigDict, facts: Facts | None) -> tuple[Family, Target]:
+def family_and_target_of(config: ConfigDict, facts: Facts | None) -> tuple[Family, Target]:
     """As `family_and_target`, of facts that are not in a workdir yet."""
     if config.tasks.family != IMPORTED:
         family = get_family(config.tasks)

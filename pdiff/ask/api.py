@@ -239,7 +239,7 @@ class LoadedGenerator:
     def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
         """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
         if (tasks := self.understood(prompt)) is not None:
-            return conditioning.of_set(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
+            return conditioning.set_condition(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
         read, longest = self._described(), self.tokenizer.max_length
         # Of an empty text, or one that is too long, those who read it say what is wrong.
         if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):

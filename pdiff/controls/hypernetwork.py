@@ -28,5 +28,5 @@ class Hypernetwork:
         self, tasks: Sequence[Task], count: int, random: np.random.Generator
     ) -> Float[np.ndarray, "tasks count tokens dim"]:
         """As many copies of its network for each wording; raw tokens."""
-        tokens = mean_tokens(self.generator, conditioning.asked(self.generator, tasks, count), self.mesh)
+        tokens = mean_tokens(self.generator, conditioning.sample_condition(self.generator, tasks, count), self.mesh)
         return raw_by_task(self.generator, tokens, len(tasks))

@@ -76,8 +76,8 @@ class Bench:
         return self.tasks(self.generator.family.choosing_split, most)
 
     def condition(self, tasks: Sequence[Task], count: int, **how) -> dict:
-        """The condition of `count` samples for each task; see `conditioning.asked`."""
-        return conditioning.asked(self.generator, tasks, count, **how)
+        """The condition of `count` samples for each task; see `conditioning.sample_condition`."""
+        return conditioning.sample_condition(self.generator, tasks, count, **how)
 
     def generate(
         self, sampler: str, tasks: Sequence[Task], stream: str, count: int | None = None, **condition

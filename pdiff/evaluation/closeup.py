@@ -77,13 +77,13 @@ def _prompt(bench: Bench) -> str:
 
 def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict) -> dict:
     """Zoo, held-out and generated networks, and denoising paths, on the two main axes of the zoo's weights."""
-    made_of, family = bench.generator, bench.generator.family
-    on = np.asarray(stats.varying(made_of.stats))
+    generator, family = bench.generator, bench.generator.family
+    on = np.asarray(stats.varying(generator.stats))
 
     def flat(parts: PyTree) -> Float[np.ndarray, "nets varying"]:
-        return np.asarray(stats.normalize(made_of.stats, bench.encode(parts)))[:, on]
+        return np.asarray(stats.normalize(generator.stats, bench.encode(parts)))[:, on]
 
-    most = max(3, min(MOST_NETWORKS, MOST_ELEMENTS // made_of.spec.num_params))
+    most = max(3, min(MOST_NETWORKS, MOST_ELEMENTS // generator.spec.num_params))
     zoo = networks["seen"][evenly(len(networks["seen"]), most)]
     x = flat(zoo.params)
     center, axes, explained = _main_axes(x)

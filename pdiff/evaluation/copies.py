@@ -47,7 +47,7 @@ def audit_run(bench: Bench, zoo: SeenZoo, sampler: str) -> dict:
     return _audit_tokens(bench, zoo, {t.id: tokens[tasks.index(t)] for t in audited})
 
 
-def audit_baseline(bench: Bench, zoo: SeenZoo, baseline) -> dict:
+def audit_rival(bench: Bench, zoo: SeenZoo, baseline) -> dict:
     """The same of what a rival draws for these tasks."""
     tasks, random = _audited(bench), np.random.default_rng(bench.config.seed)
     tokens = np.asarray(baseline.sample(tasks, bench.config.eval.samples_per_task, random))

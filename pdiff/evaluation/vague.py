@@ -130,7 +130,7 @@ def vague(bench: Bench, sampler: str, networks: dict[str, Networks]) -> list[dic
     for prompt in prompts(bench):
         tasks = family.grammar.read(prompt)
         rows = grid.rows_of(tasks, generator.refined)
-        condition = conditioning.of_set(generator, tasks, count, random)
+        condition = conditioning.set_condition(generator, tasks, count, random)
         if condition is None:
             continue
         key = rng.stream(bench.config.seed, "vague/draw")

@@ -108,7 +108,7 @@ def _drawn_shot(
     return jax.vmap(one)(task, keys)
 
 
-def asked(
+def sample_condition(
     generator: Generator,
     tasks: Sequence[Task],
     count: int,
@@ -127,7 +127,7 @@ def asked(
     return generator.condition([t for t in tasks for _ in range(count)], texts, given, members)
 
 
-def of_set(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:
+def set_condition(generator: Generator, tasks: TaskSet, count: int, random: np.random.Generator) -> dict | None:
     """The condition of `count` networks for a set of tasks; None if no network of the refined zoo is for one of them.
 
     All have the same members, so that they are draws of one distribution.

@@ -54,7 +54,7 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
 
 def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str]]:
     """Those tasks of a family of pdiff's that have networks, by split, with the family's descriptions and factors."""
-    family = scenario.made_of(config, None)[0]
+    family = scenario.family_and_target_of(config, None)[0]
     wrong = [n for n, t in gathered.items() if t["factors"] or t["descriptions"] or t["split"]]
     if wrong:
         reason = f"says factors, descriptions or a split, which the family {family.name} has already"

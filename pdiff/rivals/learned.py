@@ -159,7 +159,7 @@ class Learned(abc.ABC):
 
     def given(self, tasks: Sequence[Task], count: int) -> PyTree[np.ndarray]:
         """What `count` samples for each task are conditioned on, in task order: pdiff's own condition."""
-        return conditioning.asked(self.generator, tasks, count)
+        return conditioning.sample_condition(self.generator, tasks, count)
 
     def tuned(self, validation_accuracy: Callable[["Learned"], float]) -> "Learned":
         """With the options that do best on what chooses among options; this has none."""

@@ -263,7 +263,7 @@ def test_each_task_of_a_set_is_a_member_as_often_as_any_other(tiny):
     assert set(counts[tiny.refined.rows_of(tasks)]) == {10} and counts.sum() == 310
     narrow = tiny.family.grammar.read("digits rotated by between 10.5 and 11.5 degrees")
     assert len(tiny.refined.rows_of(narrow)) == 0 == len(tiny.refined.draw(narrow, 5, random))
-    assert conditioning.of_set(tiny, narrow, 4, random) is None
+    assert conditioning.set_condition(tiny, narrow, 4, random) is None
 
 
 def test_prompts_are_those_that_are_named_or_one_of_each_kind(tiny, mesh):

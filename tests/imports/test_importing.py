@@ -125,7 +125,7 @@ def test_names_from_outside_are_escaped_and_drawn_as_they_are(results):
             task["task"] = evil
     text = weights_page.render(hostile, [weights_page.per_task(hostile)])
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text and "script-src 'none'" in html.unescape(text)
-    assert "<script" not in weights_page.per_task(hostile).svg and weights_page.markdown(hostile)
+    assert "<script" not in weights_page.per_task(hostile).svg and weights_page.tables(hostile)
 
 
 def test_python_gives_the_same_and_refuses_what_needs_images(home, results):
