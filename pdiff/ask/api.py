@@ -243,10 +243,10 @@ class LoadedGenerator:
         read, longest = self._described(), self.tokenizer.max_length
         # Of an empty text, or one that is too long, those who read it say what is wrong.
         if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
-            found = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
-            if not found.known:
-                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(found))
-            if said := self.descriptions.beyond(prompt, found):
+            match = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
+            if not match.known:
+                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(match))
+            if said := self.descriptions.beyond(prompt, match):
                 log.warning("warning: prompt %s: %s", shortened(prompt), said)
         return self._static.condition([self.family.tasks[0]], [prompt], read)
 
@@ -278,16 +278,16 @@ class LoadedGenerator:
             return self.default_sampler
         return self.results.get("selection", {}).get("many_steps", "heun")
 
-    def sampler_for(self, prompt: str | None, asked: str | None = None) -> str:
+    def sampler_for(self, prompt: str | None, sampler: str | None = None) -> str:
         """The sampler that `sample` uses for a prompt, or for a request without one: the one that is asked for, if any.
 
         Raises:
           PdiffError: there is no such sampler, or as `understood`.
         """
-        if asked is not None and asked not in SAMPLERS:
-            raise PdiffError(f"sampler: got {asked!r}; allowed: {', '.join(SAMPLERS)}")
+        if sampler is not None and sampler not in SAMPLERS:
+            raise PdiffError(f"sampler: got {sampler!r}; allowed: {', '.join(SAMPLERS)}")
         vague = self.understood(prompt) is not None
-        return asked or (self.differing_sampler if vague else self.default_sampler)
+        return sampler or (self.differing_sampler if vague else self.default_sampler)
 
     def task(self, name: int | str, argument: str = "task") -> Task:
         """A task by id or name; `argument` is for the message.

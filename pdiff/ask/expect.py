@@ -107,7 +107,7 @@ class Expectations:
 
     def adapted(self, per_class: int, described: bool) -> Expectation | None:
         """What a few labelled images of each class lead to, in the held-out split that did worst."""
-        measured, found = self._results.get("adaptation", {}), []
+        measured, held_out = self._results.get("adaptation", {}), []
         for split, rows in measured.get("splits", {}).items():
             enough = [r for r in rows if r["shots"] and r["shots"] <= max(per_class, 1)]
             if not per_class or not enough:
@@ -115,8 +115,8 @@ class Expectations:
             row = max(enough, key=lambda r: r["shots"])
             one = row["accuracy"][row_for(measured["recipes"][str(row["shots"])], described)]
             basis = f"{one['n']} {split} tasks from {row['shots']} labelled images of each class"
-            found.append(Expectation(one["mean"], one["sem"] * math.sqrt(one["n"]), one["n"], basis))
-        return min(found, key=lambda e: e.mean, default=None)
+            held_out.append(Expectation(one["mean"], one["sem"] * math.sqrt(one["n"]), one["n"], basis))
+        return min(held_out, key=lambda e: e.mean, default=None)
 
     def between(self, a: Task, b: Task, weight: float, sampler: str, given: Sequence[str]) -> Expectation | None:
         """A mixture of the conditions of two tasks, `weight` of the way from a to b; None if nothing is known."""
@@ -130,9 +130,11 @@ class Expectations:
         if not wide:
             return None
         row = min(wide, key=lambda m: m["separation"])
-        found, unit = row["accuracy"]["condition_lerp"], "".join(f" {n}" for n in self._family.factor_names[:1])
-        basis = f"{found['n']} even mixtures of two tasks {row['separation']:g}{unit} apart, on the task between them"
-        return Expectation(found["mean"], found["sem"] * math.sqrt(found["n"]), found["n"], basis)
+        mixtures, unit = row["accuracy"]["condition_lerp"], "".join(f" {n}" for n in self._family.factor_names[:1])
+        basis = (
+            f"{mixtures['n']} even mixtures of two tasks {row['separation']:g}{unit} apart, on the task between them"
+        )
+        return Expectation(mixtures["mean"], mixtures["sem"] * math.sqrt(mixtures["n"]), mixtures["n"], basis)
 
     def region(self, factors: Sequence[float]) -> tuple[str | None, tuple[float, float] | None]:
         """The split whose region the first factor lies in, and that region: seen outside all, None without any."""
@@ -168,12 +170,12 @@ class Expectations:
 
     def _on_validation(self, sampler: str) -> Expectation | None:
         """What chose the sampler: validation tasks, on validation images."""
-        found = self._results.get("selection", {}).get("validation", {}).get(sampler)
-        if found is None:
+        scores = self._results.get("selection", {}).get("validation", {}).get(sampler)
+        if scores is None:
             return None
-        count = max(1, round(found["n"] / self._results["config"]["eval"]["samples_per_task"]))
+        count = max(1, round(scores["n"] / self._results["config"]["eval"]["samples_per_task"]))
         basis = f"{count} validation tasks, on validation images"
-        return Expectation(found["mean"], found["sem"] * math.sqrt(count), count, basis)
+        return Expectation(scores["mean"], scores["sem"] * math.sqrt(count), count, basis)
 
     def _of(self, rows: Sequence[tuple[str, dict]], sampler: str, given: Sequence[str], basis: str) -> Expectation:
         values = np.array([self._value(r, sampler, given) for _, r in rows])

@@ -44,18 +44,18 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
     """
     ending = Path(out).suffix.lower()[1:]
     usual = "orbax" if facts is None else "files" if facts.adapter is None else "peft"
-    made = chosen or (ending if ending in ("safetensors", "npz") else usual)
-    if made not in FORMATS:
-        raise PdiffError(f"--format: got {made!r}; allowed: {', '.join(FORMATS)}")
-    if made in ("safetensors", "npz") and ending != made:
-        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={made}: a file that ends in .{made}")
-    if made not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
-        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={made}: the name of a folder")
-    if made == "peft" and (facts is None or facts.adapter is None):
+    form = chosen or (ending if ending in ("safetensors", "npz") else usual)
+    if form not in FORMATS:
+        raise PdiffError(f"--format: got {form!r}; allowed: {', '.join(FORMATS)}")
+    if form in ("safetensors", "npz") and ending != form:
+        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: a file that ends in .{form}")
+    if form not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
+        raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: the name of a folder")
+    if form == "peft" and (facts is None or facts.adapter is None):
         raise PdiffError("--format: got 'peft'; allowed where LoRA folders were imported")
-    if made == "files" and facts is None:
+    if form == "files" and facts is None:
         raise PdiffError("--format: got 'files'; allowed where networks were imported")
-    return made
+    return form
 
 
 def check_out(out: Path) -> None:
@@ -70,7 +70,7 @@ def check_out(out: Path) -> None:
 def write(
     networks: PyTree[Float[np.ndarray, "samples ..."]],
     out: Path,
-    made: str,
+    form: str,
     metadata: Mapping[str, str],
     facts: Facts | None = None,
 ) -> None:
@@ -85,21 +85,21 @@ def write(
     """
     check_out(out)
     arrays = flat(networks)
-    if made == "safetensors":
+    if form == "safetensors":
         files.write_with_digest(out, to_safetensors(arrays, metadata))
-    elif made == "npz":
+    elif form == "npz":
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         files.write_with_digest(out, buffer.getvalue())
     else:
-        one = {"orbax": _orbax, "peft": _peft, "files": _file}[made]
+        one = {"orbax": _orbax, "peft": _peft, "files": _file}[form]
         _folders(arrays, Path(out), lambda network, where: one(network, where, facts), metadata)
 
 
 def flat(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> Flat:
     """The same as float32 arrays by Flax path."""
-    named = traverse_util.flatten_dict(networks, sep="/")
-    return {k: np.ascontiguousarray(v, np.float32) for k, v in named.items()}
+    by_path = traverse_util.flatten_dict(networks, sep="/")
+    return {k: np.ascontiguousarray(v, np.float32) for k, v in by_path.items()}
 
 
 def to_safetensors(arrays: Flat, metadata: Mapping[str, str] | None = None) -> bytes:

@@ -95,31 +95,31 @@ class Descriptions:
     def telling(self) -> frozenset[str]:
         """Words that some seen tasks have and others do not, and numbers with their units if these differ."""
         seen = self._family.split("seen")
-        own = [{w for d in t.descriptions for w in words(d)} for t in seen]
-        varying = set().union(*own) - set.intersection(*own)
+        by_task = [{w for d in t.descriptions for w in words(d)} for t in seen]
+        varying = set().union(*by_task) - set.intersection(*by_task)
         if len({tuple(numbers(t.descriptions[0])) for t in seen}) > 1:
             # One at the end of a prompt may have any unit.
-            varying |= {"# "} | {w for w in set().union(*own) if w.startswith("# ")}
+            varying |= {"# "} | {w for w in set().union(*by_task) if w.startswith("# ")}
         return frozenset(varying - {"#"})
 
     def match(self, prompt: str) -> Match:
         """The nearest training description."""
         bag = collections.Counter(words(prompt))
-        asked = np.zeros(len(self._index))
+        weights = np.zeros(len(self._index))
         for word in bag.keys() & self._index.keys():
-            asked[self._index[word]] = bag[word] * self._rarity[word]
+            weights[self._index[word]] = bag[word] * self._rarity[word]
         strange = self._unknown * sum(n for w, n in bag.items() if w not in self._index)
-        total = self._table.sum(1) + asked.sum() + strange
-        distance = 1 - 2 * np.minimum(self._table, asked).sum(1) / np.maximum(total, 1e-9)
+        total = self._table.sum(1) + weights.sum() + strange
+        distance = 1 - 2 * np.minimum(self._table, weights).sum(1) / np.maximum(total, 1e-9)
         like, wanted = list(self._like.values())[int(distance.argmin())], numbers(prompt)
         apart = [sum(abs(a - b) for a, b in zip(numbers(text), wanted, strict=False)) for text, _ in like]
         description, task = like[int(np.argmin(apart))]
         tells = not self.telling or not self.telling.isdisjoint(bag)
         return Match(float(distance.min()), description, task, tells)
 
-    def beyond(self, prompt: str, found: Match) -> str:
+    def beyond(self, prompt: str, match: Match) -> str:
         """'' or, for a number outside of what descriptions in the words of `found` have, a warning that says so."""
-        like = self._like[tuple(sorted(words(found.description)))]
+        like = self._like[tuple(sorted(words(match.description)))]
         columns = zip(numbers(prompt), zip(*(numbers(d) for d, _ in like), strict=False), strict=False)
         for value, known in columns:
             if not min(known) <= value <= max(known):
@@ -132,10 +132,10 @@ class Descriptions:
         Raises:
           PdiffError: it is like none of the descriptions.
         """
-        found = self.match(prompt)
-        if not found.known:
-            raise PdiffError(f"prompt: {shortened(prompt)} {self.doubt(found)}; --force (force=True) samples anyway")
-        return found
+        match = self.match(prompt)
+        if not match.known:
+            raise PdiffError(f"prompt: {shortened(prompt)} {self.doubt(match)}; --force (force=True) samples anyway")
+        return match
 
     def doubt(self, match: Match) -> str:
         """Why a prompt that is not `known` is doubted."""
@@ -161,22 +161,22 @@ class Descriptions:
         """
         if (exact := self.task(prompt)) is not None:
             return exact.factors or None
-        found, family = self.match(prompt), self._family
-        names = [{w for w in words(t) if w in self.telling and w[0] != "#"} for t in (prompt, found.description)]
-        wanted, there = numbers(prompt), numbers(found.description)
-        if not found.known or not family.factor_names or family.describe is None:
+        match, family = self.match(prompt), self._family
+        names = [{w for w in words(t) if w in self.telling and w[0] != "#"} for t in (prompt, match.description)]
+        wanted, there = numbers(prompt), numbers(match.description)
+        if not match.known or not family.factor_names or family.describe is None:
             return None
         if set(family.factors().flat) <= {0, 1}:
             return self._named(prompt, names[0])
         if names[0] != names[1] or len(wanted) != len(there):
             return None
-        factors = list(found.task.factors)
+        factors = list(match.task.factors)
         for value, old in zip(wanted, there, strict=True):
-            told = [i for i, u in enumerate(family.units) if u and abs(found.task.factors[i] - u * old) < u * _CLOSE]
-            if not told:
+            close = [i for i, u in enumerate(family.units) if u and abs(match.task.factors[i] - u * old) < u * _CLOSE]
+            if not close:
                 return None
-            factors[told[0]] = value * family.units[told[0]]
-        which = found.task.descriptions.index(found.description)
+            factors[close[0]] = value * family.units[close[0]]
+        which = match.task.descriptions.index(match.description)
         again = numbers(family.describe(tuple(factors))[0][which])
         return tuple(factors) if np.allclose(sorted(again), sorted(wanted), atol=_CLOSE) else None
 

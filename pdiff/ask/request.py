@@ -38,19 +38,19 @@ def sample(
     fields = {"num_samples": 8} | {name: value for name, value in fields.items() if value is not None}
     given = {"prompt": fields.get("prompt"), "task": fields.get("task"), "between": between}
     one_of(given, "--prompt, --task, --between: give one of them")
-    asked = Request(between=None if between is None else parse_between(between), **fields)
+    request = Request(between=None if between is None else parse_between(between), **fields)
     loaded, write = _open(workdir, out, form)
-    tasks, sampler = loaded.understood(asked.prompt), loaded.sampler_for(asked.prompt, asked.sampler)
+    tasks, sampler = loaded.understood(request.prompt), loaded.sampler_for(request.prompt, request.sampler)
     if tasks is not None:
         log.info("read as %s; each network is drawn from that set", tasks.said)
-    networks, expected = loaded.draw(asked, progress=True), loaded.expected(asked)
-    facts = {name: value or "" for name, value in given.items()} | {"seed": str(asked.seed), "sampler": sampler}
-    suited = loaded.suited(networks, asked.prompt) if tasks is not None and loaded.family.data else []
+    networks, expected = loaded.draw(request, progress=True), loaded.expected(request)
+    facts = {name: value or "" for name, value in given.items()} | {"seed": str(request.seed), "sampler": sampler}
+    suited = loaded.suited(networks, request.prompt) if tasks is not None and loaded.family.data else []
     if tasks is not None:
         best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
         facts |= {"understood": tasks.said, "best": json.dumps(best)}
     write(networks, expected, facts)
-    log.info("%d networks: %s", asked.num_samples, out)
+    log.info("%d networks: %s", request.num_samples, out)
     for i, one in enumerate(suited[:MOST_SAID]):
         log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
     _tell(expected, bool(loaded.family.data))
@@ -91,8 +91,10 @@ def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[Load
     loaded = api.load(workdir)
 
     def write(networks, expected: Expectation | None, facts: dict[str, str]) -> None:
-        told = "" if expected is None else json.dumps(dataclasses.asdict(expected))
-        exports.write(networks, Path(out), made, facts | {"model": loaded.model, "expected_accuracy": told}, imported)
+        accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
+        exports.write(
+            networks, Path(out), made, facts | {"model": loaded.model, "expected_accuracy": accuracy}, imported
+        )
 
     return loaded, write
 
@@ -125,7 +127,7 @@ def publish(workdir: Path, out: str | None = None) -> None:
     if out is None:
         raise PdiffError("--out: missing; allowed: the folder to write")
     results = results_lib.read(workdir / "results.json")
-    made = generator.load(workdir)
-    published.write(made, published.restore_params(made, workdir), results, Path(out), scenario.load(workdir))
+    loaded = generator.load(workdir)
+    published.write(loaded, published.restore_params(loaded, workdir), results, Path(out), scenario.load(workdir))
     size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
     log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)

@@ -63,5 +63,5 @@ def _features(zoo: SeenZoo, tasks: Sequence[Task], harmonics: int) -> Float[np.n
     angles = 2 * np.pi * (factors[:, ~indicator] / np.where(periods > 0, periods, span))[:, :, None]
     angles = (angles * np.arange(1, harmonics + 1)).reshape(len(tasks), -1)
     common = np.concatenate([np.ones((len(tasks), 1)), np.sin(angles), np.cos(angles)], 1)
-    own = factors[:, indicator, None] * common[:, None]
-    return np.concatenate([common, own.reshape(len(tasks), -1)], 1)
+    by_indicator = factors[:, indicator, None] * common[:, None]
+    return np.concatenate([common, by_indicator.reshape(len(tasks), -1)], 1)

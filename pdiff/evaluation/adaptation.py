@@ -55,15 +55,15 @@ def adaptation(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dic
     adapter, config = Adapter(bench.generator, bench.mesh), bench.config
     starts = _starts(bench, sampler, networks, adapter)
     choosing = bench.choosing_tasks(config.eval.adapt_tasks)
-    found: dict = {"recipes": {}, "splits": {}}
+    study: dict = {"recipes": {}, "splits": {}}
     for shots in config.eval.adapt_shots:
-        found["recipes"][str(shots)] = {}
+        study["recipes"][str(shots)] = {}
     for split in ("interp", "unseen"):
         tasks = bench.tasks(split, config.eval.adapt_tasks)
         if tasks:
-            found["splits"][split] = [{"shots": 0, "accuracy": _without(bench, sampler, networks, tasks)}]
+            study["splits"][split] = [{"shots": 0, "accuracy": _without(bench, sampler, networks, tasks)}]
     for shots in config.eval.adapt_shots:
-        recipes, began = found["recipes"][str(shots)], {}
+        recipes, began = study["recipes"][str(shots)], {}
         sets = _draw(bench, choosing, shots, "validation")
         for name, start in starts.items():
             tried = {}
@@ -73,7 +73,7 @@ def adaptation(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dic
                 tried[recipe] = bench.accuracy(tuned, choosing, "validation").values.mean()
             best = max(tried, key=tried.get)
             recipes[name] = {**vars(best), "validation": float(tried[best])}
-        for split, rows in found["splits"].items():
+        for split, rows in study["splits"].items():
             tasks = bench.tasks(split, config.eval.adapt_tasks)
             sets = _draw(bench, tasks, shots, split)
             scores = {}
@@ -94,7 +94,7 @@ def adaptation(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dic
                     "ahead": {n: s for n, s in ahead.items() if n != "prior"},
                 }
             )
-    return found
+    return study
 
 
 def _without(bench: Bench, sampler: str, networks: dict[str, Networks], tasks: Sequence[Task]) -> dict:
@@ -102,13 +102,13 @@ def _without(bench: Bench, sampler: str, networks: dict[str, Networks], tasks: S
     zoo, count = networks["seen"], len(tasks)
     some = zoo[rng.on_host(bench.config.seed, "adaptation/zoo").integers(len(zoo), size=count)].params
     base = repeat(codec.take(bench.generator.spec, bench.generator.base), count)
-    made = {
+    scores = {
         "prior": bench.scores(sampler, tasks, "adaptation/prior", 1, given=()),
         "described": bench.scores(sampler, tasks, "adaptation/described", 1),
         "zoo": bench.accuracy(some, tasks),
         "base": bench.accuracy(base, tasks),
     }
-    return {n: s.summary() for n, s in made.items()}
+    return {n: s.summary() for n, s in scores.items()}
 
 
 def _recipes(bench: Bench, name: str) -> list[Recipe]:
@@ -137,8 +137,8 @@ def _starts(bench: Bench, sampler: str, networks: dict[str, Networks], adapter: 
     def prior_described(tasks: Sequence[Task], sets: Support) -> PyTree:
         rows = []
         for i, task in enumerate(tasks):
-            own = Support(sets.x[i : i + 1], sets.y[i : i + 1], sets.real[i : i + 1])
-            rows.append(adapter.choose(pool(bench.condition([task], config.sample.batch_size)), own))
+            support = Support(sets.x[i : i + 1], sets.y[i : i + 1], sets.real[i : i + 1])
+            rows.append(adapter.choose(pool(bench.condition([task], config.sample.batch_size)), support))
         return jax.tree.map(lambda *w: np.concatenate(w), *rows)
 
     def prior_guided(tasks: Sequence[Task], sets: Support) -> PyTree:
@@ -177,8 +177,8 @@ def _draw(bench: Bench, tasks: Sequence[Task], shots: int, stream: str) -> Suppo
     label = jax.jit(family.labelled)
     for i, task in enumerate(tasks):
         order = rng.on_host(bench.config.seed, f"adaptation/{stream}", task.id).permutation(len(images.y))
-        own = jax.tree.map(lambda v, t=task.id: v[t], family.variables)
-        seen, labels = (np.asarray(a) for a in label(own, images.x[order], images.y[order]))
+        variables = jax.tree.map(lambda v, t=task.id: v[t], family.variables)
+        seen, labels = (np.asarray(a) for a in label(variables, images.x[order], images.y[order]))
         rows = np.concatenate([np.flatnonzero(labels == c)[:shots] for c in range(family.num_classes)])
         x[i, : len(rows)], y[i, : len(rows)], real[i, : len(rows)] = seen[rows], labels[rows], True
     return Support(x, y, real)
@@ -200,12 +200,12 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
 
     def learned(start, key):
         which, draw = jax.random.split(key)
-        own = jax.tree.map(lambda v: v[jax.random.randint(which, (), 0, len(ids))], variables)
+        mine = jax.tree.map(lambda v: v[jax.random.randint(which, (), 0, len(ids))], variables)
 
         def step(carry, key):
             network, state = carry
             rows = jax.random.randint(key, (REPTILE_IMAGES,), 0, len(images.y))
-            x, y = family.labelled(own, jnp.asarray(images.x)[rows], jnp.asarray(images.y)[rows])
+            x, y = family.labelled(mine, jnp.asarray(images.x)[rows], jnp.asarray(images.y)[rows])
             gradients = jax.grad(loss)(network, x, y)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
                 updates, state = inner.update(gradients, state)

@@ -213,11 +213,11 @@ class _Task:
         rows = {w: evenly(len(v), count) for w, (v, _) in both.items()}
         half = np.arange(len(self.own) // 2 * 2).reshape(-1, 2).T.reshape(-1)  # every other one, then the rest
         v = np.concatenate([v[rows[w]] for w, (v, _) in both.items()])
-        a, own = [a[rows[w]] for w, (_, a) in both.items()], both["zoo"][1][half]
+        a, others = [a[rows[w]] for w, (_, a) in both.items()], both["zoo"][1][half]
         a = Answers(*(np.concatenate([getattr(x, f.name) for x in a]) for f in dataclasses.fields(Answers)))
         w = self.own[half]
         joint = {"weights": novelty.l2_distances(v, v), "function": _function_distances(a, a)}
-        return joint, {"weights": novelty.l2_distances(w, w), "function": _function_distances(own, own)}
+        return joint, {"weights": novelty.l2_distances(w, w), "function": _function_distances(others, others)}
 
 
 def against(right, l2, zoo_right, others: Bool[np.ndarray, "nets zoo"]) -> dict[str, Float[np.ndarray, " nets"]]:
@@ -276,8 +276,8 @@ def _both(pairs) -> dict[str, dict]:
 def _precision_recall(parts: Sequence[_Task], space: str) -> dict | None:
     """Of generated against zoo networks, and (`zoo_…`) of one half of the latter against the other."""
     drawn = two_sample.precision_recall([p.joint[space] for p in parts])
-    own = two_sample.precision_recall([p.halves[space] for p in parts])
-    return drawn and drawn | ({f"zoo_{n}": v for n, v in own.items()} if own else {})
+    zoo = two_sample.precision_recall([p.halves[space] for p in parts])
+    return drawn and drawn | ({f"zoo_{n}": v for n, v in zoo.items()} if zoo else {})
 
 
 def _present(measured: dict) -> dict:

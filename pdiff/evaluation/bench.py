@@ -95,9 +95,9 @@ class Bench:
         **condition,
     ) -> Scores:
         """`accuracy` of what `generate` would return, without keeping it: memory is that of a batch."""
-        asked = self._asked(sampler, tasks, stream, count, condition)
+        request = self._asked(sampler, tasks, stream, count, condition)
         ids = np.repeat([t.id for t in tasks], self._count(count))
-        return Scores(self.samplers.scores(*asked, self.score[part].batch, ids).reshape(len(tasks), -1))
+        return Scores(self.samplers.scores(*request, self.score[part].batch, ids).reshape(len(tasks), -1))
 
     def accuracy(self, networks: PyTree, tasks: Sequence[Task], part: str = "test") -> Scores:
         """Scores networks that come in task order, the same number for each."""

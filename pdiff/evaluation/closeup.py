@@ -53,15 +53,15 @@ def measure(bench: Bench, networks: dict[str, Networks], splits: dict, selection
     samplers = list(dict.fromkeys(selection[k] for k in ("sampler", "many_steps") if k in selection))
     plain = None if raw is None else bench.with_params(raw)
     tasks = {s: bench.tasks(s, bench.config.eval.closeup_tasks) for s in REPORTED_SPLITS if s in splits}
-    made = {s: {n: bench.generate(n, own, f"closeup/{s}/{n}") for n in samplers} for s, own in tasks.items()}
-    found = {
+    generated = {s: {n: bench.generate(n, chosen, f"closeup/{s}/{n}") for n in samplers} for s, chosen in tasks.items()}
+    parts = {
         "prompt": _prompt(bench),
-        "plane": _plane(bench, networks, tasks, made),
+        "plane": _plane(bench, networks, tasks, generated),
         "averaging": _averaging(bench, plain, splits, selection, samplers) if plain else None,
     }
-    own = {s: m[selection["sampler"]] for s, m in made.items()}
-    found |= _answers(bench, networks, tasks, own)
-    return {k: v for k, v in found.items() if v}
+    chosen = {s: m[selection["sampler"]] for s, m in generated.items()}
+    parts |= _answers(bench, networks, tasks, chosen)
+    return {k: v for k, v in parts.items() if v}
 
 
 def _prompt(bench: Bench) -> str:
@@ -75,7 +75,7 @@ def _prompt(bench: Bench) -> str:
 # --- weights ---------------------------------------------------------------------------------------
 
 
-def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict) -> dict:
+def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, generated: dict) -> dict:
     """Zoo, held-out and generated networks, and denoising paths, on the two main axes of the zoo's weights."""
     generator, family = bench.generator, bench.generator.family
     on = np.asarray(stats.varying(generator.stats))
@@ -97,16 +97,16 @@ def _plane(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict)
             for t, place in zip((family.tasks[i] for i in ids), places, strict=True)
         ]
 
-    found = points("zoo", x, zoo.task)
+    placed = points("zoo", x, zoo.task)
     for split in (s for s in tasks if s != "seen"):
-        own = networks[split][np.isin(networks[split].task, [t.id for t in tasks[split]])]
-        found += points("finetuned", flat(own.params), own.task)
-    for split, by_sampler in made.items():
+        finetuned = networks[split][np.isin(networks[split].task, [t.id for t in tasks[split]])]
+        placed += points("finetuned", flat(finetuned.params), finetuned.task)
+    for split, by_sampler in generated.items():
         for name, parts in by_sampler.items():
             ids = np.repeat([t.id for t in tasks[split]], bench.config.eval.samples_per_task)
-            found += points("generated", flat(parts), ids, sampler=name)
+            placed += points("generated", flat(parts), ids, sampler=name)
     paths = _paths(bench, tasks, lambda d: (d[:, on] - center) @ axes)
-    return {"explained": explained, "points": found, "paths": paths}
+    return {"explained": explained, "points": placed, "paths": paths}
 
 
 def _main_axes(x: Float[np.ndarray, "nets dim"]) -> tuple:
@@ -133,19 +133,19 @@ def _paths(bench: Bench, tasks: dict[str, Sequence[Task]], project) -> list[dict
 
     What is shown are the weights of z / sqrt(1 + sigma^2): coefficients as large as those of networks.
     """
-    made, config = bench.generator, bench.config.sample
+    generator, config = bench.generator, bench.config.sample
 
     def at_level(z: Float[np.ndarray, "samples tokens dim"], sigma: float) -> Float[np.ndarray, "samples axes"]:
         coefficients = (z / np.sqrt(1 + sigma**2)).reshape(len(z), -1)
-        return project(np.asarray(made.subspace.reconstruct(coefficients.astype(np.float32))))
+        return project(np.asarray(generator.subspace.reconstruct(coefficients.astype(np.float32))))
 
-    chosen = [own[len(own) // 2] for own in tasks.values() for _ in range(PATHS)]
-    levels = np.asarray(noise_levels(made.path, config.num_steps, config.rho), np.float64)
+    chosen = [of_split[len(of_split) // 2] for of_split in tasks.values() for _ in range(PATHS)]
+    levels = np.asarray(noise_levels(generator.path, config.num_steps, config.rho), np.float64)
     conditions = [(config.guidance, bench.condition(chosen, 1))]
     if config.guidance != 1:
         conditions.append((1 - config.guidance, bench.condition(chosen, 1, given=())))
     key = rng.stream(bench.config.seed, "closeup/paths")
-    z = levels[0] * np.asarray(jax.random.normal(key, (len(chosen), *made.shape)))
+    z = levels[0] * np.asarray(jax.random.normal(key, (len(chosen), *generator.shape)))
     at = [at_level(z, levels[0])]
     for sigma, below in itertools.pairwise(levels):
         rows = (z.astype(np.float32), np.full(len(z), sigma, np.float32))
@@ -162,45 +162,45 @@ def _averaging(bench: Bench, plain: Bench, splits: dict, selection: dict, sample
 
     On validation tasks by each of `samplers`, on the others by the chosen one, which takes time enough.
     """
-    found: dict = {"validation": {}}
+    study: dict = {"validation": {}}
     for name in samplers:
         raw = plain.scores(name, bench.choosing_tasks(), f"evaluate/validation/{name}", part="validation")
-        found["validation"][name] = {"averaged": selection["validation"][name], "raw": raw.summary()}
+        study["validation"][name] = {"averaged": selection["validation"][name], "raw": raw.summary()}
     name = selection["sampler"]
     for split in (s for s in REPORTED_SPLITS if s in splits):
         raw = plain.scores(name, bench.tasks(split), f"evaluate/{split}/{name}").summary()
-        found[split] = {name: {"averaged": splits[split]["generated"][name], "raw": raw}}
-    return found
+        study[split] = {name: {"averaged": splits[split]["generated"][name], "raw": raw}}
+    return study
 
 
 # --- answers ---------------------------------------------------------------------------------------
 
 
-def _answers(bench: Bench, networks: dict[str, Networks], tasks: dict, made: dict[str, PyTree]) -> dict:
+def _answers(bench: Bench, networks: dict[str, Networks], tasks: dict, generated: dict[str, PyTree]) -> dict:
     """What generated and fine-tuned networks answer on test images: counts for each label, and strips of images."""
     family, count = bench.generator.family, bench.config.eval.samples_per_task
     confusion, strips = {}, []
-    for split, own in tasks.items():
-        ids = np.repeat([t.id for t in own], count)
-        tuned = networks[split][np.isin(networks[split].task, [t.id for t in own])]
-        labels = dict(zip([t.id for t in own], _labels(family, own), strict=True))
+    for split, of_split in tasks.items():
+        ids = np.repeat([t.id for t in of_split], count)
+        tuned = networks[split][np.isin(networks[split].task, [t.id for t in of_split])]
+        labels = dict(zip([t.id for t in of_split], _labels(family, of_split), strict=True))
         predicted = {
-            "generated": (ids, bench.score["test"].answers(made[split], ids).predicted),
+            "generated": (ids, bench.score["test"].answers(generated[split], ids).predicted),
             "finetuned": (tuned.task, bench.score["test"].answers(tuned.params, tuned.task).predicted),
         }
         confusion[split] = {
             k: _counts(np.stack([labels[i] for i in who]), answers, family.num_classes)
             for k, (who, answers) in predicted.items()
         }
-        strips += _strips(family, own, labels, predicted)
-    found = {"images": strips}
-    return found | {"confusion": confusion} if family.num_classes <= MOST_CLASSES else found
+        strips += _strips(family, of_split, labels, predicted)
+    study = {"images": strips}
+    return study | {"confusion": confusion} if family.num_classes <= MOST_CLASSES else study
 
 
 def _labels(family: Family, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks images"]:
     images = family.data["test"]
-    own = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
-    return np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(own, images.x, images.y))
+    variables = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
+    return np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(variables, images.x, images.y))
 
 
 def _counts(
@@ -222,20 +222,20 @@ def _strips(family: Family, tasks: Sequence[Task], labels: dict, predicted: dict
     right = {t.id: (answers[ids == t.id] == labels[t.id]).mean(0) for t in tasks}
     order = sorted(tasks, key=lambda t: right[t.id].mean())
     draw = jax.jit(family.labelled)
-    images, made = family.data["test"], []
+    images, strips = family.data["test"], []
     for task in dict.fromkeys((order[0], order[len(order) // 2])):
         hardest = np.argsort(right[task.id], kind="stable")
         rest = np.sort(hardest[MOST_IMAGES // 2 :])
         rows = np.concatenate([hardest[: MOST_IMAGES // 2], rest[evenly(len(rest), MOST_IMAGES - MOST_IMAGES // 2)]])
-        own = jax.tree.map(lambda v, i=task.id: v[i], family.variables)
-        pixels = np.asarray(draw(own, images.x[rows], images.y[rows])[0]).reshape(-1, *family.image_shape)
+        variables = jax.tree.map(lambda v, i=task.id: v[i], family.variables)
+        pixels = np.asarray(draw(variables, images.x[rows], images.y[rows])[0]).reshape(-1, *family.image_shape)
         first, other = answers[np.argmax(ids == task.id)], tuned[np.argmax(tuned_ids == task.id)]
         strip = [
             {"png": png, "label": int(labels[task.id][r]), "generated": int(first[r]), "finetuned": int(other[r])}
             for r, png in zip(rows, _pngs(pixels), strict=True)
         ]
-        made.append({"split": task.split, "task": task.name, "images": strip})
-    return made
+        strips.append({"split": task.split, "task": task.name, "images": strip})
+    return strips
 
 
 def _pngs(images: Float[np.ndarray, "n height width *channels"]) -> list[str]:

@@ -93,9 +93,9 @@ def novelty_in_results(bench: Bench, zoo: SeenZoo, generated: dict[str, PyTree],
         by_task.append(_against_zoo(bench, task, networks, weights, near[task.id]))
     tables = {n: Table.of([t.id for t in audited], [measured[n] for measured in by_task]) for n in by_task[0]}
     spread = {n: summary(novelty.spread(v)) for n, v in tokens.items() if count > 1}
-    own = [weights[zoo.rows_of(t.id)][None] for t in audited]
-    if min(v.shape[1] for v in own) > 1:
-        spread["zoo"] = summary(np.concatenate([novelty.spread(v) for v in own]))
+    of_task = [weights[zoo.rows_of(t.id)][None] for t in audited]
+    if min(v.shape[1] for v in of_task) > 1:
+        spread["zoo"] = summary(np.concatenate([novelty.spread(v) for v in of_task]))
     curve = [(control.scale, tables[n]) for n, control in scaled.items()]
     points = [(n, i) for n in ("generated", "noise", "zoo") for i in range(len(tables[n].task))]
     return {
@@ -117,7 +117,7 @@ def _against_zoo(
     compared: Compared,
 ) -> dict[str, dict[str, Float[np.ndarray, " nets"]]]:
     """`against` of sets of one task's networks by name, and under `zoo` of the zoo's own; all are scored at once."""
-    zoo, own = weights[compared.rows], compared.references(MOST_JUDGED)
+    zoo, judged = weights[compared.rows], compared.references(MOST_JUDGED)
     every = np.concatenate([zoo, *networks.values()]).reshape(-1, *bench.generator.spec.mask.shape)
     right = bench.score["test"].right(bench.decode_tokens(every), np.full(len(every), task.id))
     zoo_right, *rights = np.split(right, np.cumsum([len(zoo), *map(len, networks.values())])[:-1])
@@ -125,6 +125,6 @@ def _against_zoo(
     for (name, v), own_right in zip(networks.items(), rights, strict=True):
         distance = novelty.l2_distances(v, zoo)
         measured[name] = against(own_right, distance, zoo_right, np.ones_like(distance, bool))
-    distance = novelty.l2_distances(zoo[own], zoo)
-    measured["zoo"] = against(zoo_right[own], distance, zoo_right, compared.others(own))
+    distance = novelty.l2_distances(zoo[judged], zoo)
+    measured["zoo"] = against(zoo_right[judged], distance, zoo_right, compared.others(judged))
     return measured

@@ -172,10 +172,10 @@ class Weights:
 
     def of_zoo(self, split: str) -> dict[str, dict]:
         summaries = {}
-        own = {s: r.own_measures() for s, r in self._references[split].items()}
-        if all(o is not None for o in own.values()):
+        spread = {s: r.own_measures() for s, r in self._references[split].items()}
+        if all(o is not None for o in spread.values()):
             summaries["own"] = {
-                s: {m: summary(v, task) for m, v in values.items()} for s, (values, task) in own.items()
+                s: {m: summary(v, task) for m, v in values.items()} for s, (values, task) in spread.items()
             }
         if split in self._facts.accuracies:
             stated = np.array(self._facts.accuracies[split])

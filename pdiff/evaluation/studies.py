@@ -32,7 +32,7 @@ def calibration(bench: Bench, sampler: str, networks: dict[str, Networks]) -> di
 
     Each has `networks`, how many there are in an ensemble: of fine-tuned ones at most those that the zoo has of a task.
     """
-    family, apply, found = bench.generator.family, bench.generator.apply, {}
+    family, apply, study = bench.generator.family, bench.generator.apply, {}
     test, count = family.data["test"], bench.config.eval.calibration_samples
     for split in REPORTED_SPLITS:
         tasks = bench.tasks(split, MOST_SPREAD)
@@ -40,24 +40,24 @@ def calibration(bench: Bench, sampler: str, networks: dict[str, Networks]) -> di
             continue
         variables = jax.tree.map(lambda v, tasks=tasks: v[np.array([t.id for t in tasks])], family.variables)
         x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
-        own = networks[split]
-        tuned = min(count, *(int((own.task == t.id).sum()) for t in tasks))
-        rows = np.concatenate([np.flatnonzero(own.task == t.id)[:tuned] for t in tasks])
+        finetuned = networks[split]
+        tuned = min(count, *(int((finetuned.task == t.id).sum()) for t in tasks))
+        rows = np.concatenate([np.flatnonzero(finetuned.task == t.id)[:tuned] for t in tasks])
         both = {
             "generated": (count, bench.generate(sampler, tasks, f"evaluate/calibration/{split}", count)),
-            "finetuned": (tuned, own[rows].params),
+            "finetuned": (tuned, finetuned[rows].params),
         }
-        found[split] = {}
+        study[split] = {}
         for name, (size, flat) in both.items():
             grouped = jax.tree.map(lambda w, size=size: np.asarray(w).reshape(-1, size, *w.shape[1:]), flat)
             for kind, some in (("ensemble", grouped), ("single", jax.tree.map(lambda w: w[:, :1], grouped))):
                 accuracy, likely = likelihood.ensemble(apply, some, np.asarray(x), np.asarray(y))
-                found[split][f"{name}_{kind}"] = {
+                study[split][f"{name}_{kind}"] = {
                     "networks": size if kind == "ensemble" else 1,
                     "error": summary(1 - accuracy),
                     "log_likelihood": summary(likely),
                 }
-    return found
+    return study
 
 
 def spread(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dict[str, dict]:
@@ -65,15 +65,15 @@ def spread(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dict[st
 
     A split without tasks is absent, and under `zoo` one whose tasks have a single network each.
     """
-    found: dict = {"zoo": {}, "generated": {}}
+    study: dict = {"zoo": {}, "generated": {}}
     for split in ("validation", *REPORTED_SPLITS):
         tasks = bench.tasks(split, MOST_SPREAD)
         if tasks:
-            made = bench.generate(sampler, tasks, f"evaluate/spread/{split}", _count(tasks))
-            found["generated"][split] = _accuracy_and_spread(bench, made, tasks, split)
+            generated = bench.generate(sampler, tasks, f"evaluate/spread/{split}", _count(tasks))
+            study["generated"][split] = _accuracy_and_spread(bench, generated, tasks, split)
         if tuned := zoo_spread(bench, split, networks[split]) if split in networks else {}:
-            found["zoo"][split] = tuned
-    return found
+            study["zoo"][split] = tuned
+    return study
 
 
 def zoo_spread(bench: Bench, split: str, networks: Networks) -> dict:
@@ -128,8 +128,8 @@ def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
             continue
         triples = [triples[i] for i in evenly(len(triples), MOST_MIXED)]
         middle, a, b, weight = (list(column) for column in zip(*triples, strict=True))
-        made = _mixed(bench, sampler, seen, middle, a, b, np.array(weight, np.float32))
-        scores = {name: bench.accuracy(networks, middle).summary() for name, networks in made.items()}
+        mixtures = _mixed(bench, sampler, seen, middle, a, b, np.array(weight, np.float32))
+        scores = {name: bench.accuracy(networks, middle).summary() for name, networks in mixtures.items()}
         rows.append({"separation": separation, "accuracy": scores})
     return rows
 
@@ -137,15 +137,15 @@ def mixing(bench: Bench, sampler: str, seen: Networks) -> list[dict]:
 def _mixed(bench: Bench, sampler: str, seen: Networks, middle, a, b, weight) -> dict[str, PyTree]:
     key = rng.stream(bench.config.seed, "evaluate/mixing")
     ca, cb = bench.condition(a, 1), bench.condition(b, 1)
-    made = {"description": bench.samplers.networks(bench.params, sampler, bench.condition(middle, 1), key)}
+    mixtures = {"description": bench.samplers.networks(bench.params, sampler, bench.condition(middle, 1), key)}
     for name, spherical in (("lerp", False), ("slerp", True)):
         mixture = Mixture(ca, cb, weight, spherical)
-        made[f"condition_{name}"] = bench.samplers.networks(bench.params, sampler, mixture, key)
+        mixtures[f"condition_{name}"] = bench.samplers.networks(bench.params, sampler, mixture, key)
     first = {int(t): i for i, t in reversed(list(enumerate(seen.task)))}  # the same seed for every task
     xa, xb = (bench.encode(seen[np.array([first[t.id] for t in x])].params) for x in (a, b))
     for name, between in (("lerp", lerp), ("slerp", slerp)):
-        made[f"weights_{name}"] = bench.decode_tokens(np.asarray(between(xa, xb, weight)))
-    return made
+        mixtures[f"weights_{name}"] = bench.decode_tokens(np.asarray(between(xa, xb, weight)))
+    return mixtures
 
 
 def transfer(bench: Bench, sampler: str, seen: Networks, splits: dict) -> dict:
@@ -184,11 +184,11 @@ def transfer(bench: Bench, sampler: str, seen: Networks, splits: dict) -> dict:
 
 def _distances(family: Family, a: Sequence[Task], b: Sequence[Task]) -> dict[str, Float[np.ndarray, "a b"]]:
     """By what is compared."""
-    made = {"factors": family.distance(family.factors(a), family.factors(b))}
+    distances = {"factors": family.distance(family.factors(a), family.factors(b))}
     if family.backgrounds is not None:
         u, v = (family.backgrounds[np.array([t.id for t in x]), 0] for x in (a, b))
-        made["background"] = np.sqrt(((u[:, None] - v[None]) ** 2).mean(-1))
-    return made
+        distances["background"] = np.sqrt(((u[:, None] - v[None]) ** 2).mean(-1))
+    return distances
 
 
 def _around(family, task: Task, separation: float) -> tuple[Task, Task, Task, float] | None:

@@ -73,14 +73,14 @@ class Grid:
     ) -> list[Float[np.ndarray, "nets tasks"]]:
         """Accuracy of every network on every task, on the images of each part."""
         arrays = {"base": self._generator.base}
-        held, made = jax.tree.map(jnp.asarray, networks), []
+        held, scores = jax.tree.map(jnp.asarray, networks), []
         for part in parts:
             images = self._family.data[part]
             rows = evenly(len(images.y), IMAGES[part])
             x, y = jnp.asarray(images.x[rows]), jnp.asarray(images.y[rows])
             run = functools.partial(self._on_part, held, arrays, x, y)
-            made.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
-        return made
+            scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
+        return scores
 
     def _on_part(self, networks, arrays, x, y, variables):
         return self._on_tasks(networks, arrays, variables, x, y)
@@ -110,9 +110,9 @@ class Grid:
         """What each network is good for, of a set of tasks of which the refined zoo has some."""
         rows = self.rows_of(tasks, self._generator.refined)
         where, test = (table[:, rows] for table in self.tables(networks, ("train", "test")))
-        found = self.suited(where, rows)
-        factors = [tuple(map(float, f)) for f in self.factors[rows][found]]
-        accuracy = test[np.arange(len(found)), found]
+        best = self.suited(where, rows)
+        factors = [tuple(map(float, f)) for f in self.factors[rows][best]]
+        accuracy = test[np.arange(len(best)), best]
         return [Suited(self._family.describe(f)[0][0], f, float(a)) for f, a in zip(factors, accuracy, strict=True)]
 
 
@@ -123,7 +123,7 @@ def vague(bench: Bench, sampler: str, networks: dict[str, Networks]) -> list[dic
     to the hypernetwork, and networks of the zoo of tasks in the set.
     """
     family, count, generator = bench.generator.family, bench.config.eval.vague_samples, bench.generator
-    grid, found = Grid(generator, bench.mesh), []
+    grid, study = Grid(generator, bench.mesh), []
     tuned = _finetuned(family, networks, grid.factors)
     described = not {"text", "sentence"}.isdisjoint(bench.config.sample.condition)
     seen, random = networks["seen"], rng.on_host(bench.config.seed, "vague")
@@ -134,24 +134,24 @@ def vague(bench: Bench, sampler: str, networks: dict[str, Networks]) -> list[dic
         if condition is None:
             continue
         key = rng.stream(bench.config.seed, "vague/draw")
-        made = {"generated": bench.samplers.networks(bench.params, sampler, condition, key)}
+        compared = {"generated": bench.samplers.networks(bench.params, sampler, condition, key)}
         drawn = np.asarray(generator.refined.means)[generator.refined.draw(tasks, count, random)]
-        made["task_of_set"] = jax.tree.map(
+        compared["task_of_set"] = jax.tree.map(
             np.asarray, jax.jit(generator.decode)(drawn.reshape(count, *generator.shape))
         )
         if described:
             one = generator.condition([family.tasks[0]], [prompt], bench.config.sample.condition)
             mean = refined.mean_networks(generator, one, bench.mesh)
-            made["hypernetwork"] = jax.tree.map(lambda w: np.repeat(w, count, 0), mean)
+            compared["hypernetwork"] = jax.tree.map(lambda w: np.repeat(w, count, 0), mean)
         inside = np.flatnonzero(tasks.contains(family.factors([family.tasks[t] for t in seen.task]).astype(float)))
         if len(inside):
-            made["zoo"] = seen[np.resize(random.permutation(inside), count)].params
+            compared["zoo"] = seen[np.resize(random.permutation(inside), count)].params
         entry = {"prompt": prompt, "said": tasks.said, "tasks": len(rows), "samples": count, "networks": {}}
-        for name, nets in made.items():
+        for name, nets in compared.items():
             where, test = grid.tables(nets, ("train", "test"))
             entry["networks"][name] = _fit(family, grid, tasks, rows, where, test, tuned)
-        found.append(entry)
-    return found
+        study.append(entry)
+    return study
 
 
 def prompts(bench: Bench) -> list[str]:
@@ -160,11 +160,11 @@ def prompts(bench: Bench) -> list[str]:
     Raises:
       PdiffError: one of them is not vague.
     """
-    grammar, named = bench.generator.family.grammar, bench.config.eval.vague_prompts
-    for prompt in named:
+    grammar, chosen = bench.generator.family.grammar, bench.config.eval.vague_prompts
+    for prompt in chosen:
         if grammar.read(prompt) is None:
             raise PdiffError(f"eval.vague_prompts: got {prompt!r}; allowed: vague ones, as {grammar.examples(1)[0]!r}")
-    return list(named or grammar.examples(len(grammar.constructions)))
+    return list(chosen or grammar.examples(len(grammar.constructions)))
 
 
 def _fit(family: Family, grid: Grid, tasks: TaskSet, rows, where, test, tuned) -> dict:
@@ -193,13 +193,13 @@ def _bins(rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
     """A bin for each of a set's tasks: neighbours in the grid share one, but never across a gap."""
     pieces = np.cumsum(np.diff(rows, prepend=rows[0]) > 1)
     together = max(ROWS, -(-len(rows) // MOST_BINS))
-    made, start = np.zeros(len(rows), int), 0
+    bins, start = np.zeros(len(rows), int), 0
     for piece in np.unique(pieces):
-        own = np.flatnonzero(pieces == piece)
-        number = max(1, round(len(own) / together))
-        made[own] = start + np.arange(len(own)) * number // len(own)
+        rows_of = np.flatnonzero(pieces == piece)
+        number = max(1, round(len(rows_of) / together))
+        bins[rows_of] = start + np.arange(len(rows_of)) * number // len(rows_of)
         start += number
-    return made
+    return bins
 
 
 def _spread_over(
@@ -226,8 +226,8 @@ def _variables(family: Family, factors: Float[np.ndarray, "tasks factors"]) -> P
     """The variables of tasks by their factors: of any, where factors say all of a task, or of the family's own."""
     if family.vary is not None:
         return jax.tree.map(lambda *v: np.stack(v), *(family.vary(tuple(map(float, f))) for f in factors))
-    own = family.distance(factors.astype(np.float32), family.factors()).argmin(1)
-    return jax.tree.map(lambda v: np.asarray(v)[own], family.variables)
+    nearest = family.distance(factors.astype(np.float32), family.factors()).argmin(1)
+    return jax.tree.map(lambda v: np.asarray(v)[nearest], family.variables)
 
 
 def _finetuned(

@@ -55,11 +55,11 @@ class Scorer:
         images = family.data[part]
         self._mesh = mesh
         self._chunk = dist.round_up(generator.config.eval.chunk_size, mesh)
-        own, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)
+        variables, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)
         ahead = family.fit_rendered(len(family.tasks), len(y))
         if ahead:
-            own, x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(own, x, y), None, None
-        constants = dist.replicate({"own": own, "x": x, "y": y, "generator": generator.arrays()}, mesh)
+            variables, x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, x, y), None, None
+        constants = dist.replicate({"own": variables, "x": x, "y": y, "generator": generator.arrays()}, mesh)
         some = evenly(len(images.y), MOST_PROBABILITIES)
 
         def each(constants, networks, task, answer):
@@ -68,26 +68,26 @@ class Scorer:
 
             def one(pair):
                 network, task = pair
-                own = jax.tree.map(lambda v: v[task], constants["own"])
-                x, y = own if ahead else (constants["x"], constants["y"])
-                return answer(apply, network, own, x, y)
+                variables = jax.tree.map(lambda v: v[task], constants["own"])
+                x, y = variables if ahead else (constants["x"], constants["y"])
+                return answer(apply, network, variables, x, y)
 
             on_cpu = mesh.devices.flat[0].platform == "cpu"
             return jax.lax.map(one, (networks, task), batch_size=AT_ONCE_ON_CPU if on_cpu else len(task))
 
-        def labelled(own, x, y):
-            return (x, y) if ahead else family.labelled(own, x, y)
+        def labelled(variables, x, y):
+            return (x, y) if ahead else family.labelled(variables, x, y)
 
         def right(constants, networks, task):
-            def answer(apply, network, own, x, y):
-                return score.right(apply, labelled, network, own, x, y)
+            def answer(apply, network, variables, x, y):
+                return score.right(apply, labelled, network, variables, x, y)
 
             return each(constants, networks, task, answer)
 
         def answers(constants, networks, task):
-            def answer(apply, network, own, x, y):
-                predicted, labels = score.answers(apply, labelled, network, own, x, y)
-                logits = apply(network, labelled(own, x[some], y[some])[0])
+            def answer(apply, network, variables, x, y):
+                predicted, labels = score.answers(apply, labelled, network, variables, x, y)
+                logits = apply(network, labelled(variables, x[some], y[some])[0])
                 return {"predicted": predicted, "right": predicted == labels, "probabilities": jax.nn.softmax(logits)}
 
             return each(constants, networks, task, answer)
@@ -122,8 +122,8 @@ class Scorer:
 def majority(family: Family, tasks: Sequence[Task], part: str = "test") -> Float[np.ndarray, " tasks"]:
     """The share of the most frequent label among each task's images: the best that a constant answer can be."""
     images = family.data[part]
-    own = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
-    labels = np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(own, images.x, images.y))
+    variables = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
+    labels = np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(variables, images.x, images.y))
     return np.array([np.bincount(y).max() / len(y) for y in labels])
 
 

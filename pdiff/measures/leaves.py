@@ -29,12 +29,12 @@ def compare(spec: Spec, tasks: Sequence[tuple[Flat, Flat]]) -> list[dict]:
     """
     which, rows = spec.element_leaf.reshape(-1), []
     for i, leaf in enumerate(spec.leaves):
-        own = which == i
-        drawn, zoo = (np.concatenate([t[j][:, own].reshape(-1) for t in tasks]) for j in (0, 1))
+        of_leaf = which == i
+        drawn, zoo = (np.concatenate([t[j][:, of_leaf].reshape(-1) for t in tasks]) for j in (0, 1))
         if not len(drawn):
             continue
         row = {"path": leaf.path, **leaf_distances(drawn, zoo), **_histograms(drawn, zoo)}
-        halves = [t[len(t) % 2 :, own] for _, t in tasks if len(t) > 1]
+        halves = [t[len(t) % 2 :, of_leaf] for _, t in tasks if len(t) > 1]
         if halves:
             a, b = (np.concatenate([h[j::2].reshape(-1) for h in halves]) for j in (0, 1))
             row |= {f"zoo_{n}": v for n, v in leaf_distances(a, b).items()}
@@ -60,13 +60,13 @@ def examples(spec: Spec, tasks: Sequence[tuple[int, Flat, Flat, Flat]]) -> list[
       {"task", "path", "generated", "nearest", "next"}: at most MOST_SIDE rows (inputs) and columns (outputs).
     """
     i = next((i for i, leaf in enumerate(spec.leaves) if len(leaf.shape) > 1), 0)
-    leaf, own = spec.leaves[i], spec.element_leaf.reshape(-1) == i
+    leaf, of_leaf = spec.leaves[i], spec.element_leaf.reshape(-1) == i
     places = [(t, j) for t in range(len(tasks)) for j in range(len(tasks[t][1]))]
     chosen = evenly(len(places), MOST_EXAMPLES)
     rows = []
     for t, j in (places[c] for c in chosen):
         task, *networks = tasks[t]
-        kernels = [_corner(v[j][own], leaf.shape) for v in networks]
+        kernels = [_corner(v[j][of_leaf], leaf.shape) for v in networks]
         by_name = dict(zip(("generated", "nearest", "next"), kernels, strict=True))
         rows.append({"task": task, "path": leaf.path} | by_name)
     return rows

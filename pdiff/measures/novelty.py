@@ -84,10 +84,10 @@ def compared(
     """
     order = {int(t): i for i, t in enumerate(nearest)}
     place = np.array([order[int(t)] for t in task])
-    own = np.flatnonzero(place == 0)
+    of_task = np.flatnonzero(place == 0)
     near = np.argsort(place, kind="stable")
-    rows = np.concatenate([own, near[place[near] > 0][: max(most - len(own), 0)]])
-    return Compared(rows, len(own), run[rows])
+    rows = np.concatenate([of_task, near[place[near] > 0][: max(most - len(of_task), 0)]])
+    return Compared(rows, len(of_task), run[rows])
 
 
 def inherited(

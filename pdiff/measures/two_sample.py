@@ -77,9 +77,9 @@ def precision_recall(distances: Sequence[Float[np.ndarray, "_ _"]]) -> dict | No
 def _within(d: Float[np.ndarray, "both both"]) -> tuple[np.ndarray, np.ndarray]:
     m = len(d) // 2
     k = min(NEIGHBOURS, m - 1)
-    made, real = (np.sort(d[s, s], 1)[:, k] for s in (slice(m), slice(m, None)))  # place 0 is the point itself
+    generated, real = (np.sort(d[s, s], 1)[:, k] for s in (slice(m), slice(m, None)))  # place 0 is the point itself
     across = d[:m, m:]
-    return (across <= real[None]).any(1), (across <= made[:, None]).any(0)
+    return (across <= real[None]).any(1), (across <= generated[:, None]).any(0)
 
 
 def leaf_distances(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> dict[str, float]:

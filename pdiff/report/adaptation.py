@@ -25,43 +25,43 @@ LINES = {
 }  # fmt: skip
 
 
-def table(found: dict) -> list[dict]:
+def table(study: dict) -> list[dict]:
     """For each held-out split `headings` and `rows`: a title, and cells of (text, whether it is bold).
 
     After each accuracy comes how far `prior` is ahead, task by task; bold if by more than two standard errors.
     """
-    made = []
-    for split, entries in plots.in_order(found.get("splits", {})):
+    tables = []
+    for split, entries in plots.in_order(study.get("splits", {})):
         headings = [h for e in entries for h in (_shots(e), "the prior's lead")[: 1 + ("ahead" in e)]]
         names = plots.ordered((n for e in entries for n in e["accuracy"]), NAMES)
         lines = [(NAMES.get(n, plots.label(n)), [c for e in entries for c in _cells(e, n)]) for n in names]
-        made.append({"split": split, "headings": headings, "rows": lines})
-    return made
+        tables.append({"split": split, "headings": headings, "rows": lines})
+    return tables
 
 
-def recipes(found: dict) -> dict:
+def recipes(study: dict) -> dict:
     """The table of what was chosen: `headings`, and `rows` of a title and texts."""
-    by_shots = sorted(found.get("recipes", {}).items(), key=lambda item: int(item[0]))
-    names = plots.ordered((n for _, own in by_shots for n in own), NAMES)
-    lines = [(NAMES.get(n, plots.label(n)), [_recipe(own.get(n)) for _, own in by_shots]) for n in names]
+    by_shots = sorted(study.get("recipes", {}).items(), key=lambda item: int(item[0]))
+    names = plots.ordered((n for _, chosen in by_shots for n in chosen), NAMES)
+    lines = [(NAMES.get(n, plots.label(n)), [_recipe(chosen.get(n)) for _, chosen in by_shots]) for n in names]
     return {"headings": [f"{shots} of a class" for shots, _ in by_shots], "rows": lines}
 
 
 @styled
-def lines(found: dict) -> Figure:
+def lines(study: dict) -> Figure:
     """A panel for each held-out split: accuracy against the number of labelled images of a class."""
-    splits = plots.in_order(found["splits"])
+    splits = plots.in_order(study["splits"])
     shots = sorted({e["shots"] for _, entries in splits for e in entries})
     fig = figure(9, 5)
     for axes, (split, entries) in zip(fig.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
         for name, (color, style) in LINES.items():
-            own = [(shots.index(e["shots"]), e["accuracy"][name]) for e in entries if name in e["accuracy"]]
-            if not own:
+            points = [(shots.index(e["shots"]), e["accuracy"][name]) for e in entries if name in e["accuracy"]]
+            if not points:
                 continue
-            axes.errorbar(
-                [x for x, _ in own], [s["mean"] for _, s in own], [s["sem"] for _, s in own], color=color, ls=style,
-                marker="o", ms=4, lw=2.2 if name == "prior" else 1.3, capsize=2, label=NAMES[name],
-            )  # fmt: skip
+            x, mean, sem = zip(*((x, e["mean"], e["sem"]) for x, e in points), strict=True)
+            width = 2.2 if name == "prior" else 1.3
+            style_of = dict(color=color, ls=style, marker="o", ms=4, lw=width, capsize=2)
+            axes.errorbar(x, mean, sem, label=NAMES[name], **style_of)
         axes.set(title=f"{split} tasks", xlabel="labelled images of each class", xticks=range(len(shots)))
         axes.set_xticklabels([str(n) for n in shots], color=INK)
         axes.grid(False, axis="x")

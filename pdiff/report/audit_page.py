@@ -36,14 +36,14 @@ NAMES = {
 
 def write_page(workdir: Path, audit: dict) -> None:
     """Writes audit.html, and the plots as files plots/audit_*.svg, for the contents of audit.json."""
-    made = figures(audit)
+    drawn = figures(audit)
     (workdir / "plots").mkdir(exist_ok=True)
-    for figure in made:
+    for figure in drawn:
         files.write_atomic(workdir / "plots" / f"{figure.name}.svg", figure.svg.encode())
-    files.write_atomic(workdir / "audit.html", render(audit, made).encode())
+    files.write_atomic(workdir / "audit.html", render(audit, drawn).encode())
 
 
-def render(audit: dict, made: list[Figure]) -> str:
+def render(audit: dict, drawn: list[Figure]) -> str:
     """The page."""
     return (
         html.environment()
@@ -51,7 +51,7 @@ def render(audit: dict, made: list[Figure]) -> str:
         .render(
             audit=audit,
             verdict=audit["verdict"],
-            figures=html.embedded(made),
+            figures=html.embedded(drawn),
             rules=_rules(audit["verdict"]),
             measures=[(title, audit[n]) for n, title in MEASURES.items() if audit.get(n)],
         )
@@ -72,7 +72,7 @@ def figures(audit: dict) -> list[Figure]:
     """The figures with their words."""
     shares = ", ".join(f"{k} {v:.0%}" for k, v in audit["verdict"]["shares"]["generated"].items())
     iou = audit["max_iou"]
-    made = [
+    drawn = [
         Figure(
             "audit_evidence",
             "What the verdict looks at",
@@ -110,4 +110,4 @@ def figures(audit: dict) -> list[Figure]:
             svg(audit_plots.kernels(audit)),
         ),
     ]
-    return made
+    return drawn

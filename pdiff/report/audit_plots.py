@@ -51,10 +51,10 @@ def accuracy_against_overlap(audit: dict) -> Figure:
     fig = figure(9, 4.6)
     axes = fig.subplots()
     for kind, (color, marker, meaning) in KINDS.items():
-        own = [p for p in audit["points"] if p["kind"] == kind]
+        points = [p for p in audit["points"] if p["kind"] == kind]
         axes.scatter(
-            [p["max_iou"] for p in own], [p["accuracy"] for p in own], 16, color, marker, alpha=0.6, lw=0,
-            label=f"{meaning} ({len(own)})", rasterized=len(audit["points"]) > MAX_VECTOR_POINTS,
+            [p["max_iou"] for p in points], [p["accuracy"] for p in points], 16, color, marker, alpha=0.6, lw=0,
+            label=f"{meaning} ({len(points)})", rasterized=len(audit["points"]) > MAX_VECTOR_POINTS,
         )  # fmt: skip
     _curve(axes, audit["noise_curve"], "scale", "zoo networks with noise of so many rms", ORANGE)
     _curve(axes, audit["averaging_curve"], "networks", "means of so many zoo networks", GREEN)
@@ -103,11 +103,11 @@ def kernels(audit: dict) -> Figure:
     fig = figure(9, 0.5 + len(examples) * min(max(1.9 * tall, 1.4), 3))
     grid = fig.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
-        made, near = example["generated"], example["nearest"]
-        differ, own = _difference(made, near), _difference(near, example["next"])
-        most = max(abs(v) for table in (made, near) for r in table for v in r) or 1.0
+        generated, near = example["generated"], example["nearest"]
+        differ, zoo_differ = _difference(generated, near), _difference(near, example["next"])
+        most = max(abs(v) for table in (generated, near) for r in table for v in r) or 1.0
         titles = (f"generated, task {example['task']}", "nearest zoo network", "difference", "zoo's own difference")
-        for axes, table, title in zip(row, (made, near, differ, own), titles, strict=True):
+        for axes, table, title in zip(row, (generated, near, differ, zoo_differ), titles, strict=True):
             image = axes.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
             axes.set_title(title, fontsize=9)
             axes.set(xticks=[], yticks=[])

@@ -64,7 +64,7 @@ def read(workdirs: Sequence[str]) -> list[Run]:
         if where in places:
             raise PdiffError(f"--workdirs: {workdir} and {places[where]} are the same; allowed: each run once")
         places[where] = workdir
-    found = []
+    runs = []
     for where, workdir in places.items():
         if not where.is_dir():
             raise PdiffError(f"--workdirs: {workdir} does not exist; allowed: workdirs of finished runs")
@@ -79,8 +79,8 @@ def read(workdirs: Sequence[str]) -> list[Run]:
             lacking = ", ".join(missing) or "splits whose networks were compared by accuracy"
             raise PdiffError(f"--workdirs: the results.json of {workdir} has no {lacking}; nothing to compare")
         alike = sum(p.name == where.name for p in places) > 1
-        found.append(Run(workdir if alike else where.name, workdir, results))
-    return found
+        runs.append(Run(workdir if alike else where.name, workdir, results))
+    return runs
 
 
 def render(runs: list[Run]) -> str:
@@ -104,18 +104,18 @@ def render(runs: list[Run]) -> str:
 
 def notes(runs: list[Run]) -> list[str]:
     """What makes the runs' numbers not quite comparable, as sentences."""
-    made = []
+    lines = []
     for what, get in (
         ("families of tasks", lambda r: r["config"]["tasks"]["family"]),
         ("target networks", lambda r: f"{r['target']['name']} of {r['target']['num_params']:,} parameters"),
     ):
-        found = {run.name: get(run.results) for run in runs}
-        if len(set(found.values())) > 1:
-            said = ", ".join(f"{name} {value}" for name, value in found.items())
-            made.append(f"These runs have different {what}, so equal accuracies do not mean the same: {said}.")
-    if not made and len({tuple(map(str, _tasks(run))) for run in runs}) > 1:
-        made.append("These runs were not scored on the same tasks: means compare them only roughly.")
-    return made
+        values = {run.name: get(run.results) for run in runs}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{name} {value}" for name, value in values.items())
+            lines.append(f"These runs have different {what}, so equal accuracies do not mean the same: {said}.")
+    if not lines and len({tuple(map(str, _tasks(run))) for run in runs}) > 1:
+        lines.append("These runs were not scored on the same tasks: means compare them only roughly.")
+    return lines
 
 
 def _tasks(run: Run) -> list[tuple]:
@@ -144,9 +144,9 @@ def _column(run: Run, split: str) -> list[rows.Row]:
     ranked = sorted(rows.of_split(entry, run.results) if entry else [], key=lambda r: (-r.cells[0]["mean"], r.title))
     column = []
     for title, kind, place in SHOWN:
-        found = [r for r in ranked if r.kind == kind][place : place + 1]
-        name = found[0].title if found and kind in ("chosen", "control") else ""
-        column.append(rows.Row(kind, title, [found[0].cells[0] | {"name": name, "best": False} if found else None]))
+        best = [r for r in ranked if r.kind == kind][place : place + 1]
+        name = best[0].title if best and kind in ("chosen", "control") else ""
+        column.append(rows.Row(kind, title, [best[0].cells[0] | {"name": name, "best": False} if best else None]))
     return column
 
 
@@ -160,10 +160,11 @@ def config_differences(runs: list[Run]) -> list[dict]:
 def _phases(runs: list[Run]) -> list[dict]:
     """Each run's parts in time; `length` is its share of the longest run."""
     parts = [contents.phases(run.results["timing"]) for run in runs]
-    total = [sum(p["seconds"] for p in own) for own in parts]
+    total = [sum(p["seconds"] for p in phases) for phases in parts]
     longest = max(total) or 1.0
     return [
-        {"name": run.name, "phases": own, "length": t / longest} for run, own, t in zip(runs, parts, total, strict=True)
+        {"name": run.name, "phases": phases, "length": t / longest}
+        for run, phases, t in zip(runs, parts, total, strict=True)
     ]
 
 
@@ -193,7 +194,7 @@ def _facts(runs: list[Run]) -> list[dict]:
 
 def figures(runs: list[Run]) -> list[Figure]:
     """The figures that these runs have data for, with their words."""
-    named = [(run.name, run.results) for run in runs]
+    by_name = [(run.name, run.results) for run in runs]
     spoken = "; ".join(
         f"{run.name} " + ", ".join(
             f"{e['generated'][run.results['selection']['sampler']]['mean']:.3f} on {s}"
@@ -201,18 +202,18 @@ def figures(runs: list[Run]) -> list[Figure]:
         )
         for run in runs
     )  # fmt: skip
-    made = [
+    drawn = [
         Figure(
             "compare_splits",
             "Each run by split",
             f"Dot plot of mean test accuracy by split and run. Generated: {spoken}.",
             "Mean test accuracy with two standard errors over tasks. Grey ticks are fine-tuned networks, orange "
             "triangles the best control of each run.",
-            svg(compare_plots.by_split(named)),
+            svg(compare_plots.by_split(by_name)),
         )
     ]
     if compare_plots.share_a_factor(runs[0].results, *(r.results for r in runs[1:])):
-        made.append(
+        drawn.append(
             Figure(
                 "compare_factor",
                 "Accuracy against the factor",
@@ -220,10 +221,10 @@ def figures(runs: list[Run]) -> list[Figure]:
                 f"Means: {spoken}.",
                 "Solid: generated, dashed: fine-tuned on the task. Regions that no training task came from are shaded "
                 "where all runs hold out the same ones.",
-                svg(compare_plots.against_factor(named)),
+                svg(compare_plots.against_factor(by_name)),
             )
         )
-    return made
+    return drawn
 
 
 def table(runs: list[Run]) -> str:

@@ -27,12 +27,14 @@ def by_split(runs: list[tuple[str, dict]]) -> Figure:
             if entry is None:
                 continue
             color, mark = COLORS[y % len(COLORS)], MARKS[y % len(MARKS)]
-            made, tuned = entry["generated"][results["selection"]["sampler"]], entry["finetuned"]
+            generated, tuned = entry["generated"][results["selection"]["sampler"]], entry["finetuned"]
             axes.plot([tuned["mean"]] * 2, [y - 0.3, y + 0.3], color=MUTED, lw=2, label=None if y else "fine-tuned")
             if entry["controls"]:
                 best = max(c["mean"] for c in entry["controls"].values())
                 axes.plot(best, y, "^", color=ORANGE, ms=6, alpha=0.9, label=None if y else "best control")
-            bars = axes.errorbar(made["mean"], y, xerr=2 * made["sem"], fmt=mark, color=color, ms=7, lw=1.6, capsize=3)
+            bars = axes.errorbar(
+                generated["mean"], y, xerr=2 * generated["sem"], fmt=mark, color=color, ms=7, lw=1.6, capsize=3
+            )
             bars.lines[0].set_gid(f"generated-{split}-{y}")
         axes.set(title=split, xlabel="accuracy")
         axes.margins(x=0.12)
@@ -55,13 +57,13 @@ def against_factor(runs: list[tuple[str, dict]]) -> Figure:
         plots.shade(axes, arcs)
     lowest = 1.0
     for i, (name, results) in enumerate(runs):
-        color, found, chosen = COLORS[i % len(COLORS)], plots.by_factor(results), results["selection"]["sampler"]
-        plots.line(axes, found, lambda t: t["finetuned"], color=color, lw=1, ls=(0, (3, 2)), alpha=0.8)
+        color, curves, chosen = COLORS[i % len(COLORS)], plots.by_factor(results), results["selection"]["sampler"]
+        plots.line(axes, curves, lambda t: t["finetuned"], color=color, lw=1, ls=(0, (3, 2)), alpha=0.8)
         plots.line(
-            axes, found, lambda t, n=chosen: t["generated"].get(n),
+            axes, curves, lambda t, n=chosen: t["generated"].get(n),
             color=color, lw=1.7, marker=MARKS[i % len(MARKS)], ms=3.5, label=name,
         )  # fmt: skip
-        lowest = min(lowest, *(t["generated"][chosen] for _, _, t in found))
+        lowest = min(lowest, *(t["generated"][chosen] for _, _, t in curves))
     plots.angle_axes(axes, runs[0][1])
     axes.set_ylim(max(0.0, lowest - 0.05), 1.01)
     fig.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)

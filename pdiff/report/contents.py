@@ -33,36 +33,36 @@ def per_task(results: dict) -> list[dict]:
 def lagging(results: dict) -> list[dict]:
     """The tasks whose generated networks are farthest below fine-tuned ones, farthest first."""
     chosen = results["selection"]["sampler"]
-    found = [t | {"generated": t["generated"][chosen]} for t in per_task(results)]
-    found = [t | {"gap": t["finetuned"] - t["generated"]} for t in found]
-    return sorted((t for t in found if t["gap"] > 0), key=lambda t: -t["gap"])[:MOST_LAGGING]
+    tasks = [t | {"generated": t["generated"][chosen]} for t in per_task(results)]
+    tasks = [t | {"gap": t["finetuned"] - t["generated"]} for t in tasks]
+    return sorted((t for t in tasks if t["gap"] > 0), key=lambda t: -t["gap"])[:MOST_LAGGING]
 
 
-def novelty(found: dict) -> list[dict]:
+def novelty(study: dict) -> list[dict]:
     """Rows of the novelty table: a distance, for generated networks and for the zoo's own."""
     measures = [
         ("highest overlap (IoU) of wrong predictions with a zoo network", "max_iou_to_zoo", "zoo_to_zoo_iou"),
         ("L2 distance to the nearest zoo network", "nearest_l2", "zoo_nearest_l2"),
     ]
-    made = [{"title": title, "generated": found[a], "zoo": found[b]} for title, a, b in measures if a in found]
-    spread = found.get("spread", {})
+    table = [{"title": title, "generated": study[a], "zoo": study[b]} for title, a, b in measures if a in study]
+    spread = study.get("spread", {})
     for name in (n for n in spread if n != "zoo"):
         title = f"L2 distance between two networks of one task, {plots.label(name)}"
-        made.append({"title": title, "generated": spread[name], "zoo": spread.get("zoo")})
-    return made
+        table.append({"title": title, "generated": spread[name], "zoo": spread.get("zoo")})
+    return table
 
 
-def spread(found: dict) -> list[dict]:
+def spread(study: dict) -> list[dict]:
     """Rows of the table of how much networks of one task differ: a split, with both summaries or None."""
-    zoo, generated = (found.get(k, {}) for k in ("zoo", "generated"))
+    zoo, generated = (study.get(k, {}) for k in ("zoo", "generated"))
     return [{"split": s, "zoo": zoo.get(s), "generated": generated.get(s)} for s, _ in plots.in_order(zoo | generated)]
 
 
-def calibration(found: dict) -> list[tuple[str, list[str]]]:
+def calibration(study: dict) -> list[tuple[str, list[str]]]:
     """Rows of the table of ensembles: a split, and texts."""
     return [
         (split, [words, kind, str(e["networks"]), rows.pm(e["error"]), rows.pm(e["log_likelihood"])])
-        for split, entry in plots.in_order(found)
+        for split, entry in plots.in_order(study)
         for key, words in (("generated", "generated"), ("finetuned", "fine-tuned"))
         for kind in ("ensemble", "single")
         for e in [entry[f"{key}_{kind}"]]
@@ -81,42 +81,42 @@ def rivals(results: dict, splits: list[dict]) -> list[dict]:
     return [{"title": title, "cells": cells.get(key, missing)} | costs[key] for key, title in titles.items()]
 
 
-def averaging(found: dict) -> list[dict]:
+def averaging(study: dict) -> list[dict]:
     """Rows of the comparison of averaged and raw parameters."""
     return [
         {"split": split, "sampler": plots.label(name), **pair, "gain": pair["averaged"]["mean"] - pair["raw"]["mean"]}
-        for split, by_sampler in plots.in_order(found)
+        for split, by_sampler in plots.in_order(study)
         for name, pair in by_sampler.items()
     ]
 
 
-def confusions(found: dict) -> list[dict]:
+def confusions(study: dict) -> list[dict]:
     """The answers that generated networks give too often, by split: (label, answer) and both shares."""
-    made = []
-    for split, counts in plots.in_order(found):
+    table = []
+    for split, counts in plots.in_order(study):
         ours, theirs = (scatter.shares_of(counts[k]) for k in ("generated", "finetuned"))
         pairs = [(i, j) for i in range(len(ours)) for j in range(len(ours)) if i != j and ours[i, j] > theirs[i, j]]
         for i, j in sorted(pairs, key=lambda p: theirs[p] - ours[p])[:MOST_CONFUSIONS]:
-            made.append({"split": split, "label": i, "answer": j, "generated": ours[i, j], "finetuned": theirs[i, j]})
-    return made
+            table.append({"split": split, "label": i, "answer": j, "generated": ours[i, j], "finetuned": theirs[i, j]})
+    return table
 
 
 def phases(timing: dict) -> list[dict]:
     """The parts of a run that took time, with their shares of it."""
-    found = [(words, timing[k]) for k, words in PHASES if timing.get(k, 0) > 0]
-    total = sum(s for _, s in found)
-    return [{"name": n, "seconds": s, "share": s / total} for n, s in found]
+    seconds = [(words, timing[k]) for k, words in PHASES if timing.get(k, 0) > 0]
+    total = sum(s for _, s in seconds)
+    return [{"name": n, "seconds": s, "share": s / total} for n, s in seconds]
 
 
 def timings(timing: dict, samplers: list[str], duration) -> list[tuple[str, str]]:
     """Lines about time and memory, beside `phases`; `duration` writes seconds."""
-    made = [("all of these", duration(timing["total_s"]))] if "total_s" in timing else []
+    table = [("all of these", duration(timing["total_s"]))] if "total_s" in timing else []
     by_sampler = timing.get("sample_s_per_100_by_sampler", {})
     ordered = [n for n in samplers if n in by_sampler]
-    made += [(f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n])) for n in ordered]
+    table += [(f"sampling 100 networks, {plots.label(n)}", duration(by_sampler[n])) for n in ordered]
     if not ordered and "sample_s_per_100" in timing:
-        made.append(("sampling 100 networks", duration(timing["sample_s_per_100"])))
-    return made + ([("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")] if "peak_rss_mb" in timing else [])
+        table.append(("sampling 100 networks", duration(timing["sample_s_per_100"])))
+    return table + ([("peak memory", f"{timing['peak_rss_mb']:,.0f} MB")] if "peak_rss_mb" in timing else [])
 
 
 def flat_config(config: Any, where: str = "") -> dict[str, str]:
@@ -139,17 +139,17 @@ def changed(config: dict) -> list[dict]:
 def commands(results: dict, closeup: dict, workdir: str) -> list[tuple[str, str]]:
     """What to type: to run the same again, and to go on from here."""
     here = f"python -m pdiff.main --workdir={shlex.quote(workdir)}"
-    made = []
+    table = []
     if results.get("command"):
-        made.append(("what made it; with another --workdir, all of it anew", results["command"]))
+        table.append(("what made it; with another --workdir, all of it anew", results["command"]))
     tasks = [t for _, e in plots.ordered_splits(results) for t in e["per_task"]]
-    asked = f"--task={shlex.quote(tasks[-1]['task'])}" if tasks else None
+    request = f"--task={shlex.quote(tasks[-1]['task'])}" if tasks else None
     if closeup.get("prompt"):
-        asked = f"--prompt={shlex.quote(closeup['prompt'])}"
-    if asked:
-        made.append(("networks from it", f"{here} --mode=sample {asked} --num_samples=8 --out=nets.safetensors"))
+        request = f"--prompt={shlex.quote(closeup['prompt'])}"
+    if request:
+        table.append(("networks from it", f"{here} --mode=sample {request} --num_samples=8 --out=nets.safetensors"))
     return [
-        *made,
+        *table,
         ("are they copies? writes audit.html", f"{here} --mode=audit"),
         ("score again", f"{here} --mode=evaluate"),
         ("this page again", f"{here} --mode=report"),
@@ -161,19 +161,19 @@ def commands(results: dict, closeup: dict, workdir: str) -> list[tuple[str, str]
 def facts(results: dict, score) -> list[tuple[str, str]]:
     """What was run, in a few lines; the optional ones only where they were recorded. `score` writes an accuracy."""
     target = results["target"]
-    made = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
+    table = [("target network", f"{target['name']}, {target['num_params']:,} parameters")]
     if "model" in results:
-        made.append(("generator", f"{rows.num_params(results):,} parameters"))
+        table.append(("generator", f"{rows.num_params(results):,} parameters"))
     if "mean_params" in results.get("model", {}):
         m = results["model"]
-        made.append(("of these, the mean network", f"{m['mean_params']:,}"))
-        made.append(("what the prior learned from", f"{m['refined']:,} networks in {m['components']} components"))
+        table.append(("of these, the mean network", f"{m['mean_params']:,}"))
+        table.append(("what the prior learned from", f"{m['refined']:,} networks in {m['components']} components"))
     if "zoo" in results:
-        made.append(("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items())))
+        table.append(("networks in the zoo", ", ".join(f"{plots.label(k)} {n:,}" for k, n in results["zoo"].items())))
     if "base_accuracy" in results:
-        made.append(("base on its own task", score(results["base_accuracy"])))
+        table.append(("base on its own task", score(results["base_accuracy"])))
     return [
-        *made,
+        *table,
         ("seed", str(results["seed"])),
         ("made", results["created"]),
         ("commit", results["commit"]),
@@ -182,24 +182,28 @@ def facts(results: dict, score) -> list[tuple[str, str]]:
 
 def hints(results: dict, splits: list[dict], closeup: dict, audited: bool) -> list[str]:
     """Where to look next, as sentences, from what these numbers say."""
-    made, where = [], {}
+    sentences, where = [], {}
     for s in splits:
         for name in s["rivals"]:
             where.setdefault(name, []).append(s["name"])
     for name, on in where.items():
-        made.append(f"What the generator adds over {name} is not shown on {', '.join(on)} tasks: there {name} is not "
-                    "clearly below.")  # fmt: skip
+        where_not = f"is not shown on {', '.join(on)} tasks: there {name} is not clearly below."
+        sentences.append(f"What the generator adds over {name} {where_not}")
     if splits and (worst := lagging(results)):
-        made.append(
+        sentences.append(
             f"{worst[0]['task']} ({worst[0]['split']}) lags most behind fine-tuning, {worst[0]['generated']:.3f} "
             f"against {worst[0]['finetuned']:.3f}; see Every task."
         )
     raw_better = [r for r in averaging(closeup.get("averaging", {})) if r["split"] == "validation" and r["gain"] < 0]
     if raw_better:
-        made.append("On validation tasks raw parameters do better than their average: train.ema_decay may be too high "
-                    "for so few steps.")  # fmt: skip
+        sentences.append(
+            "On validation tasks raw parameters do better than their average: train.ema_decay may be too high "
+            "for so few steps."
+        )
     if not audited:
-        made.append("Whether generated networks are copies, noised copies or averages is answered by --mode=audit.")
+        sentences.append(
+            "Whether generated networks are copies, noised copies or averages is answered by --mode=audit."
+        )
     else:
-        made.append("audit.html, beside this page, says whether generated networks are copies.")
-    return made
+        sentences.append("audit.html, beside this page, says whether generated networks are copies.")
+    return sentences

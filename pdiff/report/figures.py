@@ -18,18 +18,18 @@ class Figure(NamedTuple):
 
 def figures(results: dict, metrics: list[dict], closeup: dict) -> list[Figure]:
     """Every figure that these results, metrics and close-ups (the contents of closeup.json) have data for."""
-    made = _accuracies(results) if results["splits"] else []
-    return made + _told(results) + _weights(results, closeup) + _studies(results) + _training(metrics)
+    first = _accuracies(results) if results["splits"] else []
+    return first + _told(results) + _weights(results, closeup) + _studies(results) + _training(metrics)
 
 
 def _accuracies(results: dict) -> list[Figure]:
     chosen = plots.label(results["selection"]["sampler"])
     means = {s: e["generated"][results["selection"]["sampler"]]["mean"] for s, e in plots.ordered_splits(results)}
     spoken = ", ".join(f"{m:.3f} on {s}" for s, m in means.items())
-    made = []
+    drawn = []
     if plots.by_factor(results):
         what = "angle" if plots.is_rotation(results) else "factor"
-        made.append(
+        drawn.append(
             Figure(
                 "accuracy_by_angle",
                 f"Accuracy against {what}",
@@ -44,7 +44,7 @@ def _accuracies(results: dict) -> list[Figure]:
         )
     if plots.by_indicator(results):
         what = results["factors"]["names"][0]
-        made.append(
+        drawn.append(
             Figure(
                 "accuracy_by_indicator",
                 f"Accuracy against {what}",
@@ -55,7 +55,7 @@ def _accuracies(results: dict) -> list[Figure]:
                 svg(plots.accuracy_by_indicator(results)),
             )
         )
-    made.append(
+    drawn.append(
         Figure(
             "splits",
             "Everything compared, by split",
@@ -66,7 +66,7 @@ def _accuracies(results: dict) -> list[Figure]:
             svg(plots.split_bars(results)),
         )
     )
-    made.append(
+    drawn.append(
         Figure(
             "against_finetuned",
             "Generated against fine-tuned, task by task",
@@ -77,19 +77,19 @@ def _accuracies(results: dict) -> list[Figure]:
             svg(scatter.against_finetuned(results)),
         )
     )
-    return made
+    return drawn
 
 
 def _told(results: dict) -> list[Figure]:
     """What is made from less than a description of one task, or from something else."""
-    made = []
+    drawn = []
     if results.get("vague"):
         spoken = "; ".join(
             f"{e['prompt']}: {fit['bins_hit']} of {fit['bins']} bins hit, total variation {fit['total_variation']:.2f}"
             for e in results["vague"]
             for fit in [e["networks"]["generated"]]
         )
-        made.append(
+        drawn.append(
             Figure(
                 "vague",
                 "Which tasks of a set are drawn",
@@ -104,7 +104,7 @@ def _told(results: dict) -> list[Figure]:
     if results.get("adaptation", {}).get("splits"):
         last = {s: entries[-1] for s, entries in plots.in_order(results["adaptation"]["splits"])}
         spoken = ", ".join(f"{e['accuracy']['prior']['mean']:.3f} on {s} tasks" for s, e in last.items())
-        made.append(
+        drawn.append(
             Figure(
                 "adaptation",
                 "Accuracy against labelled images",
@@ -115,15 +115,15 @@ def _told(results: dict) -> list[Figure]:
                 svg(adaptation.lines(results["adaptation"])),
             )
         )
-    return made
+    return drawn
 
 
 def _weights(results: dict, closeup: dict) -> list[Figure]:
     """Where generated networks lie among the zoo's, and what they answer."""
-    made = []
+    drawn = []
     if closeup.get("plane"):
         first, second = closeup["plane"]["explained"]
-        made.append(
+        drawn.append(
             Figure(
                 "plane",
                 "Weights on a plane",
@@ -137,7 +137,7 @@ def _weights(results: dict, closeup: dict) -> list[Figure]:
         )
     if closeup.get("confusion"):
         split, counts = plots.in_order(closeup["confusion"])[-1]
-        made.append(
+        drawn.append(
             Figure(
                 "confusion",
                 f"What is mistaken for what, {split} tasks",
@@ -150,27 +150,27 @@ def _weights(results: dict, closeup: dict) -> list[Figure]:
         )
     if results.get("novelty", {}).get("points"):
         iou = results["novelty"]["max_iou_to_zoo"]["mean"]
-        own = results["novelty"]["zoo_to_zoo_iou"]["mean"]
-        made.append(
+        zoo_iou = results["novelty"]["zoo_to_zoo_iou"]["mean"]
+        drawn.append(
             Figure(
                 "novelty",
                 "Overlap of mistakes, and distance of weights",
                 "Scatter of accuracy against the highest overlap of wrong predictions with a zoo network, "
                 "and a histogram of L2 distances to the nearest zoo network. Mean overlap: generated "
-                f"{iou:.3f}, zoo networks among themselves {own:.3f}.",
+                f"{iou:.3f}, zoo networks among themselves {zoo_iou:.3f}.",
                 "A copy of a zoo network would sit at overlap 1 and distance 0. An honest new training run "
                 "would sit among the grey points: zoo networks compared with all others. The line is zoo networks with "
                 "noise added: a new network lies to the left of it, below its overlap at equal accuracy.",
                 svg(plots.novelty(results["novelty"]["points"], results["novelty"].get("noise_curve", []))),
             )
         )
-    return made
+    return drawn
 
 
 def _studies(results: dict) -> list[Figure]:
-    made = []
+    drawn = []
     if results.get("mixing"):
-        made.append(
+        drawn.append(
             Figure(
                 "mixing",
                 "Mixing two tasks",
@@ -183,7 +183,7 @@ def _studies(results: dict) -> list[Figure]:
     if results.get("transfer"):
         correlation = results["transfer"]["rank_correlation"]
         spoken = ", ".join(f"{r:.2f} with the distance of {k}" for k, r in correlation.items())
-        made.append(
+        drawn.append(
             Figure(
                 "transfer",
                 "Transfer against similarity",
@@ -194,13 +194,13 @@ def _studies(results: dict) -> list[Figure]:
                 svg(plots.transfer(results["transfer"])),
             )
         )
-    return made
+    return drawn
 
 
 def _training(metrics: list[dict]) -> list[Figure]:
-    made = []
+    drawn = []
     if any("loss" in e for e in metrics):
-        made.append(
+        drawn.append(
             Figure(
                 "training",
                 "Losses, validation accuracy, learning rate",
@@ -211,4 +211,4 @@ def _training(metrics: list[dict]) -> list[Figure]:
                 svg(plots.training(metrics)),
             )
         )
-    return made
+    return drawn

@@ -51,10 +51,10 @@ def write_report(workdir: Path) -> None:
     where = Path(workdir)
     results, entries = contents.with_accuracies(results_lib.read(where / "results.json")), metrics.read(where)
     closeup = results_lib.read(where / CLOSEUP) if (where / CLOSEUP).exists() else {}
-    made = figures.figures(results, entries, closeup)
-    text = page(results, made, closeup, str(workdir), audited=(where / "audit.html").exists())
+    drawn = figures.figures(results, entries, closeup)
+    text = page(results, drawn, closeup, str(workdir), audited=(where / "audit.html").exists())
     (where / "plots").mkdir(exist_ok=True)
-    for figure in made:
+    for figure in drawn:
         files.write_atomic(where / "plots" / f"{figure.name}.svg", figure.svg.encode())
     if plots.by_factor(results):
         files.write_atomic(where / "plots" / "hero.png", plots.hero(results))
@@ -65,20 +65,20 @@ def write_report(workdir: Path) -> None:
 
 def environment() -> jinja2.Environment:
     """The templates beside this file, with the filters that they use."""
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"score": score, "percent": percent, "label": plots.label, "duration": duration}
-    return made
+    templates.filters |= {"score": score, "percent": percent, "label": plots.label, "duration": duration}
+    return templates
 
 
-def embedded(made: Sequence[figures.Figure]) -> list[tuple[figures.Figure, str]]:
+def embedded(drawn: Sequence[figures.Figure]) -> list[tuple[figures.Figure, str]]:
     """Each figure with its SVG in base64, as an image of a page that asks the network for nothing."""
-    return [(f, base64.b64encode(f.svg.encode()).decode()) for f in made]
+    return [(f, base64.b64encode(f.svg.encode()).decode()) for f in drawn]
 
 
 def script(name: str) -> dict[str, Markup]:
@@ -140,7 +140,7 @@ def page(
 
 def _sections(shown: dict) -> dict[str, str]:
     """Those of SECTIONS that there is something to show in."""
-    has = {section: bool(found) for section, found in shown["figures"].items()}
+    has = {section: bool(shown_figures) for section, shown_figures in shown["figures"].items()}
     has["accuracy"] |= bool(shown["splits"])
     has["answers"] |= bool(shown["strips"])
     has["novelty"] |= bool(shown["novelty"])

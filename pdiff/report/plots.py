@@ -78,8 +78,8 @@ def by_indicator(results: dict) -> dict[str, list[tuple[float, str, dict]]]:
     about = results.get("factors", {})
     place = {n: i for i, n in enumerate(about.get("names", ())) if n in about["indicators"]}
     rows = [(t["factors"], s, t) for s, entry in results["splits"].items() for t in entry["per_task"]]
-    found = {n: [(f[0], s, t) for f, s, t in rows if f[i] == 1] for n, i in place.items() if i > 0}
-    return {n: sorted(own, key=lambda row: row[0]) for n, own in found.items() if own}
+    curves = {n: [(f[0], s, t) for f, s, t in rows if f[i] == 1] for n, i in place.items() if i > 0}
+    return {n: sorted(curve, key=lambda row: row[0]) for n, curve in curves.items() if curve}
 
 
 @styled
@@ -138,8 +138,8 @@ def accuracy_by_angle(results: dict) -> Figure:
         label=f"generated ({label(chosen)})",
     )
     for split, (marker, size) in MARKERS.items():
-        own = [r for r in rows if r[1] == split]
-        line(axes, own, lambda t: t["generated"].get(chosen), color=BLUE, ls="", marker=marker, ms=size)
+        of_split = [r for r in rows if r[1] == split]
+        line(axes, of_split, lambda t: t["generated"].get(chosen), color=BLUE, ls="", marker=marker, ms=size)
     angle_axes(axes, results)
     legend_above(axes, 4)
     return fig
@@ -187,14 +187,14 @@ def novelty(points: list[dict], noise_curve: list[dict] = ()) -> Figure:
     farthest = max(p["nearest_l2"] for p in points) or 1.0
     edges = [farthest * i / 40 for i in range(41)]
     for kind, (color, marker, meaning) in KINDS.items():
-        own = [p for p in points if p["kind"] == kind]
-        if not own:
+        of_kind = [p for p in points if p["kind"] == kind]
+        if not of_kind:
             continue
         left.scatter(
-            [p["max_iou"] for p in own], [p["accuracy"] for p in own], 16, color, marker, alpha=0.6, lw=0,
-            label=f"{meaning} ({len(own)})", rasterized=len(points) > MAX_VECTOR_POINTS,
+            [p["max_iou"] for p in of_kind], [p["accuracy"] for p in of_kind], 16, color, marker, alpha=0.6, lw=0,
+            label=f"{meaning} ({len(of_kind)})", rasterized=len(points) > MAX_VECTOR_POINTS,
         )  # fmt: skip
-        distances = [p["nearest_l2"] for p in own]
+        distances = [p["nearest_l2"] for p in of_kind]
         right.hist(distances, edges, color=color, alpha=0.18)
         right.hist(distances, edges, color=color, histtype="step", lw=1.6)
     if noise_curve:
@@ -218,9 +218,9 @@ def mixing(rows: list[dict]) -> Figure:
         "weights_lerp": (ORANGE, "-"), "weights_slerp": (VERMILLION, "-"),
     }  # fmt: skip
     for name, (color, line) in styles.items():
-        own = [(r["separation"], r["accuracy"][name]) for r in rows if name in r["accuracy"]]
+        points = [(r["separation"], r["accuracy"][name]) for r in rows if name in r["accuracy"]]
         axes.errorbar(
-            [x for x, _ in own], [s["mean"] for _, s in own], [s["sem"] for _, s in own],
+            [x for x, _ in points], [s["mean"] for _, s in points], [s["sem"] for _, s in points],
             color=color, ls=line, marker="o", ms=4, lw=1.5, capsize=2, label=label(name),
         )  # fmt: skip
     axes.set(xlabel="between the two tasks that are mixed", ylabel="accuracy on the task between", ylim=(0, 1))
@@ -241,9 +241,9 @@ def transfer(study: dict) -> Figure:
             label="network of another location" if "background" in measures else "network of another task",
         )  # fmt: skip
         for split, color in (("seen", SKY), ("interp", GREEN), ("unseen", BLUE)):
-            own = [g for g in study["generated"] if g["split"] == split]
-            if own:
-                x, y = [g[f"nearest_{name}"] for g in own], [g["accuracy"] for g in own]
+            of_split = [g for g in study["generated"] if g["split"] == split]
+            if of_split:
+                x, y = [g[f"nearest_{name}"] for g in of_split], [g["accuracy"] for g in of_split]
                 axes.scatter(x, y, 18, color, MARKERS[split][0], lw=0, label=f"generated, {split}: to the nearest seen")
         axes.set(xlabel=words, ylabel="test accuracy", xlim=(0, None), ylim=(0, 1.02))
     handles, labels = axes.get_legend_handles_labels()
@@ -332,17 +332,17 @@ def in_order(by_split: dict[str, dict | list]) -> list[tuple[str, dict | list]]:
 
 def line(axes: Axes, rows: list[tuple[float, str, dict]], get: Callable[[dict], float | None], **style) -> None:
     """One line through the tasks that `get` has a value for."""
-    found = [(x, get(task)) for x, _, task in rows]
-    found = [(x, y) for x, y in found if y is not None]
-    if found:
-        axes.plot(*zip(*found, strict=True), **style)
+    points = [(x, get(task)) for x, _, task in rows]
+    points = [(x, y) for x, y in points if y is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
 
 
 def _curve(axes: Axes, metrics: list[dict], name: str, title: str, **style) -> None:
     """One metric against steps, without the values that are not finite."""
-    found = [(e["step"], e[name]) for e in metrics if math.isfinite(e.get(name, math.nan))]
-    if found:
-        axes.plot(*zip(*found, strict=True), label=title, **style)
+    points = [(e["step"], e[name]) for e in metrics if math.isfinite(e.get(name, math.nan))]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=title, **style)
 
 
 def shade(axes: Axes, arcs: dict[str, list], legend: bool = True) -> None:

@@ -76,8 +76,8 @@ def costs(results: dict) -> dict[str, dict]:
     trained = {plots.label(n): {k: f.get(k) for k in ("num_params", "seconds")} for n, f in rivals.items()}
     if "mean_params" in model:
         trained["hypernetwork"] = {"num_params": model["mean_params"], "seconds": None}
-    own = {"num_params": num_params(results), "seconds": results["timing"].get("train_s")}
-    return trained | {plots.label(results["selection"]["sampler"]): own}
+    prior = {"num_params": num_params(results), "seconds": results["timing"].get("train_s")}
+    return trained | {plots.label(results["selection"]["sampler"]): prior}
 
 
 def num_params(results: dict) -> int | None:

@@ -26,10 +26,10 @@ def against_finetuned(results: dict) -> Figure:
     }
     pairs.axline((0, 0), slope=1, color=INK, lw=0.8, ls=(0, (4, 3)))
     gaps.axvline(0, color=INK, lw=0.8, ls=(0, (4, 3)))
-    for row, (split, own) in enumerate(points.items()):
+    for row, (split, pairs_of) in enumerate(points.items()):
         color, marker, size = SPLIT_STYLES[split]
-        pairs.scatter(*own.T, size, color, marker, alpha=0.75, lw=0, label=f"{split} ({len(own)})")
-        gap = own[:, 1] - own[:, 0]
+        pairs.scatter(*pairs_of.T, size, color, marker, alpha=0.75, lw=0, label=f"{split} ({len(pairs_of)})")
+        gap = pairs_of[:, 1] - pairs_of[:, 0]
         heights = row + 0.5 * (np.arange(len(gap)) * 0.618 % 1 - 0.5)  # apart, so that equal gaps are all seen
         gaps.scatter(gap, heights, size, color, marker, alpha=0.6, lw=0)
         gaps.plot([gap.mean()] * 2, [row - 0.36, row + 0.36], color=INK, lw=2)
@@ -75,8 +75,8 @@ def plane(seen: dict, results: dict) -> Figure:
     colors = (BLUE, SKY)
     generated = [p for p in seen["points"] if p["kind"] == "generated"]
     for name, color in zip(dict.fromkeys(p["sampler"] for p in generated), colors, strict=False):
-        own = [p for p in generated if p["sampler"] == name]
-        _kind(axes, own, color, "D", 12, f"generated, {plots.label(name)}", 0.75, raster)
+        of_sampler = [p for p in generated if p["sampler"] == name]
+        _kind(axes, of_sampler, color, "D", 12, f"generated, {plots.label(name)}", 0.75, raster)
     for i, path in enumerate(seen["paths"]):
         x, y = np.array(path["at"]).T
         axes.plot(x, y, color=PURPLE, lw=1.3, marker=".", ms=3, label=None if i else "from noise (ddim)")

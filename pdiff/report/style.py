@@ -64,9 +64,9 @@ styled = mpl.rc_context(RC)  # decorates the functions that draw
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches at 100 dots each, that no global state knows of."""
-    made = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    canvas = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(canvas)
+    return canvas
 
 
 def legend_above(axes: Axes, columns: int) -> None:

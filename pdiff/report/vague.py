@@ -18,14 +18,14 @@ COLUMNS = ("accuracy", "above .95", "inside", "precision", "coverage", "bins hit
 MOST_COLUMNS, WIDTH = 3, 29  # panels beside one another, letters of their titles in a line
 
 
-def table(found: list[dict]) -> list[dict]:
+def table(study: list[dict]) -> list[dict]:
     """For each prompt what it was taken for, and for each kind of network a title and a cell for each of COLUMNS."""
-    made = []
-    for entry in found:
+    tables = []
+    for entry in study:
         networks = entry["networks"]
         lines = [(NAMES.get(n, plots.label(n)), _cells(networks[n])) for n in plots.ordered(networks, NAMES)]
-        made.append({k: entry[k] for k in ("prompt", "said", "samples")} | {"rows": lines})
-    return made
+        tables.append({k: entry[k] for k in ("prompt", "said", "samples")} | {"rows": lines})
+    return tables
 
 
 def _cells(fit: dict) -> list[str]:
@@ -34,13 +34,13 @@ def _cells(fit: dict) -> list[str]:
 
 
 @styled
-def shares(found: list[dict]) -> Figure:
+def shares(study: list[dict]) -> Figure:
     """A panel for each prompt: the share of networks whose task is in each bin of the set."""
-    columns = min(MOST_COLUMNS, len(found))
-    lines = math.ceil(len(found) / columns)
+    columns = min(MOST_COLUMNS, len(study))
+    lines = math.ceil(len(study) / columns)
     fig = figure(9, 0.5 + 2.3 * lines)
     every = fig.subplots(lines, columns, squeeze=False).ravel()
-    for axes, entry in zip(every, found, strict=False):
+    for axes, entry in zip(every, study, strict=False):
         generated, drawn = (entry["networks"][n]["share"] for n in ("generated", "task_of_set"))
         axes.bar(range(len(generated)), generated, 0.9, color=BLUE, label=NAMES["generated"])
         edges = [b - 0.5 for b in range(len(drawn) + 1)]
@@ -49,7 +49,7 @@ def shares(found: list[dict]) -> Figure:
         axes.stairs(even, edges, color=INK, lw=1, ls=(0, (4, 3)), label="even")
         axes.set(title=textwrap.fill(entry["prompt"], WIDTH), xlabel="bin of the set", xticks=(), ylim=(0, None))
         axes.grid(False, axis="x")
-    for axes in every[len(found) :]:
+    for axes in every[len(study) :]:
         axes.set_axis_off()
     for axes in every[::columns]:
         axes.set_ylabel("share of networks")

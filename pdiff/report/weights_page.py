@@ -28,9 +28,9 @@ def write_report(workdir: Path) -> None:
     files.write_atomic(workdir / "report.html", render(results, [figure]).encode())
 
 
-def render(results: dict, made: list[Figure]) -> str:
+def render(results: dict, drawn: list[Figure]) -> str:
     """The page for the contents of results.json."""
-    found = results["weight_space"]
+    space_results = results["weight_space"]
     timing = {k: v for k, v in results["timing"].items() if k != "zoo_s"}  # nothing was fine-tuned
     return (
         html.environment()
@@ -38,11 +38,11 @@ def render(results: dict, made: list[Figure]) -> str:
         .render(
             results=results,
             chosen=results["selection"]["sampler"],
-            spaces=[(space, SPACES[space], rows(results, space, TITLES)) for space in found["spaces"]],
+            spaces=[(space, SPACES[space], rows(results, space, TITLES)) for space in space_results["spaces"]],
             splits=_ordered(results),
             titles=TITLES,
-            novelty=[(SPACES[s], n) for s, n in found["novelty"].items()],
-            figures=html.embedded(made),
+            novelty=[(SPACES[s], n) for s, n in space_results["novelty"].items()],
+            figures=html.embedded(drawn),
             facts=contents.facts(results, html.score),
             phases=contents.phases(timing),
             timings=contents.timings(timing, list(results["selection"]["validation"]), html.duration),
@@ -83,8 +83,8 @@ def tables(results: dict) -> str:
 @style.styled
 def per_task(results: dict) -> Figure:
     """Distance of each task's networks: generated, of the nearest seen task, and the mean of the zoo."""
-    found = results["weight_space"]
-    space, chosen = found["spaces"][0], results["selection"]["sampler"]
+    space_results = results["weight_space"]
+    space, chosen = space_results["spaces"][0], results["selection"]["sampler"]
     tasks = [(split, t) for split, e in _ordered(results) for t in e["per_task"]]
     figure = style.figure(max(5.0, min(12.0, 1.5 + 0.35 * len(tasks))), 3.6)
     axes = figure.add_subplot()

@@ -14,7 +14,7 @@ from pdiff.rivals.learned import TrainingZoo, normal
 from pdiff.system.stopping import StopSignal
 from pdiff.weights import stats
 
-STEPS = {"latent_unet": 150, "p_diff": 60, "g_pt": 150, "pca_flow": 100, "latent_kde": 60}
+STEPS = {"latent_unet": 300, "p_diff": 60, "g_pt": 150, "pca_flow": 100, "latent_kde": 60}
 
 
 @pytest.fixture(scope="module")

@@ -124,20 +124,20 @@ class Application:
         if request.content_length > most:
             raise _Refused(413, f"body: got {request.content_length} bytes; allowed: at most {most}")
         try:
-            found = json.loads(request.body.read(most + 1), parse_constant=_no_constant)
+            body = json.loads(request.body.read(most + 1), parse_constant=_no_constant)
         except (ValueError, RecursionError) as e:
             raise PdiffError("body: not JSON; allowed: a JSON object") from e
-        if not isinstance(found, dict):
-            raise PdiffError(f"body: got a {type(found).__name__}; allowed: a JSON object")
-        return found
+        if not isinstance(body, dict):
+            raise PdiffError(f"body: got a {type(body).__name__}; allowed: a JSON object")
+        return body
 
     def _file(self, name: str, kind: str):
         return self._respond(200, (HERE / name).read_bytes(), kind)
 
     def _download(self, key: str):
-        made = self.session.made(key)
+        answer = self.session.made(key)
         name = {"Content-Disposition": f'attachment; filename="networks_{key}.safetensors"'}
-        data = exports.to_safetensors(exports.flat(made.networks), made.facts)
+        data = exports.to_safetensors(exports.flat(answer.networks), answer.facts)
         return self._respond(200, data, "application/octet-stream", name)
 
     def _json(self, value: dict, status: int = 200):

@@ -48,12 +48,12 @@ def of_adapt(
         raise PdiffError(f"labels: got {len(labels)} for {len(images)} images; allowed: one for each image")
     sizes = [f"{len(p)} values" if isinstance(p, list) else f"a {type(p).__name__}" for p in images]
     x = [image(p, loaded.family, f"images: got {sizes[i]} for image {i}") for i, p in enumerate(images)]
-    found = [_class(label, classes) for label in labels]
-    if None in found:
-        got, more = str(labels[found.index(None)])[:40], ", …" if len(classes) > MOST_NAMES else ""
+    indices = [_class(label, classes) for label in labels]
+    if None in indices:
+        got, more = str(labels[indices.index(None)])[:40], ", …" if len(classes) > MOST_NAMES else ""
         names = f"{', '.join(classes[:MOST_NAMES])}{more}, or a whole number from 0 to {len(classes) - 1}"
         raise PdiffError(f"labels: got {got!r}; allowed: {names}")
-    return np.stack(x), np.array(found, np.int32), given
+    return np.stack(x), np.array(indices, np.int32), given
 
 
 def image(pixels: Any, family: Family, refusal: str = "pixels: got something else") -> Float[np.ndarray, " features"]:

@@ -42,9 +42,9 @@ def heat_map(weights: Float[np.ndarray, "..."]) -> tuple[str, float]:
 def heat_maps(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> list[dict]:
     """Heat maps of the first network's matrices, the largest first."""
     leaves = jax.tree_util.tree_leaves_with_path(networks)
-    found = [("/".join(k.key for k in path), leaf[0]) for path, leaf in leaves if leaf.ndim > 2]
-    made = []
-    for name, weights in sorted(found, key=lambda f: -f[1].size)[:MOST_MAPS]:
+    kernels = [("/".join(k.key for k in path), leaf[0]) for path, leaf in leaves if leaf.ndim > 2]
+    maps = []
+    for name, weights in sorted(kernels, key=lambda f: -f[1].size)[:MOST_MAPS]:
         src, largest = heat_map(weights)
-        made.append({"name": name, "shape": list(weights.shape), "src": src, "largest": round(largest, 3)})
-    return made
+        maps.append({"name": name, "shape": list(weights.shape), "src": src, "largest": round(largest, 3)})
+    return maps

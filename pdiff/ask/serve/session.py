@@ -68,10 +68,10 @@ class Session:
         self._x, self._y = images.x[rows], images.y[rows]
         self._some = evenly(len(rows), SHOWN)
 
-        def answers(networks, own, x, y):
+        def answers(networks, variables, x, y):
             answer = functools.partial(score.answers, loaded.target.apply, loaded.family.labelled)
-            predicted, labels = jax.vmap(answer, (0, None, None, None))(networks, own, x, y)
-            return predicted, labels[0], loaded.family.render(own, x[: len(self._some)])
+            predicted, labels = jax.vmap(answer, (0, None, None, None))(networks, variables, x, y)
+            return predicted, labels[0], loaded.family.render(variables, x[: len(self._some)])
 
         self._answers = jax.jit(answers)
         self._answers_as_is = jax.jit(jax.vmap(lambda net, x: loaded.target.apply(net, x).argmax(-1), (0, None)))
@@ -143,21 +143,21 @@ class Session:
         Raises:
           PdiffError: a field is missing, unknown, of another type or out of range, or the prompt is refused.
         """
-        start, loaded, asked = time.perf_counter(), self._loaded, fields.of_sample(request, self._loaded)
-        networks, tasks = loaded.draw(asked), loaded.understood(asked.prompt)
-        suited = loaded.suited(networks, asked.prompt) if tasks is not None else []
-        own, factors = (self._nearest(suited[0].factors), None) if suited else self._own(asked)
-        said = asked.prompt if asked.prompt is not None else loaded.task(asked.task).descriptions[0]
-        facts = {"prompt": said, "seed": str(asked.seed), "sampler": loaded.sampler_for(asked.prompt)}
+        start, loaded, wanted = time.perf_counter(), self._loaded, fields.of_sample(request, self._loaded)
+        networks, tasks = loaded.draw(wanted), loaded.understood(wanted.prompt)
+        suited = loaded.suited(networks, wanted.prompt) if tasks is not None else []
+        variables, factors = (self._nearest(suited[0].factors), None) if suited else self._own(wanted)
+        said = wanted.prompt if wanted.prompt is not None else loaded.task(wanted.task).descriptions[0]
+        facts = {"prompt": said, "seed": str(wanted.seed), "sampler": loaded.sampler_for(wanted.prompt)}
         if tasks is not None:
             facts["understood"] = tasks.said
-        made = Made(networks, own, facts, 1 if suited else asked.num_samples)
+        answer = Made(networks, variables, facts, 1 if suited else wanted.num_samples)
         return self._answer(
-            start, made, tasks, loaded.expected(asked), prompt=said,
+            start, answer, tasks, loaded.expected(wanted), prompt=said,
             networks=[{"index": i, **dataclasses.asdict(one)} for i, one in enumerate(suited)] or None,
             factors=None if factors is None else [float(f) for f in factors],
             known=tasks is not None or loaded.descriptions.match(said).known,
-            **self._on_images(made),
+            **self._on_images(answer),
         )  # fmt: skip
 
     def adapt(self, request: dict) -> dict:
@@ -180,21 +180,21 @@ class Session:
             )
         labels = ", ".join(self._family.classes[c] for c in y)
         facts = {"prompt": prompt or "", "labels": labels, "seed": str(given["seed"])}
-        made, expected = Made(networks, None, facts, 1, adapted=True), loaded.expect_adapted(y, prompt is not None)
+        answer, expected = Made(networks, None, facts, 1, adapted=True), loaded.expect_adapted(y, prompt is not None)
         images = self._shown(x, y, self._as_is(networks, x)[0])
         tasks = loaded.understood(prompt)
-        return self._answer(start, made, tasks, expected, prompt=prompt, images=images, warnings=warnings)
+        return self._answer(start, answer, tasks, expected, prompt=prompt, images=images, warnings=warnings)
 
-    def _answer(self, start: float, made: Made, tasks: TaskSet | None, expected: Expectation | None, **more) -> dict:
+    def _answer(self, start: float, answer: Made, tasks: TaskSet | None, expected: Expectation | None, **more) -> dict:
         """What the page is told of networks, which are kept; in place of some of it, and beside it, `more`."""
         return {
-            "id": self._keep(made),
+            "id": self._keep(answer),
             "understood": None if tasks is None else tasks.said,
             "networks": None,
             "factors": None,
             "expected": str(expected) if expected else None,
             "known": True,  # of an adapted network a doubted prompt is among the warnings
-            "maps": pictures.heat_maps(made.networks),
+            "maps": pictures.heat_maps(answer.networks),
             "accuracy": None,
             "images": [],
             "warnings": [],
@@ -210,17 +210,17 @@ class Session:
         Raises:
           PdiffError: the request is not known any more, or the pixels do not fit.
         """
-        family, made = self._family, self.made(request.get("id"))
-        if not self._drawable or (made.own is None and not made.adapted):
+        family, answer = self._family, self.made(request.get("id"))
+        if not self._drawable or (answer.own is None and not answer.adapted):
             raise PdiffError("pixels: nothing can be drawn for this request: its images cannot be told")
         x = fields.image(request.get("pixels"), family)[None]
-        if made.adapted:
-            predicted, seen = self._as_is(made.networks, x), x
+        if answer.adapted:
+            predicted, seen = self._as_is(answer.networks, x), x
         else:
             x = np.repeat(x, len(self._x), 0)  # as many as `sample` scores: one program
-            answered = self._answers(_padded(made.networks), made.own, x, self._y)
+            answered = self._answers(_padded(answer.networks), answer.own, x, self._y)
             predicted, _, seen = jax.device_get(answered)
-        votes = collections.Counter(family.classes[p] for p in predicted[: made.shown, 0])
+        votes = collections.Counter(family.classes[p] for p in predicted[: answer.shown, 0])
         return {"image": pictures.image(seen[0], family.image_shape), "votes": votes.most_common()}
 
     def made(self, key: Any) -> Made:
@@ -233,23 +233,23 @@ class Session:
             raise PdiffError(f"id: got {str(key)[:20]!r}; allowed: one of the last {KEPT} requests; sample again")
         return self._made[key]
 
-    def _keep(self, made: Made) -> str:
+    def _keep(self, answer: Made) -> str:
         """Keeps the networks of a request for downloads and drawings, drops old ones, and returns its key."""
         key = str(next(self._numbers))
-        self._made[key] = made
+        self._made[key] = answer
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(m.networks)) for m in self._made.values()]
         while len(sizes) > KEPT or (len(sizes) > 1 and sum(sizes) > KEPT_BYTES):
             self._made.popitem(last=False)
             sizes.pop(0)
         return key
 
-    def _own(self, asked: Request) -> tuple[Any, tuple[float, ...] | None]:
+    def _own(self, wanted: Request) -> tuple[Any, tuple[float, ...] | None]:
         """The variables and the factors of the task that is asked for, each None if it cannot be told."""
         family, descriptions = self._family, self._loaded.descriptions
-        found = self._loaded.task(asked.task) if asked.task is not None else descriptions.task(asked.prompt)
-        if found is not None:
-            return jax.tree.map(lambda v: v[found.id], family.variables), found.factors or None
-        factors = descriptions.factors(asked.prompt)
+        task = self._loaded.task(wanted.task) if wanted.task is not None else descriptions.task(wanted.prompt)
+        if task is not None:
+            return jax.tree.map(lambda v: v[task.id], family.variables), task.factors or None
+        factors = descriptions.factors(wanted.prompt)
         return (family.vary(factors) if factors is not None and family.vary is not None else None), factors
 
     def _nearest(self, factors: tuple[float, ...]) -> Any:
@@ -265,15 +265,15 @@ class Session:
         padded = np.pad(x, ((0, MOST_EXAMPLES - len(x)), (0, 0)))
         return np.asarray(self._answers_as_is(networks, padded))[:, : len(x)]
 
-    def _on_images(self, made: Made) -> dict:
-        if made.own is None:
+    def _on_images(self, answer: Made) -> dict:
+        if answer.own is None:
             return {}
         first = np.argsort(~np.isin(np.arange(len(self._y)), self._some), kind="stable")  # those to be shown
-        answered = self._answers(_padded(made.networks), made.own, self._x[first], self._y[first])
+        answered = self._answers(_padded(answer.networks), answer.own, self._x[first], self._y[first])
         predicted, labels, rendered = jax.device_get(answered)
-        right = (predicted[: made.shown] == labels).mean(1)
+        right = (predicted[: answer.shown] == labels).mean(1)
         accuracy = {"mean": float(right.mean()), "low": float(right.min()), "high": float(right.max())}
-        accuracy |= {"networks": made.shown, "images": len(labels)}
+        accuracy |= {"networks": answer.shown, "images": len(labels)}
         return {"accuracy": accuracy, "images": self._shown(rendered, labels, predicted[0])}
 
     def _shown(self, images, labels, predicted) -> list[dict]:
