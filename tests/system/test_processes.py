@@ -22,7 +22,7 @@ from pdiff.training import stages
 from pdiff.training import train as train_lib
 
 ROOT = Path(__file__).parents[2]
-MEAN_STEPS, STEPS, EVERY = 30, 120, 15
+MEAN_STEPS, STEPS, EVERY = 24, 40, 8
 TINY = (
     "--config=configs/smoke.py", "--config.tasks.num_seen=8", "--config.tasks.num_interp=2",
     "--config.tasks.num_unseen=2", "--config.tasks.num_validation=2", "--config.zoo.pretrain_steps=10",
