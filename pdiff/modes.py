@@ -12,6 +12,7 @@ from typing import Any
 
 from pdiff import config as config_lib
 from pdiff.errors import PdiffError
+from pdiff.system import exits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,6 @@ def dispatch(flags: Any) -> None:
 
 def _run(flags: Any, workdir: Path | None) -> None:
     from pdiff import run
-    from pdiff.system import exits
 
     workdir = workdir or Path("runs") / Path(flags["config"].config_filename).stem
     command = shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]])
@@ -107,7 +107,6 @@ def _publish(flags: Any, workdir: Path | None) -> None:
 
 def _evaluate(flags: Any, workdir: Path | None) -> None:
     from pdiff import run
-    from pdiff.system import exits
 
     run.evaluate(workdir, at_once=exits.leave_at_once)
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Integer, Key, PRNGKeyArray
 
+Keys = Key[Array, " batch"]  # one for each example
+
 
 def stream(seed: int, name: str, step: Integer[ArrayLike, ""] = 0) -> PRNGKeyArray:
     """The key of the stream `name` at `step`.

@@ -16,15 +16,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from pdiff.diffusion.denoiser import Denoiser, score
 from pdiff.diffusion.sde import Path, reverse_drift
 from pdiff.errors import PdiffError
+from pdiff.rng import Keys
 
 Tokens = Float[Array, "batch *shape"]
 Levels = Float[Array, " levels"]
-Keys = Key[Array, " batch"]
 Sampler = Callable[[Denoiser, Path | None, Tokens, Levels, Keys], Tokens]
 
 

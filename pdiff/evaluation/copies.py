@@ -47,10 +47,10 @@ def audit_run(bench: Bench, zoo: SeenZoo, sampler: str) -> dict:
     return _audit_tokens(bench, zoo, {t.id: tokens[tasks.index(t)] for t in audited})
 
 
-def audit_rival(bench: Bench, zoo: SeenZoo, baseline) -> dict:
+def audit_rival(bench: Bench, zoo: SeenZoo, rival) -> dict:
     """The same of what a rival draws for these tasks."""
     tasks, random = _audited(bench), np.random.default_rng(bench.config.seed)
-    tokens = np.asarray(baseline.sample(tasks, bench.config.eval.samples_per_task, random))
+    tokens = np.asarray(rival.sample(tasks, bench.config.eval.samples_per_task, random))
     return _audit_tokens(bench, zoo, {t.id: v for t, v in zip(tasks, tokens, strict=True)})
 
 
@@ -60,7 +60,7 @@ def _audited(bench: Bench) -> list[Task]:
 
 
 def _audit_tokens(bench: Bench, zoo: SeenZoo, drawn: dict[int, Float[np.ndarray, "count tokens dim"]]) -> dict:
-    symmetry, config = bench.generator.target.symmetry(), bench.config
+    symmetry, config, spec = bench.generator.target.symmetry(), bench.config, bench.generator.spec
 
     def match(reference, part):
         order = matching.weight_matching(symmetry, reference, part).permutations
@@ -70,8 +70,7 @@ def _audit_tokens(bench: Bench, zoo: SeenZoo, drawn: dict[int, Float[np.ndarray,
         return bench.score["test"].answers(bench.decode_tokens(tokens), np.full(len(tokens), task))
 
     near = comparisons(zoo, [bench.generator.family.tasks[t] for t in drawn], config.eval.novelty_networks)
-    options = {"seed": config.seed, "match": match if symmetry else None}
-    return audit(drawn, zoo.tokens, near, ask, bench.generator.spec, **options)
+    return audit(drawn, zoo.tokens, near, ask, spec, seed=config.seed, match=match if symmetry else None)
 
 
 def novelty_in_results(bench: Bench, zoo: SeenZoo, generated: dict[str, PyTree], sampler: str, noise: Noise) -> dict:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from pdiff import rng
 from pdiff.generator.generator import MEMBERS, Generator, Members, Strings
 from pdiff.models.conditions import factor_units, number_period
+from pdiff.rng import Keys
 from pdiff.tasks.base import Task
 from pdiff.tasks.grammar import TaskSet
 
-Keys = Key[Array, " batch"]
 DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
 
 

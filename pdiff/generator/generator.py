@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from pdiff import config as config_lib
 from pdiff import scenario
 from pdiff.diffusion import denoiser, sde
-from pdiff.errors import PdiffError
+from pdiff.errors import RERUN, PdiffError
 from pdiff.models.conditions import Context, Mixture, make_conditions, mix
 from pdiff.models.dit import DiT, make_dit
 from pdiff.models.mean import MeanNetwork
@@ -43,7 +43,7 @@ from pdiff.weights.subspace import Subspace
 from pdiff.zoo.networks import Networks, StoredNetworks
 
 ARTIFACTS = KIND = "generator"
-REMEDY = "delete that folder and run the run's command again to rebuild it"
+REMEDY = f"delete that folder and {RERUN} to rebuild it"
 MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
@@ -205,8 +205,9 @@ class Generator:
         if self.subspace is None:  # the mean's own condition, which has no members yet
             return condition
         keep = np.full(count, members is not None)
-        absent = np.zeros((count, MEMBERS, len(self.subspace.basis)), np.float32)
-        return condition | {"members": {"inputs": absent if members is None else members, "keep": keep}}
+        if members is None:
+            members = np.zeros((count, MEMBERS, len(self.subspace.basis)), np.float32)
+        return condition | {"members": {"inputs": members, "keep": keep}}
 
 
 def null_condition(condition: dict | Mixture) -> dict:
@@ -352,7 +353,16 @@ def suited_token_dim(num_params: int) -> int:
 
 def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
     spec, conditions = _spec(config, target), make_conditions(config, family, tokenizer.vocab_size)
-    mean = MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim))
-    models = {"mean": mean, "dit": make_dit(config.model), "path": sde.make_path(config.diffusion)}
-    sentences = make_sentences(config, family)
-    return Generator(config, family, target, spec, fitted, base, tokenizer, **models, sentences=sentences)
+    return Generator(
+        config=config,
+        family=family,
+        target=target,
+        spec=spec,
+        stats=fitted,
+        base=base,
+        tokenizer=tokenizer,
+        mean=MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim)),
+        dit=make_dit(config.model),
+        path=sde.make_path(config.diffusion),
+        sentences=make_sentences(config, family),
+    )

@@ -75,7 +75,7 @@ def rivals(results: dict, splits: list[dict]) -> list[dict]:
     if not names or not splits:
         return []
     chosen, costs = plots.label(results["selection"]["sampler"]), rows.costs(results)
-    cells = {r.title: r.cells for r in rows.side_by_side(s["rows"] for s in splits)}
+    cells = {r.title: r.cells for r in compared(splits)}
     titles = {chosen: f"this generator, {chosen}"} | {plots.label(n): plots.label(n) for n in names}
     missing = [None] * len(splits)
     return [{"title": title, "cells": cells.get(key, missing)} | costs[key] for key, title in titles.items()]

@@ -16,7 +16,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from pdiff import config as config_lib
-from pdiff.errors import PdiffError
+from pdiff.errors import RERUN, PdiffError
 from pdiff.generator.generator import Generator
 from pdiff.models.dit import count_parameters
 from pdiff.rivals.g_pt import GPt
@@ -32,7 +32,7 @@ from pdiff.zoo.store import Networks
 
 LEARNED: dict[str, type[Learned]] = {c.name: c for c in (LatentUNet, PDiff, GPt, PCAFlow, LatentKDE)}
 PARAMS, FACTS = "params.safetensors", "facts.json"
-KIND, REMEDY = "rival", "run the run's command again: it trains that rival anew"
+KIND, REMEDY = "rival", f"{RERUN}: it trains that rival anew"
 
 
 def fit_all(

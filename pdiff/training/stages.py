@@ -18,8 +18,9 @@ from pdiff.generator.generator import MEMBERS, Generator
 from pdiff.generator.refined import mean_networks, training_sets
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer
+from pdiff.rng import Keys
 from pdiff.training import data
-from pdiff.training.train import Keys, Losses, Stage
+from pdiff.training.train import Losses, Stage
 from pdiff.weights import codec, stats
 from pdiff.zoo.networks import Networks, StoredNetworks
 

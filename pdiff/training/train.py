@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from pdiff import rng
 from pdiff.errors import PdiffError
+from pdiff.rng import Keys
 from pdiff.system import dist, processes, sharding
 from pdiff.system.checkpoint import Checkpoints
 from pdiff.system.stopping import StopSignal
@@ -30,7 +31,6 @@ DIVERGED = 1e4  # a loss out of hand: a network that answers zero has about 1, o
 
 # (tasks, names of their factors, {name: accuracy of each task}) -> a matplotlib figure
 Picture = Callable[[Sequence[Task], Sequence[str], dict[str, Float[np.ndarray, " tasks"]]], Any]
-Keys = Key[Array, " batch"]
 Losses = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # mean over the examples, and its parts by name
 
 

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from pdiff.errors import PdiffError
+from pdiff.errors import AGAIN, PdiffError
 from pdiff.system import files
 from pdiff.zoo.networks import Networks
 
@@ -93,9 +93,7 @@ class Parts:
         """
         chosen = self._covering(start, stop)
         if chosen is None:
-            raise PdiffError(
-                f"zoo: networks {start} to {stop - 1} are not kept; run the same command again to make them"
-            )
+            raise PdiffError(f"zoo: networks {start} to {stop - 1} are not kept; {AGAIN} to make them")
         return Networks.concatenate([part.read(a, b) for part, a, b in chosen])
 
     def _covering(self, start: int, stop: int) -> list[tuple[Part, int, int]] | None:

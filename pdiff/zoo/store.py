@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import PyTree
 
-from pdiff.errors import PdiffError
+from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes, tfds_folder
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
@@ -32,7 +32,7 @@ from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 NETWORK_SPLITS = ("task_blind", *SPLITS)
 BASE = "base.safetensors"
 NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
-REMEDY = "run the run's command again: it makes that file alone again"
+REMEDY = f"{RERUN}: it makes that file alone again"
 SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # at most, of a shard
 
 
@@ -256,8 +256,9 @@ def _plain(features: tfds.features.FeatureConnector) -> dict | tfds.features.Fea
 
 def _features(shapes: PyTree[jax.ShapeDtypeStruct]) -> tfds.features.FeaturesDict:
     params = jax.tree.map(lambda s: tfds.features.Tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
-    numbers = {name: np.float32 if name.endswith("accuracy") else np.int32 for name in COLUMNS}
-    return tfds.features.FeaturesDict({"params": params, **numbers})
+    scalars = {"task": np.int32, "seed": np.int32, "step": np.int32}
+    accuracies = {"validation_accuracy": np.float32, "test_accuracy": np.float32}
+    return tfds.features.FeaturesDict({"params": params, **scalars, **accuracies})
 
 
 def _template(where: Path, split: str) -> tfds.core.ShardedFileTemplate:
