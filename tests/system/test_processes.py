@@ -85,6 +85,33 @@ def launched(environment, number, workdir):
     )
 
 
+# A run whose process 1 gets SIGTERM after the prior's first checkpoint, and whose steps are slow from there on: JAX
+# looks for signals once a second, and a fast machine would be done by then.
+STOPPED = """
+    import os, signal, time
+    from absl import app
+    from pdiff import config, main
+    from pdiff.system import checkpoint, processes, stopping
+    from pdiff.training import stages
+
+    save, requested = checkpoint.Checkpoints.save, stopping.StopSignal.requested
+
+    def slow(self):
+        time.sleep(0.25)
+        return requested(self)
+
+    def save_and_stop(self, *args):
+        save(self, *args)
+        if self.directory.name == stages.CHECKPOINTS and stopping.StopSignal.requested is requested:
+            stopping.StopSignal.requested = slow
+            if not processes.is_first():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoint.Checkpoints.save = save_and_stop
+    app.run(main.main, flags_parser=config.parse_flags)
+"""
+
+
 @pytest.fixture(scope="module")
 def straight(environment, tmp_path_factory):
     """A run of two processes with two devices each that nothing happened to."""
@@ -104,10 +131,8 @@ def eventful(environment, tmp_path_factory):
     running[1].kill()
     killed = ends(running, 60)
 
-    running = start(environment, 2, *pdiff_main(workdir))
-    until_checkpoint(running, workdir / stages.CHECKPOINTS, EVERY)
-    running[1].send_signal(signal.SIGTERM)
-    stopped = ends(running, 60)
+    running = start(environment, 2, "-c", textwrap.dedent(STOPPED), *pdiff_main(workdir)[2:])
+    stopped = ends(running, 200)
     return workdir, killed, stopped, launched(environment, 1, workdir)
 
 
