@@ -51,6 +51,8 @@ def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler =
     config_lib.validate(config)
     family, target = scenario.family_and_target(config, workdir)
     generator.check(config, family, target)
+    for note in family.notes:
+        log.info("%s", note)
     if family.data:
         finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
