@@ -5,12 +5,11 @@ import re
 import shlex
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import interp, smoke
 from pdiff import config as config_lib
-from pdiff.compile import aot, duration
+from pdiff.compile import duration
 from pdiff.errors import PdiffError
 from pdiff.generator.generator import abstract
 from pdiff.targets import get_target
