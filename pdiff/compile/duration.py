@@ -24,12 +24,12 @@ from pdiff.weights.spec import make_spec
 
 REPEATS = 3  # measured steps, of which the fastest counts
 LONG_S = 15 * 60  # a run that takes longer is told what makes it shorter
-FIXED_S = 130.0  # of compiling, studies and the report, which hardly depend on sizes
+FIXED_S = 140.0  # of compiling, studies and the report, which hardly depend on sizes
 DENSER = 4.0  # so many times the products a second in fine-tuning and in the prior's steps as in the mean's
 STATE_COPIES = 4  # of parameters in training: themselves, their average and two of the optimizer's
 SHORTER = 1.3  # times as short, from which a change is told
 SMALL_SIDE = 16  # of images that take minutes
-ADAPT_STEPS = 5000  # of fine-tuning for a task and a number of images, over all starts and recipes of that study
+ANSWERED = 1.5e7  # images that networks answer in evaluation, all studies together
 IMAGES = 64  # in the batch that a network's products are counted for
 
 
@@ -49,16 +49,17 @@ class Duration:
 
     zoo: float
     training: float
-    evaluation: float
+    rest: float
 
     @property
     def total(self) -> float:
-        return self.zoo + self.training + self.evaluation
+        return self.zoo + self.training + self.rest
 
     def __str__(self) -> str:
         """In words."""
-        parts = ", ".join(f"{f.name} {in_words(getattr(self, f.name))}" for f in dataclasses.fields(self))
-        return f"about {in_words(self.total)} ({parts}) if this machine stays as busy as it is"
+        zoo, training, rest = (in_words(getattr(self, f.name)) for f in dataclasses.fields(self))
+        parts = f"zoo {zoo}, training {training}, evaluation and compiling {rest}"
+        return f"about {in_words(self.total)} if this machine stays as busy as it is ({parts})"
 
 
 def lines(config: ConfigDict, family: Family, target: Target, mesh: Mesh) -> Iterator[str]:
@@ -127,17 +128,16 @@ def measure_step(generator: Generator, mesh: Mesh) -> tuple[float, float]:
 
 def count_work(config: ConfigDict, family: Family, target: Target, shape: tuple[int, ...], prior_step: float) -> Work:
     """The products of a run whose images have that shape, where a step of the prior has `prior_step` FLOPs."""
-    zoo, mean, evaluation = config.zoo, config.mean, config.eval
+    zoo, mean = config.zoo, config.mean
     weights = make_spec(target.abstract(), generate=target.generate).num_params
     image = 3 * _forward(target, math.prod(shape)) if family.data else 0.0  # and gradients
     networks = count_networks(config, family) + zoo.reference_seeds  # these are task-blind
     drawn = mean.functional_images if mean.functional_weight else 0
-    adapted = min(evaluation.adapt_tasks, len(family.tasks) - len(family.split("seen")))
     return Work(
         zoo=image * zoo.batch_size * (networks * zoo.steps + zoo.pretrain_steps),
         mean_step=mean.batch_size * (image * drawn + 6 * mean.width * weights),
         prior=config.train.steps * prior_step,
-        evaluation=image * adapted * ADAPT_STEPS * sum(evaluation.adapt_shots) * family.num_classes,
+        evaluation=image / 3 * ANSWERED,
     )
 
 
@@ -149,8 +149,7 @@ def estimate(config: ConfigDict, work: Work, encoders: float, rate: float) -> Du
       rate: FLOPs a second in such a step.
     """
     training = config.mean.steps * (encoders + work.mean_step) + work.prior / DENSER
-    evaluation = work.evaluation / DENSER / rate + FIXED_S
-    return Duration(work.zoo / DENSER / rate, training / rate, evaluation)
+    return Duration(work.zoo / DENSER / rate, training / rate, work.evaluation / rate + FIXED_S)
 
 
 def smaller(config: ConfigDict, family: Family) -> Iterator[tuple[str, ConfigDict, tuple[int, ...]]]:
