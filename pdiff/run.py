@@ -61,6 +61,12 @@ def run(
     generator.check(config, family, target)
     for note in family.notes:
         log.info("%s", note)
+    if config.refined.of == "mean" and family.grammar is None and len(family.split("seen")) == 1:
+        raise PdiffError(
+            f"the family {family.name} has 1 seen task, for which the mean has 1 network, and the prior nothing to "
+            "learn; allowed: more tasks, or networks of many seeds (--config.refined.of=zoo "
+            "--config.zoo.seeds_per_task=256)"
+        )
     if family.data:
         finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)

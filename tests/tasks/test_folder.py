@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import folder as folder_scenario
 from configs import smoke
 from pdiff import run
 from pdiff import workdir as workdir_lib
@@ -436,6 +437,30 @@ def test_factors_and_unreadable_names_are_refused_before_any_work(root, tmp_path
     (strange / "orchard_a").rename(strange / "orchard_ż")
     with pytest.raises(PdiffError, match="characters that no training description has: ż"):
         generator.check(smoke_config(strange), get_family(config_of(strange, num_unseen=3, num_validation=0)), target)
+
+
+def test_a_folder_of_one_task_is_refused_before_any_work(tmp_path):
+    make_task(tmp_path / "cameras", "gate")
+    config = folder_scenario.get_config().copy_and_resolve_references()
+    with config.unlocked():
+        config.tasks.data_dir = str(tmp_path / "cameras")
+    with pytest.raises(PdiffError, match="1 seen task, .*--config.refined.of=zoo"):
+        run.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scenario_of_folders_reads_names_that_it_holds_out(tmp_path):
+    make_folder(tmp_path, 4)
+    config = folder_scenario.get_config().copy_and_resolve_references()
+    with config.unlocked():
+        config.tasks.update(dict(data_dir=str(tmp_path), held_out="jetty_9"))
+    with pytest.raises(PdiffError, match="no task 'jetty_9'"):
+        get_family(config.tasks)
+    make_task(tmp_path, "jetty_9", start=9000)
+    family = get_family(config.tasks)
+    (task,) = family.split("unseen")
+    tokenizer = generator.make_tokenizer(config, family)
+    assert all((tokenizer.encode(d).ids > 1).any() for d in (*task.descriptions, *task.held_out_descriptions))
 
 
 @pytest.mark.slow
