@@ -30,7 +30,7 @@ from pdiff.system import dist
 from pdiff.system.logs import log
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import Reading
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
@@ -46,14 +46,14 @@ class LoadedGenerator:
       default_sampler: the one that validation chose.
       reads_prompts: whether it was trained on any condition that a prompt is read by.
       tokenizer: a `pdiff.models.text.Tokenizer`, which reads prompts.
-      descriptions: the descriptions that it knows; `descriptions.match(prompt)` says how near a prompt is to them.
       model: the sha256 that says which checkpoint or published folder it was loaded from, as `published.restore`'s.
     """
 
     def __init__(self, static: Generator, params: PyTree, results: dict, model: str = ""):
         self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
         self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
-        self.descriptions, self.tokenizer, self.model = Descriptions(static.family), static.tokenizer, model
+        self.tokenizer, self.model = static.tokenizer, model
+        self._descriptions = Descriptions(static.family) if static.family.grammar is None else None
         self.reads_prompts = not set(DESCRIBING).isdisjoint(static.config.condition.use)
         self._expectations = Expectations(results, static.family)
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
@@ -144,19 +144,21 @@ class LoadedGenerator:
             chosen = self._adapter.choose(self._drawn(pool, "adapt", progress), sets)
         return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen)
 
-    def understood(self, prompt: str | None) -> TaskSet | None:
-        """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt, or none.
+    def understood(self, prompt: str | None, force: bool = False) -> Reading | None:
+        """What a prompt is read as: one task, a set of tasks, or a text that the model reads; None for none.
+
+        Args:
+          force: take a prompt that cannot be read as it is.
 
         Raises:
-          PdiffError: it names an empty set, or is too long.
+          PdiffError: it cannot be read, names an empty set, or is too long.
         """
         if prompt is None:
             return None
-        prompts.check_length(prompt)
-        tasks = self.family.grammar.read(prompt) if self.family.grammar is not None else None
-        if tasks is not None and not len(self._static.refined.rows_of(tasks)):
-            raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
-        return tasks
+        reading = prompts.read(self.family, self._descriptions, prompt, force)
+        if reading.tasks is not None and not len(self._static.refined.rows_of(reading.tasks)):
+            raise PdiffError(f"prompt: {shortened(prompt)} names {reading.said}, where there is no task")
+        return reading
 
     def suited(self, params: PyTree[Float[np.ndarray, "samples ..."]], prompt: str) -> list[Suited]:
         """What each of some networks that were drawn for a vague prompt is good for, and how good.
@@ -167,10 +169,10 @@ class LoadedGenerator:
         Raises:
           PdiffError: the prompt is not vague.
         """
-        tasks = self.understood(prompt)
-        if tasks is None:
+        reading = self.understood(prompt)
+        if reading is None or reading.tasks is None:
             raise PdiffError(f"prompt: got {shortened(prompt)}; allowed: a vague one, which names a set of tasks")
-        return self._grid.suited_of(self._parts(params), tasks)
+        return self._grid.suited_of(self._parts(params), reading.tasks)
 
     def expect(
         self,
@@ -194,13 +196,13 @@ class LoadedGenerator:
         name, given = self.sampler_for(request.prompt, request.sampler), self.config.sample.condition
         if not self.results:
             return None
-        if (prompt := request.prompt) is not None:
-            if (tasks := self.understood(prompt)) is not None:
-                return self._expectations.for_set(tasks, name, given)
-            if (task := self.descriptions.task(prompt)) is not None:
-                return self._expectations.for_task(task, name, self._described())
-            factors = self.descriptions.factors(prompt)
-            return factors and self._expectations.for_factors(factors, name, self._described())
+        if (reading := self.understood(request.prompt, request.force)) is not None:
+            if reading.tasks is not None:
+                return self._expectations.for_set(reading.tasks, name, given)
+            if reading.factors is not None:
+                return self._expectations.for_factors(reading.factors, name, self._described())
+            task = self._descriptions and self._descriptions.task(request.prompt)
+            return task and self._expectations.for_task(task, name, self._described())
         if request.between is not None:
             return self._expectations.between(*self._ends(request.between), request.between[2], name, given)
         return self._expectations.for_task(self.task(request.task), name, given)
@@ -237,18 +239,13 @@ class LoadedGenerator:
         return Mixture(first, *second, np.array([request.between[2]], np.float32)) if second else first
 
     def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
-        """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
-        if (tasks := self.understood(prompt)) is not None:
-            return conditioning.set_condition(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
-        read, longest = self._described(), self.tokenizer.max_length
-        # Of an empty text, or one that is too long, those who read it say what is wrong.
-        if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
-            match = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
-            if not match.known:
-                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(match))
-            if said := self.descriptions.beyond(prompt, match):
-                log.warning("warning: prompt %s: %s", shortened(prompt), said)
-        return self._static.condition([self.family.tasks[0]], [prompt], read)
+        """The condition of a prompt: of networks for the set that it names, or of its description."""
+        reading = self.understood(prompt, force)
+        if reading.tasks is not None:
+            return conditioning.set_condition(self._static, reading.tasks, 1, rng.on_host(seed, "sample/set"))
+        if reading.doubt:
+            log.warning("warning: prompt %s: %s", shortened(prompt), reading.doubt)
+        return self._static.condition([self.family.tasks[0]], [reading.text], self._described())
 
     def _parts(self, params: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """What of whole trees is generated."""
@@ -286,8 +283,11 @@ class LoadedGenerator:
         """
         if sampler is not None and sampler not in SAMPLERS:
             raise PdiffError(f"sampler: got {sampler!r}; allowed: {', '.join(SAMPLERS)}")
-        vague = self.understood(prompt) is not None
-        return sampler or (self.differing_sampler if vague else self.default_sampler)
+        if sampler is not None:
+            return sampler
+        reading = self.understood(prompt, force=True)
+        vague = reading is not None and reading.tasks is not None
+        return self.differing_sampler if vague else self.default_sampler
 
     def task(self, name: int | str, argument: str = "task") -> Task:
         """A task by id or name; `argument` is for the message.

@@ -22,7 +22,7 @@ from pdiff.ask.serve.fields import MOST_EXAMPLES, MOST_NETWORKS
 from pdiff.errors import PdiffError
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import TaskSet
 from pdiff.tasks.support import UNKNOWN
 from pdiff.zoo import score
 
