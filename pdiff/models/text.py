@@ -113,7 +113,7 @@ class Tokenizer:
         return frozenset(c for i in usual for c in self._pieces.id_to_piece(i)) | {" "}
 
     def strange(self, text: str) -> list[str]:
-        """The characters of a text that no training description has, not even without an accent: `encode` drops them."""
+        """The characters of a text that no training description has, even without an accent. `encode` drops them."""
         return sorted({c for c in plain(text) if self._like(c) is None})
 
     def _like(self, character: str) -> str | None:

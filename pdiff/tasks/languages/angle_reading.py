@@ -90,9 +90,10 @@ _WORDS = r"""
     UPRIGHT.3: upright | unrotated | right way up | right side up | straight | straight up
     DOWN.4: upside down | on its head | on their head | on their heads | head down | bottom up
     SIDEWAYS.3: sideways | on their side | on its side | on their sides | lying on their side | lying on its side
-    TURNED.2: rotated | rotate | rotates | rotating | rotation | turned | turning | spun | spin | spinning | angle
-        | an angle of | angle of | at an angle of | at an angle | orientation | off upright | from upright | from vertical
-        | relative to upright | away from upright | tilted | tilt | twisted | leaning | inclined | oriented
+    TURNED.2: rotated | rotate | rotates | rotating | rotation | turned | turning | spun | spin | spinning
+        | angle | an angle of | angle of | at an angle of | at an angle | orientation | off upright
+        | from upright | from vertical | relative to upright | away from upright | tilted | tilt
+        | twisted | leaning | inclined | oriented
 """
 _RULES = r"""
     start: TURN? meaning
@@ -143,13 +144,13 @@ _RULES = r"""
         | NUMBER TURN -> turns
         | FULL? TURN -> one_turn
         | fraction TURN? -> part_turn
-        | NUMBER AND fraction TURN -> more_turns
-        | NUMBER fraction TURN -> more_turns
+        | mixed
         | NUMBER SLASH NUMBER TURN -> divided
         | NUMBER PERCENT size -> percent
         | TWICE size -> twice
         | NUMBER TIMES size -> times
         | RIGHT_ANGLE -> right_angle
+    mixed.9: NUMBER AND fraction TURN
     ?fraction: HALF -> half | NUMBER? QUARTER -> quarters | NUMBER? THIRD -> thirds | NUMBER? EIGHTH -> eighths
     any: ANY | ANY_ANGLE
 
@@ -193,7 +194,7 @@ class _Meaning(Transformer):
     def part_turn(self, fraction, *_):
         return _Spin(fraction, 360.0)
 
-    def more_turns(self, number, *parts):
+    def mixed(self, number, *parts):
         return _Spin(float(number) + next(p for p in parts if isinstance(p, float)), 360.0)
 
     def divided(self, above, _, below, __):

@@ -131,9 +131,11 @@ _WORDS = r"""
     EITHER.3: either
     OR_ELSE.4: or else | or instead | , or else | , or instead
     AND.3: and | & | as well as | plus | together with | and also
-    OR.3: or | and/or | nor
+    OR.4: or | and/or | nor
     TO.3: to | through | up to | until | till | -
-    REST.5: from all others | from everything else | against the rest | against all others | no to every other kind
+    REST.6: and no to everything else | and no to all others | and no to the rest | and no to any other
+        | from all other digits | from the other digits | from other digits | against all other digits
+        | from all others | from everything else | against the rest | against all others | no to every other kind
         | no to all others | and no others | and nothing else | and no other | from the rest | versus the rest
         | vs the rest | from all other classes | no others | nothing else | alone | or something else | from the others
         | from other images | among them | from any other | no to everything else | no to the rest | and no more
@@ -146,7 +148,7 @@ _WORDS = r"""
 _RULES = r"""
     start: meaning
     ?meaning: list -> one
-        | list AND? NOT list -> one
+        | list AND? (NOT | WITHOUT) list -> one
         | list OTHERS -> with_others
         | AT_LEAST list -> with_others
         | list OTHERS (WITHOUT | NOT) list -> with_without
@@ -300,7 +302,7 @@ def _language(subsets: Subsets) -> Language:
     ends = ("", "s", "es")
     phrases = [name.replace("-", "~") + end for name in names for end in ends]
     known |= {f"{name.replace('-', ' ')}{end}": name for name in names for end in ends}
-    item = r"(?=\s*(?:(?:and|or) )?(?:\d|" + one_of(phrases).strip("/") + "))"
+    item = r"(?=\s*(?:(?:and|or) )?(?:(?:an?|the) )?(?:\d|" + one_of(phrases).strip("/") + "))"
     classes = f"CLASS.4: {one_of(phrases)}\nCOMMA.3: /,{item}/\n"
     rules = _RULES + terminals(_WORDS) + classes + (_RULES_OF_DIGITS if digits else "")
     return Language(rules, _Meaning(subsets, known), "classes", _SILENT, decimal_comma=False)

@@ -271,12 +271,21 @@ def _amounts(children) -> list[float]:
     return [c for c in children if isinstance(c, float)]
 
 
+def _check(terminals_in_text: frozenset[str]) -> str:
+    needed = {"KIND", "CORRUPTION", "CLEAN", "PERCENT", "SEVERITY"}
+    return "does not say a corruption" if terminals_in_text.isdisjoint(needed) else ""
+
+
 @functools.cache
 def _language(kinds: tuple[str, ...], what: str, factors_of: Factors) -> Language:
     kind_words = "KIND.4: " + " | ".join(f"{kind} | {SYNONYMS[kind]}" for kind in kinds)
     silent = (*_SILENT, *what.split(), what)
     return Language(
-        _RULES + terminals(_WORDS) + terminals(kind_words), _Meaning(kinds, factors_of), "a corruption", silent
+        _RULES + terminals(_WORDS) + terminals(kind_words),
+        _Meaning(kinds, factors_of),
+        "a corruption",
+        silent,
+        check=_check,
     )
 
 
