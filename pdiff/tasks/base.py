@@ -84,6 +84,8 @@ class Family:
       vary: factors -> the variables of a task with them, in the family or not; None if factors do not determine them.
       class_names: what the labels are called; empty is their numbers.
       grammar: the vague descriptions, which denote sets of tasks; None if there are none.
+      resizes: whether images of other sizes are resized to `image_shape`, as the family's own were.
+      notes: a line each on what a user should know of the data before a run.
     """
 
     name: str
@@ -105,6 +107,8 @@ class Family:
     vary: Callable[[tuple[float, ...]], Any] | None = None
     class_names: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    resizes: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def units(self) -> tuple[float, ...]:
