@@ -21,6 +21,7 @@ from pdiff.tasks.grammar import Grammar, TaskSet, Values
 from pdiff.tasks.regions import Range, spread
 
 ANGLES = Range(360.0, "degrees", wraps=True)
+RIGHT_ANGLES = (0.0, 90.0, 180.0, 270.0)  # all pixels at an image's border are kept; at any other, some fall outside
 
 WORDINGS = (
     "digits rotated by {} degrees",
@@ -177,4 +178,5 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         vary=lambda factors: rotation_matrix(factors[0]),
         class_names=data.class_names,
         grammar=GRAMMAR,
+        singular=RIGHT_ANGLES,
     )
