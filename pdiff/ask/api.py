@@ -1,7 +1,11 @@
-"""The same from Python: `pdiff.load(workdir)`, then `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
+"""The same from Python: `pdiff.load(workdir)`, then `describe`, `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
 
+import contextlib
 import dataclasses
+import difflib
 import functools
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,11 +17,12 @@ from tqdm import tqdm
 
 from pdiff import results as results_lib
 from pdiff import rng
-from pdiff.ask import prompts
-from pdiff.ask.asked import Between, Request
+from pdiff.ask import inputs, prompts
 from pdiff.ask.expect import Expectation, Expectations
+from pdiff.ask.overview import Overview, overview
 from pdiff.ask.prompts import Descriptions, shortened
-from pdiff.config.fields import DESCRIBING, SAMPLERS
+from pdiff.ask.request import Between, Plan, Request, said_of, whole
+from pdiff.config.fields import DESCRIBING
 from pdiff.errors import PdiffError
 from pdiff.evaluation.vague import Grid, Suited
 from pdiff.generator import conditioning, generator, published
@@ -30,7 +35,7 @@ from pdiff.system import dist
 from pdiff.system.logs import log
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.grammar import Reading, TaskSet
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
@@ -58,11 +63,30 @@ class LoadedGenerator:
         self._expectations = Expectations(results, static.family)
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
         self._samplers = Samplers(static, self._mesh)
+        self._ids_explained = False
+
+    def describe(self) -> Overview:
+        """What can be asked for and how images have to look: tasks, prompts, ranges, samplers. `print` it."""
+        return overview(self._static, self.examples(), self.default_sampler)
+
+    def examples(self, count: int = 6) -> list[str]:
+        """At most `count` prompts that work, precise and vague; none where no prompt is read."""
+        if not self.reads_prompts:
+            return []
+        grammar, seen = self.family.grammar, self.family.split("seen")
+        more = [t.descriptions[0] for t in seen[1:count]] if grammar is None else grammar.examples(count)
+        prompts = []
+        for prompt in dict.fromkeys([seen[0].descriptions[0], *more]):
+            with contextlib.suppress(PdiffError):  # a set of which this generator has no network
+                reading = self.understood(prompt)
+                if reading is None or reading.tasks is None or self.config.refined.vague:
+                    prompts.append(prompt)
+        return prompts[:count]
 
     def sample(
         self,
-        *,
         prompt: str | None = None,
+        *,
         task_id: int | str | None = None,
         between: Between | None = None,
         num_samples: int = 1,
@@ -74,28 +98,41 @@ class LoadedGenerator:
         """Networks for a description, a task of the family, or a place between two of its tasks.
 
         Args:
-          prompt: a description, in the words of the training ones: of one task, or of a set of them, from which each
-            network is drawn; `understood` says which. One task is read as text or by the sentence encoder, as the run
-            samples, or else as it was trained.
-          task_id: id or name. The task is asked for by the conditions that the run samples with.
+          prompt: a description of one task, or of a set of them, from which each network is drawn; `understood` says
+            which, and `examples` has some. Networks for one task differ little.
+          task_id: a task's name, or its id, which counts the family's tasks and is no angle or other factor. The task
+            is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           num_samples: how many networks.
           sampler: one of `pdiff.config.fields.SAMPLERS`; `sampler_for(prompt)` if None.
-          seed: another one gives other networks; the same gives the same.
-          force: take a prompt that is like none of the descriptions that the generator knows, with a warning.
+          seed: from 0 to 2^32 - 1. Another one gives other networks; the same gives the same.
+          force: take a prompt that cannot be read, or is like no description that the generator knows, with a warning.
           progress: show a bar, if stderr is a terminal.
 
         Returns:
           A parameter tree of `target`, every leaf with a leading axis over the samples.
 
         Raises:
-          PdiffError: not exactly one of the three was given, it cannot be read, or the generator was not trained on it.
+          PdiffError: not exactly one of the three was given, an argument is of another type or out of range, it cannot
+            be read, or the generator was not trained on it.
         """
-        return self.draw(Request(prompt, task_id, between, num_samples, sampler, seed, force), progress)
+        return self.draw(self.plan(Request(prompt, task_id, between, num_samples, sampler, seed, force)), progress)
 
-    def draw(self, request: Request, progress: bool = False) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """`sample` of a request."""
-        return self._whole(self._drawn(request, "sample", progress))
+    def plan(self, request: Request) -> Plan:
+        """What is done for a request: how it is read, for which tasks, by which sampler.
+
+        Raises:
+          PdiffError: as `sample`, which does no more than to draw what is planned.
+        """
+        ends = (request.task,) if request.between is None else request.between[:2]
+        tasks = tuple(self.task(t, "task_id" if request.between is None else "between") for t in ends if t is not None)
+        reading, doubt = self._reading(request.prompt, request.force)
+        sampler = self._sampler(request, reading)
+        return Plan(request, reading, tasks, sampler, doubt, self._condition(request, tasks))
+
+    def draw(self, plan: Plan, progress: bool = False) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """`sample` of a request for which there is a plan."""
+        return self._whole(self._drawn(plan, "sample", progress))
 
     def adapt(
         self,
@@ -112,7 +149,7 @@ class LoadedGenerator:
         """A network for a task of which there are a few images: the likeliest of many, fine-tuned on them.
 
         Args:
-          images: (images, …) of the task, with pixels in [0, 1], flat or not.
+          images: (images, features) or (images, *image_shape) of the task, with pixels in [0, 1].
           labels: of the images, UNKNOWN (-1) where one has none. Without any, the network that is surest of its answers
             is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong. There is
             another if a class has none, and for so many steps on so few images that these are learned by heart.
@@ -127,22 +164,42 @@ class LoadedGenerator:
         Raises:
           PdiffError: the images or labels do not fit, a single image has one, or as `sample` of a prompt.
         """
+        given = {"prompt": prompt, "num_samples": num_samples, "steps": steps, "seed": seed, "force": force}
+        return self.adapted(images, labels, **given, progress=progress)[0]
+
+    def adapted(
+        self,
+        images: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        prompt: str | None,
+        num_samples: int,
+        seed: int,
+        steps: int | None = None,
+        force: bool = False,
+        progress: bool = False,
+    ) -> tuple[PyTree[Float[np.ndarray, "1 ..."]], Plan]:
+        """`adapt`, and what was done for its prompt."""
+        anything = prompt is None
+        request = Request(prompt, None, None, num_samples, self.differing_sampler, seed, force, anything=anything)
         if not self.family.data:
             raise PdiffError("support: networks that were imported without images cannot be asked about any")
-        sets = support_lib.of_images(images, labels, self.family.num_classes, self.family.features)
+        x = inputs.images(images, self.family)
+        sets = support_lib.of_images(x, inputs.labels(labels), self.family.num_classes, self.family.features)
         recipe = recipe_for(sets, self.results, self.config.adapt, self.family.num_classes, prompt is not None)
         if steps is not None:
-            if steps < 0:
-                raise PdiffError(f"steps: got {steps}; allowed: at least 0")
+            whole("steps", steps, 0)
             recipe = dataclasses.replace(recipe, steps=steps)
+        plan = self.plan(request)
+        inputs.warn_of_dark(x)
         labelled = check_examples(sets, self.family.classes, recipe)
         if labelled and recipe.guided and prompt is None:
             chosen = self._adapter.draw_guided(self._params, sets, recipe.guided, rng.stream(seed, "adapt"))
+            request = dataclasses.replace(request, num_samples=recipe.guided, sampler="ddim")
+            plan = dataclasses.replace(plan, request=request, sampler="ddim")
         else:
-            anything = prompt is None
-            pool = Request(prompt, None, None, num_samples, self.differing_sampler, seed, force, anything=anything)
-            chosen = self._adapter.choose(self._drawn(pool, "adapt", progress), sets)
-        return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen)
+            chosen = self._adapter.choose(self._drawn(plan, "adapt", progress), sets)
+        return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen), plan
 
     def understood(self, prompt: str | None) -> TaskSet | None:
         """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt, or none.
@@ -165,29 +222,44 @@ class LoadedGenerator:
         on test images.
 
         Raises:
-          PdiffError: the prompt is not vague.
+          PdiffError: the prompt is not vague, or the networks are not stacked ones of this generator.
         """
-        tasks = self.understood(prompt)
-        if tasks is None:
+        plan = self.plan(Request(prompt))
+        if not plan.vague:
             raise PdiffError(f"prompt: got {shortened(prompt)}; allowed: a vague one, which names a set of tasks")
+        return self.suited_in(params, plan.reading.tasks)
+
+    def suited_in(self, params: PyTree[Float[np.ndarray, "samples ..."]], tasks: TaskSet) -> list[Suited]:
+        """`suited` of networks that were drawn for a set of tasks."""
+        inputs.stacked(params, self._static.spec.all_leaves)
         return self._grid.suited_of(self._parts(params), tasks)
 
     def expect(
         self,
-        *,
         prompt: str | None = None,
+        *,
         task_id: int | str | None = None,
         between: Between | None = None,
         sampler: str | None = None,
+        force: bool = False,
     ) -> Expectation | None:
         """The test accuracy to expect of what `sample` returns for the same arguments; None if nothing is known.
 
-        It is read off the run's results; see `pdiff.ask.expect`.
+        It is read off the run's results; see `pdiff.ask.expect`. Of a prompt that is only taken by force nothing is.
 
         Raises:
-          PdiffError: not exactly one of the first three was given, or as `sample` for tasks and weights.
+          PdiffError: as `sample`.
         """
-        return self.expected(Request(prompt, task_id, between, sampler=sampler))
+        return self.expected_of(self.plan(Request(prompt, task_id, between, sampler=sampler, force=force)))
+
+    def expected_of(self, plan: Plan) -> Expectation | None:
+        """`expect` of a request for which there is a plan."""
+        return None if plan.doubt else self.expected(plan.request)
+
+    def facts(self, expected: Expectation | None) -> dict[str, str]:
+        """What a file of its networks says of this generator, and what it expects of them."""
+        accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
+        return {"model": self.model, "expected_accuracy": accuracy}
 
     def expected(self, request: Request) -> Expectation | None:
         """`expect` of a request."""
@@ -211,11 +283,11 @@ class LoadedGenerator:
         known = np.asarray([] if labels is None else labels, int)
         return self._expectations.adapted(int(np.bincount(known[known >= 0], minlength=classes).min()), described)
 
-    def _drawn(self, request: Request, purpose: str, progress: bool) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """Generated parts of the networks of a request; draws for another purpose are others."""
-        name, count = self.sampler_for(request.prompt, request.sampler), request.num_samples
-        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, 0), self._condition(request))
-        batches = self._samplers.batches(self._params, name, condition, rng.stream(request.seed, purpose))
+    def _drawn(self, plan: Plan, purpose: str, progress: bool) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """Generated parts of the networks that are planned; draws for another purpose are others."""
+        count = plan.request.num_samples
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, 0), plan.condition)
+        batches = self._samplers.batches(self._params, plan.sampler, condition, rng.stream(plan.request.seed, purpose))
         return dist.join(_shown(batches, count, progress), count)
 
     @functools.cached_property
@@ -226,13 +298,24 @@ class LoadedGenerator:
     def _grid(self) -> Grid:
         return Grid(self._static, self._mesh)
 
-    def _condition(self, request: Request) -> dict | Mixture:
+    def _reading(self, prompt: str | None, force: bool) -> tuple[Reading | None, str]:
+        """What a prompt is read as, and why it would be refused if it were not forced, else ''."""
+        try:
+            reading = self.understood(prompt)
+            if reading is None and prompt is not None:
+                self.descriptions.check(prompt)
+            return reading, ""
+        except PdiffError as e:
+            if not force:
+                raise
+            return None, str(e).removeprefix("prompt: ")
+
+    def _condition(self, request: Request, tasks: tuple[Task, ...]) -> dict | Mixture:
         """The condition of one of a request's networks."""
         if request.prompt is not None:
             return self._prompted(request.prompt, request.force, request.seed)
         if request.anything:
             return self._static.condition([self.family.tasks[0]], given=())
-        tasks = [self.task(request.task)] if request.between is None else self._ends(request.between)
         first, *second = (self._static.condition([task], None, self.config.sample.condition) for task in tasks)
         return Mixture(first, *second, np.array([request.between[2]], np.float32)) if second else first
 
@@ -282,32 +365,68 @@ class LoadedGenerator:
         """The sampler that `sample` uses for a prompt, or for a request without one: the one that is asked for, if any.
 
         Raises:
-          PdiffError: there is no such sampler, or as `understood`.
+          PdiffError: there is no such sampler, or as `sample` of the prompt.
         """
-        if sampler is not None and sampler not in SAMPLERS:
-            raise PdiffError(f"sampler: got {sampler!r}; allowed: {', '.join(SAMPLERS)}")
-        vague = self.understood(prompt) is not None
-        return sampler or (self.differing_sampler if vague else self.default_sampler)
+        request = Request(prompt, sampler=sampler, anything=prompt is None)
+        return self._sampler(request, self._reading(prompt, False)[0])
+
+    def _sampler(self, request: Request, reading: Reading | None) -> str:
+        vague = reading is not None and reading.tasks is not None
+        return request.sampler or (self.differing_sampler if vague else self.default_sampler)
 
     def task(self, name: int | str, argument: str = "task") -> Task:
-        """A task by id or name; `argument` is for the message.
+        """A task by its name or its id; the first id warns that it is one. `argument` is for messages.
 
         Raises:
           PdiffError: there is no such task.
         """
-        for task in self.family.tasks:
-            if str(name) in (task.name, str(task.id)):
-                return task
+        tasks, names = self.family.tasks, {t.name: t for t in self.family.tasks}
+        if name in names:
+            return names[name]
+        if str(name).isdecimal() and not isinstance(name, bool) and int(name) < len(tasks):
+            task = tasks[int(name)]
+            if not self._ids_explained:
+                message = "warning: %s: %s counts the tasks from 0 and is no number of a description; it is %s"
+                log.warning(message, argument, name, said_of(task))
+                self._ids_explained = True
+            return task
+        near = difflib.get_close_matches(str(name), names, 3, 0.5) or [tasks[0].name]
         raise PdiffError(
-            f"{argument}: got {name!r}; allowed: an id from 0 to {len(self.family.tasks) - 1}, "
-            f"or a name such as {self.family.tasks[0].name}"
+            f"{argument}: got {name!r}; allowed: an id from 0 to {len(tasks) - 1}, or a name such as {', '.join(near)}"
         )
 
+    def images(
+        self, task: int | str, part: str = "test"
+    ) -> tuple[Float[np.ndarray, "images features"], Int[np.ndarray, " images"]]:
+        """Images of a task as networks see them, of the part `train`, `validation` or `test`, and their labels.
+
+        Raises:
+          PdiffError: there is no such task or part, or networks were imported without images.
+        """
+        family = self.family
+        if part not in family.data:
+            raise PdiffError(f"part: got {part!r}; allowed: {', '.join(family.data) or 'none, as there are no images'}")
+        data, variables = family.data[part], jax.tree.map(lambda v: v[self.task(task).id], family.variables)
+        return jax.tree.map(np.asarray, family.labelled(variables, data.x, data.y))
+
     def apply(
-        self, params: PyTree[Float[ArrayLike, "..."]], x: Float[ArrayLike, "n features"]
-    ) -> Float[Array, "n classes"]:
-        """Logits of one network; `vmap` it over stacked ones."""
-        return self.target.apply(params, jnp.asarray(x))
+        self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike
+    ) -> Float[Array, "n classes"] | Float[Array, "samples n classes"]:
+        """Logits of one network, or of each of stacked ones.
+
+        Args:
+          params: a tree of `target`; of stacked networks axis 0 of every leaf counts them.
+          x: images with pixels in [0, 1], (images, features) or (images, *image_shape).
+
+        Returns:
+          (images, classes); of stacked networks (samples, images, classes).
+
+        Raises:
+          PdiffError: the networks or the images have other shapes, or pixels are out of range.
+        """
+        count = inputs.stacked(params, self._static.spec.all_leaves, also_one=True)
+        x = jnp.asarray(inputs.images(x, self.family, "x") if self.family.data else x)
+        return self.target.apply(params, x) if count is None else jax.vmap(self.target.apply, (0, None))(params, x)
 
     @functools.cached_property
     def _score(self) -> Scorer:
@@ -317,9 +436,16 @@ class LoadedGenerator:
     def accuracy(
         self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str
     ) -> Float[np.ndarray, " samples"]:
-        """Test accuracy of stacked networks on a task's images."""
-        parts = self._parts(params)
-        return self._score(parts, np.full(len(jax.tree.leaves(parts)[0]), self.task(task).id))
+        """Test accuracy of each of some stacked networks on a task's images.
+
+        Args:
+          task: its name, or its id, which is no angle or other factor.
+
+        Raises:
+          PdiffError: there is no such task, or the networks are not stacked ones of this generator.
+        """
+        count = inputs.stacked(params, self._static.spec.all_leaves)
+        return self._score(self._parts(params), np.full(count, self.task(task).id))
 
 
 def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[PyTree]:
@@ -332,6 +458,8 @@ def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[Py
 
 def place(workdir: str | Path | None) -> Path:
     """Where a generator lies: the workdir, or, without one, what comes with the package."""
+    if not isinstance(workdir, (str, os.PathLike, type(None))):
+        raise PdiffError(f"workdir: got {workdir!r}; allowed: the path of a run's workdir or of a published folder")
     return Path(workdir) if workdir is not None else published.EMBEDDED
 
 

@@ -11,13 +11,14 @@ import safetensors.numpy
 from PIL import Image
 
 from pdiff import results as results_lib
-from pdiff.ask import api, request
+from pdiff.ask import api, commands
 from pdiff.errors import PdiffError
 from pdiff.generator import generator, published
 from pdiff.system import files
 from pdiff.system.checkpoint import Checkpoints
 from pdiff.tasks.families.folder import read_support
 from pdiff.tasks.families.rotation import rotation_matrix
+from pdiff.tasks.grammar import Reading
 from pdiff.training.state import init_state, make_optimizer
 
 PROMPT = "digits rotated by 75 degrees"
@@ -30,7 +31,7 @@ def ask(published_folder, tmp_path):
 
     def ask(**given):
         out = tmp_path / "nets.safetensors"
-        request.sample(published_folder, **({"num_samples": 2, "sampler": None, "seed": 0, "out": str(out)} | given))
+        commands.sample(published_folder, **({"num_samples": 2, "sampler": None, "seed": 0, "out": str(out)} | given))
         with safetensors.safe_open(out, "numpy") as file:
             return safetensors.numpy.load_file(out), file.metadata()
 
@@ -46,6 +47,30 @@ def test_a_file_says_what_was_asked_for_and_what_to_expect(ask, loaded, publishe
     told = json.loads(facts["expected_accuracy"])
     assert "unseen" in told["basis"]
     assert told["mean"] == pytest.approx(loaded.expect(prompt=PROMPT).mean)
+    assert facts["understood"] == loaded.understood(PROMPT).said
+    assert facts["ignored"] == facts["forced"] == facts["task"] == facts["between"] == ""
+
+
+def test_what_was_read_is_said(ask, loaded, tmp_path, said):
+    ask(prompt=PROMPT)
+    assert f"read as {loaded.understood(PROMPT).said}" in said() and "differ little" in said()
+    assert f"{tmp_path / 'nets.safetensors'}, with nets.safetensors.sha256 beside it" in said()
+
+
+def test_words_that_changed_nothing_are_named(ask, monkeypatch, said):
+    reading = Reading("285 degrees counter-clockwise (75 clockwise)", (285.0,), None, ("please", "kindly"))
+    monkeypatch.setattr(api.LoadedGenerator, "understood", lambda self, prompt: reading if prompt else None)
+    _, facts = ask(prompt=PROMPT)
+    assert facts["understood"] == reading.said and facts["ignored"] == "please, kindly"
+    assert "read as 285 degrees counter-clockwise (75 clockwise)" in said()
+    assert "words that changed nothing: please, kindly" in said()
+
+
+def test_a_task_by_its_number_is_said(ask, loaded, said):
+    task = loaded.family.split("unseen")[0]
+    _, facts = ask(task=str(task.id))
+    assert f"task {task.name} (id {task.id}, unseen): '{task.descriptions[0]}'" in said()
+    assert "counts the tasks from 0" in said() and facts["task"] == task.name and facts["prompt"] == ""
 
 
 def test_two_tasks_and_a_weight(ask, loaded):
@@ -53,27 +78,32 @@ def test_two_tasks_and_a_weight(ask, loaded):
     arrays, facts = ask(between=f"{a}, {b},0.25")
     expected = loaded.sample(between=(a, b, 0.25), num_samples=2)
     np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params"]["Dense_1"]["bias"])
-    assert facts["between"] == f"{a}, {b},0.25" and json.loads(facts["expected_accuracy"])["mean"] == 0.85
+    assert facts["between"] == f"{a},{b},0.25" and json.loads(facts["expected_accuracy"])["mean"] == 0.85
 
 
 def test_what_is_not_known_is_said(ask, said):
-    assert ask(prompt="digits", force=True)[1]["expected_accuracy"] == ""
-    assert "warning: prompt 'digits' looks like none" in said()
+    _, facts = ask(prompt="classify the mood of songs", force=True)
+    assert facts["expected_accuracy"] == facts["understood"] == "" and "'classify the mood of songs'" in facts["forced"]
+    assert "warning: prompt" in said() and "differ little" not in said()
     assert "what accuracy to expect is not known" in said()
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({}, "--prompt, --task, --between: give one of them"),
+        ({}, "--prompt, --task, --between: give one of them; for example --prompt=.digits rotated by .* or --prompt="),
         ({"prompt": PROMPT, "task": "x"}, "give one of them"),
-        ({"prompt": "tourne les chiffres"}, "looks like none"),
-        ({"prompt": ""}, "empty"),
+        ({"prompt": "tourne les chiffres"}, "prompt: 'tourne les chiffres'"),
+        ({"prompt": " "}, "got ' ', which has no word in it"),
+        ({"prompt": "?"}, "got '[?]', which has no word in it"),
+        (
+            {"prompt": PROMPT, "out": "x.pt"},
+            "--out: got 'x.pt', which ends as no format does",
+        ),
         ({"between": "0,1"}, "got '0,1'; allowed: a,b,w"),
         ({"between": "0,1,half"}, "allowed: a,b,w"),
         ({"between": "0,1,2"}, "weight 2.0; allowed: a number from 0 to 1"),
         ({"between": "0,nobody,0.5"}, "'nobody'; allowed: an id"),
-        ({"prompt": "digits rotated by between 75 and 75 degrees"}, "from 75 to 75 degrees, where no task is"),
         ({"prompt": "digits rotated by between 10.5 and 11.5 degrees"}, "where there is no task"),
         ({"task": "0", "out": None}, "--out: missing"),
         ({"task": "0", "out": "/nowhere/x"}, "no existing folder"),
@@ -102,7 +132,7 @@ def test_the_sampler_in_a_file_is_the_one_that_drew_it(ask, loaded, tmp_path):
     assert ask(prompt=VAGUE)[1]["sampler"] == "heun" == loaded.sampler_for(VAGUE)
     for path in tmp_path.iterdir():
         path.unlink()
-    assert "understood" not in ask(prompt=PROMPT)[1]
+    assert ask(prompt=PROMPT)[1]["sampler"] == "posterior_mean" == loaded.sampler_for(PROMPT)
 
 
 def test_beside_a_training_a_file_names_the_checkpoint_that_made_its_networks(published_folder, tmp_path, monkeypatch):
@@ -128,7 +158,7 @@ def test_beside_a_training_a_file_names_the_checkpoint_that_made_its_networks(pu
     train(4, 1.0)
     digest = files.sha256(checkpoints.directory / "4" / files.MANIFEST)
     monkeypatch.setattr(api, "load", load)
-    request.sample(workdir, prompt=PROMPT, num_samples=1, out=str(out))
+    commands.sample(workdir, prompt=PROMPT, num_samples=1, out=str(out))
     assert checkpoints.steps() == [4, 8]
     with safetensors.safe_open(out, "numpy") as file:
         assert file.metadata()["model"] == digest
@@ -157,7 +187,7 @@ def adapted(published_folder, folder, tmp_path):
     def adapted(**given):
         out = tmp_path / "net.safetensors"
         usual = {"support": str(folder), "num_samples": 4, "seed": 5, "out": str(out)}
-        request.adapt(published_folder, **(usual | given))
+        commands.adapt(published_folder, **(usual | given))
         with safetensors.safe_open(out, "numpy") as file:
             return safetensors.numpy.load_file(out), file.metadata()
 
@@ -173,7 +203,8 @@ def test_an_adapted_network_is_one_network_in_a_file_that_says_of_what(adapted, 
     assert arrays["params/Dense_0/kernel"].shape == (1, 64, 32)
     assert facts == {
         "prompt": PROMPT, "support": str(folder), "images": "20", "num_samples": "4", "steps": "3", "seed": "5",
-        "model": files.sha256(published_folder / files.MANIFEST), "expected_accuracy": "",
+        "understood": loaded.understood(PROMPT).said, "ignored": "", "forced": "", "task": "", "between": "",
+        "sampler": "heun", "model": files.sha256(published_folder / files.MANIFEST), "expected_accuracy": "",
     }  # fmt: skip
     assert "1 network, the likeliest of 4 by 20 images" in said() and "is not known" in said()
 
@@ -208,8 +239,7 @@ def one_image(folder):
     (None, {"support": "/nowhere"}, "no such folder; allowed: a folder of images"),
     (None, {"out": None}, "--out: missing"),
     (None, {"out": "/nowhere/x.npz"}, "no existing folder"),
-    (None, {"prompt": "digits rotated by between 75 and 75 degrees"}, "where no task is"),
-    (None, {"prompt": "tourne les chiffres"}, "looks like none"),
+    (None, {"prompt": "tourne les chiffres"}, "prompt: 'tourne les chiffres'"),
     (None, {"steps": -1}, "steps: got -1"),
 ])  # fmt: skip
 def test_what_cannot_be_adapted_to_writes_nothing(adapted, folder, tmp_path, change, given, message):
