@@ -25,7 +25,8 @@ def test_it_lists_tasks_prompts_ranges_and_how_images_look(loaded):
     text = str(about)
     lines = (
         "held out: 60 to 90, 216 to 234 degrees", "degrees: 0 to 360, counter-clockwise",
-        "(images, 8, 8) or (images, 64)", "pixels from 0 to 1", "zero, one", "posterior_mean by default", "id, text", "mlp, 2,410 weights",
+        "(images, 8, 8) or (images, 64)", "pixels from 0 to 1", "zero, one", "posterior_mean by default", "id, text",
+        "mlp, 2,410 weights",
     )  # fmt: skip
     for said in (*about.prompts, *lines):
         assert said in text
