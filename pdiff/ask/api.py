@@ -1,8 +1,6 @@
 """The same from Python: `pdiff.load(workdir)`, then `describe`, `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
 
-import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -17,25 +15,23 @@ from tqdm import tqdm
 
 from pdiff import results as results_lib
 from pdiff import rng
-from pdiff.ask import inputs, prompts
+from pdiff.ask import inputs
 from pdiff.ask.expect import Expectation, Expectations
 from pdiff.ask.overview import Overview, overview
-from pdiff.ask.prompts import Descriptions, shortened
-from pdiff.ask.request import Between, Plan, Request, said_of, whole
-from pdiff.config.fields import DESCRIBING
+from pdiff.ask.plan import Plan, Planner
+from pdiff.ask.prompts import shortened
+from pdiff.ask.request import Between, Request, whole
 from pdiff.errors import PdiffError
 from pdiff.evaluation.vague import Grid, Suited
-from pdiff.generator import conditioning, generator, published
+from pdiff.generator import generator, published
 from pdiff.generator.adapt import Adapter, check_examples, recipe_for
 from pdiff.generator.generator import Generator
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer, repeat
-from pdiff.models.conditions import Mixture
 from pdiff.system import dist
-from pdiff.system.logs import log
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import Reading, TaskSet
+from pdiff.tasks.language import Reading, TaskSet
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
@@ -51,37 +47,20 @@ class LoadedGenerator:
       default_sampler: the one that validation chose.
       reads_prompts: whether it was trained on any condition that a prompt is read by.
       tokenizer: a `pdiff.models.text.Tokenizer`, which reads prompts.
-      descriptions: the descriptions that it knows; `descriptions.match(prompt)` says how near a prompt is to them.
       model: the sha256 that says which checkpoint or published folder it was loaded from, as `published.restore`'s.
     """
 
     def __init__(self, static: Generator, params: PyTree, results: dict, model: str = ""):
         self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
-        self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
-        self.descriptions, self.tokenizer, self.model = Descriptions(static.family), static.tokenizer, model
-        self.reads_prompts = not set(DESCRIBING).isdisjoint(static.config.condition.use)
-        self._expectations = Expectations(results, static.family)
+        self._planner, self._expectations = Planner(static, results), Expectations(results, static.family)
+        self.default_sampler, self.reads_prompts = self._planner.default_sampler, self._planner.reads_prompts
+        self.tokenizer, self.model = static.tokenizer, model
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
         self._samplers = Samplers(static, self._mesh)
-        self._ids_explained = False
 
     def describe(self) -> Overview:
         """What can be asked for and how images have to look: tasks, prompts, ranges, samplers. `print` it."""
         return overview(self._static, self.examples(), self.default_sampler)
-
-    def examples(self, count: int = 6) -> list[str]:
-        """At most `count` prompts that work, precise and vague; none where no prompt is read."""
-        if not self.reads_prompts:
-            return []
-        grammar, seen = self.family.grammar, self.family.split("seen")
-        more = [t.descriptions[0] for t in seen[1:count]] if grammar is None else grammar.examples(count)
-        prompts = []
-        for prompt in dict.fromkeys([seen[0].descriptions[0], *more]):
-            with contextlib.suppress(PdiffError):  # a set of which this generator has no network
-                reading = self.understood(prompt)
-                if reading is None or reading.tasks is None or self.config.refined.vague:
-                    prompts.append(prompt)
-        return prompts[:count]
 
     def sample(
         self,
@@ -104,7 +83,8 @@ class LoadedGenerator:
             is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           num_samples: how many networks.
-          sampler: one of `pdiff.config.fields.SAMPLERS`; `sampler_for(prompt)` if None.
+          sampler: one of `pdiff.config.fields.SAMPLERS`; by default the one that validation chose, and of a set of
+            tasks one whose networks differ.
           seed: from 0 to 2^32 - 1. Another one gives other networks; the same gives the same.
           force: take a prompt that cannot be read, or is like no description that the generator knows, with a warning.
           progress: show a bar, if stderr is a terminal.
@@ -119,16 +99,12 @@ class LoadedGenerator:
         return self.draw(self.plan(Request(prompt, task_id, between, num_samples, sampler, seed, force)), progress)
 
     def plan(self, request: Request) -> Plan:
-        """What is done for a request: how it is read, for which tasks, by which sampler.
+        """What is done for a request. `sample` and `expect` are `draw` and `expected` of it.
 
         Raises:
-          PdiffError: as `sample`, which does no more than to draw what is planned.
+          PdiffError: as `sample`.
         """
-        ends = (request.task,) if request.between is None else request.between[:2]
-        tasks = tuple(self.task(t, "task_id" if request.between is None else "between") for t in ends if t is not None)
-        reading, doubt = self._reading(request.prompt, request.force)
-        sampler = self._sampler(request, reading)
-        return Plan(request, reading, tasks, sampler, doubt, self._condition(request, tasks))
+        return self._planner.plan(request)
 
     def draw(self, plan: Plan, progress: bool = False) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """`sample` of a request for which there is a plan."""
@@ -181,7 +157,9 @@ class LoadedGenerator:
     ) -> tuple[PyTree[Float[np.ndarray, "1 ..."]], Plan]:
         """`adapt`, and what was done for its prompt."""
         anything = prompt is None
-        request = Request(prompt, None, None, num_samples, self.differing_sampler, seed, force, anything=anything)
+        request = Request(
+            prompt, None, None, num_samples, self._planner.differing_sampler, seed, force, anything=anything
+        )
         if not self.family.data:
             raise PdiffError("support: networks that were imported without images cannot be asked about any")
         x = inputs.images(images, self.family)
@@ -201,19 +179,20 @@ class LoadedGenerator:
             chosen = self._adapter.choose(self._drawn(plan, "adapt", progress), sets)
         return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen), plan
 
-    def understood(self, prompt: str | None) -> TaskSet | None:
-        """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt, or none.
+    def understood(self, prompt: str | None, force: bool = False) -> Reading | None:
+        """What a prompt is read as: one task, a set of tasks, or a text that the model reads; None for none.
+
+        Args:
+          force: take a prompt that cannot be read as it is.
 
         Raises:
-          PdiffError: it names an empty set, or is too long.
+          PdiffError: it cannot be read, names an empty set, or is too long.
         """
-        if prompt is None:
-            return None
-        prompts.check_length(prompt)
-        tasks = self.family.grammar.read(prompt) if self.family.grammar is not None else None
-        if tasks is not None and not len(self._static.refined.rows_of(tasks)):
-            raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
-        return tasks
+        return self._planner.understood(prompt, force)
+
+    def examples(self, count: int = 6) -> list[str]:
+        """At most `count` prompts that work, precise and vague; none where no prompt is read."""
+        return self._planner.examples(count)
 
     def suited(self, params: PyTree[Float[np.ndarray, "samples ..."]], prompt: str) -> list[Suited]:
         """What each of some networks that were drawn for a vague prompt is good for, and how good.
@@ -250,32 +229,16 @@ class LoadedGenerator:
         Raises:
           PdiffError: as `sample`.
         """
-        return self.expected_of(self.plan(Request(prompt, task_id, between, sampler=sampler, force=force)))
-
-    def expected_of(self, plan: Plan) -> Expectation | None:
-        """`expect` of a request for which there is a plan."""
-        return None if plan.doubt else self.expected(plan.request)
+        return self.expected(self.plan(Request(prompt, task_id, between, sampler=sampler, force=force)))
 
     def facts(self, expected: Expectation | None) -> dict[str, str]:
         """What a file of its networks says of this generator, and what it expects of them."""
         accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
         return {"model": self.model, "expected_accuracy": accuracy}
 
-    def expected(self, request: Request) -> Expectation | None:
-        """`expect` of a request."""
-        name, given = self.sampler_for(request.prompt, request.sampler), self.config.sample.condition
-        if not self.results:
-            return None
-        if (prompt := request.prompt) is not None:
-            if (tasks := self.understood(prompt)) is not None:
-                return self._expectations.for_set(tasks, name, given)
-            if (task := self.descriptions.task(prompt)) is not None:
-                return self._expectations.for_task(task, name, self._described())
-            factors = self.descriptions.factors(prompt)
-            return factors and self._expectations.for_factors(factors, name, self._described())
-        if request.between is not None:
-            return self._expectations.between(*self._ends(request.between), request.between[2], name, given)
-        return self._expectations.for_task(self.task(request.task), name, given)
+    def expected(self, plan: Plan) -> Expectation | None:
+        """`expect` of a request for which there is a plan."""
+        return self._planner.expected(plan)
 
     def expect_adapted(self, labels: Int[np.ndarray, " images"] | None, described: bool) -> Expectation | None:
         """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
@@ -298,41 +261,6 @@ class LoadedGenerator:
     def _grid(self) -> Grid:
         return Grid(self._static, self._mesh)
 
-    def _reading(self, prompt: str | None, force: bool) -> tuple[Reading | None, str]:
-        """What a prompt is read as, and why it would be refused if it were not forced, else ''."""
-        try:
-            reading = self.understood(prompt)
-            if reading is None and prompt is not None:
-                self.descriptions.check(prompt)
-            return reading, ""
-        except PdiffError as e:
-            if not force:
-                raise
-            return None, str(e).removeprefix("prompt: ")
-
-    def _condition(self, request: Request, tasks: tuple[Task, ...]) -> dict | Mixture:
-        """The condition of one of a request's networks."""
-        if request.prompt is not None:
-            return self._prompted(request.prompt, request.force, request.seed)
-        if request.anything:
-            return self._static.condition([self.family.tasks[0]], given=())
-        first, *second = (self._static.condition([task], None, self.config.sample.condition) for task in tasks)
-        return Mixture(first, *second, np.array([request.between[2]], np.float32)) if second else first
-
-    def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
-        """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
-        if (tasks := self.understood(prompt)) is not None:
-            return conditioning.set_condition(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
-        read, longest = self._described(), self.tokenizer.max_length
-        # Of an empty text, or one that is too long, those who read it say what is wrong.
-        if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
-            match = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
-            if not match.known:
-                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(match))
-            if said := self.descriptions.beyond(prompt, match):
-                log.warning("warning: prompt %s: %s", shortened(prompt), said)
-        return self._static.condition([self.family.tasks[0]], [prompt], read)
-
     def _parts(self, params: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """What of whole trees is generated."""
         return jax.vmap(lambda p: codec.take(self._static.spec, p))(params)
@@ -343,57 +271,13 @@ class LoadedGenerator:
         flat = dict(spec_lib.flatten(repeat(static.base, count))) | dict(spec_lib.flatten(parts))
         return jax.tree.unflatten(static.spec.treedef, [flat[leaf.path] for leaf in static.spec.all_leaves])
 
-    def _described(self) -> tuple[str, ...]:
-        """The conditions that a prompt is read by."""
-        if not self.reads_prompts:
-            use, wanted = ", ".join(self.config.condition.use), " or ".join(DESCRIBING)
-            raise PdiffError(f"prompt: this generator was trained on {use} and reads no {wanted}; give a task")
-        read = tuple(n for n in DESCRIBING if n in self.config.condition.use)
-        return tuple(n for n in read if n in self.config.sample.condition) or read
-
-    def _ends(self, between: Between) -> tuple[Task, Task]:
-        return self.task(between[0], "between"), self.task(between[1], "between")
-
-    @property
-    def differing_sampler(self) -> str:
-        """The default for networks that are to differ: one call (`posterior_mean`) draws the mean of all there are."""
-        if self.default_sampler != "posterior_mean":
-            return self.default_sampler
-        return self.results.get("selection", {}).get("many_steps", "heun")
-
-    def sampler_for(self, prompt: str | None, sampler: str | None = None) -> str:
-        """The sampler that `sample` uses for a prompt, or for a request without one: the one that is asked for, if any.
-
-        Raises:
-          PdiffError: there is no such sampler, or as `sample` of the prompt.
-        """
-        request = Request(prompt, sampler=sampler, anything=prompt is None)
-        return self._sampler(request, self._reading(prompt, False)[0])
-
-    def _sampler(self, request: Request, reading: Reading | None) -> str:
-        vague = reading is not None and reading.tasks is not None
-        return request.sampler or (self.differing_sampler if vague else self.default_sampler)
-
     def task(self, name: int | str, argument: str = "task") -> Task:
         """A task by its name or its id; the first id warns that it is one. `argument` is for messages.
 
         Raises:
           PdiffError: there is no such task.
         """
-        tasks, names = self.family.tasks, {t.name: t for t in self.family.tasks}
-        if name in names:
-            return names[name]
-        if str(name).isdecimal() and not isinstance(name, bool) and int(name) < len(tasks):
-            task = tasks[int(name)]
-            if not self._ids_explained:
-                message = "warning: %s: %s counts the tasks from 0 and is no number of a description; it is %s"
-                log.warning(message, argument, name, said_of(task))
-                self._ids_explained = True
-            return task
-        near = difflib.get_close_matches(str(name), names, 3, 0.5) or [tasks[0].name]
-        raise PdiffError(
-            f"{argument}: got {name!r}; allowed: an id from 0 to {len(tasks) - 1}, or a name such as {', '.join(near)}"
-        )
+        return self._planner.task(name, argument)
 
     def images(
         self, task: int | str, part: str = "test"

@@ -10,7 +10,8 @@ from pdiff import scenario
 from pdiff.ask import api, exports
 from pdiff.ask.api import LoadedGenerator
 from pdiff.ask.expect import Expectation
-from pdiff.ask.request import Plan, Request, one_of, said_of
+from pdiff.ask.plan import Plan, said_of
+from pdiff.ask.request import Request, one_of
 from pdiff.errors import PdiffError
 from pdiff.generator import generator, published
 from pdiff.system import logs
@@ -44,7 +45,7 @@ def sample(
     loaded, write = _open(workdir, out, form)
     plan = loaded.plan(request)
     _say(plan)
-    networks, expected = loaded.draw(plan, progress=True), loaded.expected_of(plan)
+    networks, expected = loaded.draw(plan, progress=True), loaded.expected(plan)
     suited = loaded.suited_in(networks, plan.reading.tasks) if plan.vague and loaded.family.data else []
     best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
     write(networks, expected, plan.facts | ({"best": json.dumps(best)} if plan.vague else {}))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pdiff.generator.adapt import row_for
 from pdiff.tasks.base import Family, Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import TaskSet
 
 NEAREST = 8  # measured tasks that stand for one that lies in no region
 FEWEST = 3  # measured tasks of a region; with fewer, its whole split stands for it

@@ -1,16 +1,13 @@
-"""What a trained generator is asked for, and what it makes of that, as the command line, Python and the page do it."""
+"""What a trained generator is asked for, as the command line, Python and the page hand it on."""
 
 import dataclasses
 import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from pdiff.ask.prompts import check_length, shortened
+from pdiff.ask.prompts import shortened
 from pdiff.config.fields import SAMPLERS
 from pdiff.errors import PdiffError
-from pdiff.models.conditions import Mixture
-from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import Reading
 
 Between = tuple[int | str, int | str, float]
 MOST_SEED = 2**32 - 1
@@ -41,7 +38,7 @@ class Request:
         if self.prompt is not None:
             _check_prompt(self.prompt)
         if self.task is not None:
-            _check_task("task_id", self.task)
+            check_task("task_id", self.task)
         if self.between is not None:
             _check_between(self.between)
         if self.sampler is not None and self.sampler not in SAMPLERS:
@@ -50,51 +47,6 @@ class Request:
         whole("seed", self.seed, 0, MOST_SEED)
         if not isinstance(self.force, bool):
             raise PdiffError(f"force: got {self.force!r}; allowed: True or False")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one generator does for a request.
-
-    Attributes:
-      reading: what the prompt was read as; None without a prompt, where the model reads it alone, and by force.
-      tasks: the task that is named, or the two ends of `between`; none of a prompt.
-      sampler: the one that draws.
-      doubt: why the prompt would have been refused without `force`; '' if it would not.
-      condition: of one network, as `Generator.condition`'s, or of two tasks mixed.
-    """
-
-    request: Request
-    reading: Reading | None
-    tasks: tuple[Task, ...]
-    sampler: str
-    doubt: str
-    condition: dict | Mixture
-
-    @property
-    def vague(self) -> bool:
-        """Whether the prompt names a set of tasks."""
-        return self.reading is not None and self.reading.tasks is not None
-
-    @property
-    def named_one(self) -> bool:
-        """Whether it is one task that is asked for, by a description or by name."""
-        return not (self.vague or self.request.anything or self.doubt)
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a file of its networks says of where they come from."""
-        request, reading, ends = self.request, self.reading, [t.name for t in self.tasks]
-        return {
-            "prompt": request.prompt or "",
-            "understood": "" if reading is None else reading.said,
-            "ignored": "" if reading is None else ", ".join(reading.ignored),
-            "forced": self.doubt,
-            "task": "".join(ends) if request.between is None else "",
-            "between": "" if request.between is None else ",".join((*ends, f"{request.between[2]:g}")),
-            "sampler": self.sampler,
-            "seed": str(request.seed),
-        }
 
 
 def one_of(ways: Mapping[str, Any], refusal: str, nothing: str = "nothing") -> None:
@@ -112,22 +64,17 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
         raise PdiffError(f"{name}: got {value!r}; allowed: a whole number, {most}")
 
 
-def said_of(task: Task) -> str:
-    """A task in a line: its name, number, description and split."""
-    return f"{task.name} (id {task.id}, {task.split}): '{task.descriptions[0]}'"
+def check_task(argument: str, task: Any) -> None:
+    """Raises PdiffError unless the argument of that name could be a task's name or its id."""
+    if not isinstance(task, (str, numbers.Integral)) or isinstance(task, bool):
+        raise PdiffError(f"{argument}: got {task!r}; allowed: the name of a task, or its id, a whole number")
 
 
 def _check_prompt(prompt: Any) -> None:
     if not isinstance(prompt, str):
         raise PdiffError(f"prompt: got {prompt!r}; allowed: a description in words, as a str")
-    check_length(prompt)
     if not any(c.isalnum() for c in prompt):
         raise PdiffError(f"prompt: got {shortened(prompt)}, which has no word in it; allowed: a description of a task")
-
-
-def _check_task(argument: str, task: Any) -> None:
-    if not isinstance(task, (str, numbers.Integral)) or isinstance(task, bool):
-        raise PdiffError(f"{argument}: got {task!r}; allowed: the name of a task, or its id, a whole number")
 
 
 def _check_between(between: Any) -> None:
@@ -136,7 +83,7 @@ def _check_between(between: Any) -> None:
         raise PdiffError(refusal)
     *ends, weight = between
     for end in ends:
-        _check_task("between", end)
+        check_task("between", end)
     if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
         raise PdiffError(refusal)
     if not 0 <= weight <= 1:

@@ -226,5 +226,5 @@ def hold_out(names: Collection[str], config: ConfigDict, seed: int, start: str) 
 
 
 def words_of(name: str) -> str:
-    """A task's name as a description."""
-    return " ".join(re.split("[_-]+", name)).strip() or name
+    """A task's name as a description: dashes and underscores are spaces, but for the sign of a number."""
+    return " ".join(re.split(r"_+|-+(?![.\d])|(?<=[^\W_])-+", name)).strip() or name

@@ -17,7 +17,6 @@ from pdiff.errors import PdiffError
 from pdiff.generator import published
 from pdiff.generator.generator import MEMBERS
 from pdiff.tasks.families.rotation import rotation_matrix
-from pdiff.tasks.grammar import Reading
 from tests.annotations import unchecked
 
 PROMPT = "digits rotated by 75 degrees"
@@ -66,8 +65,8 @@ def test_a_prompt_about_something_else_is_taken_by_force_alone(loaded, caplog):
             loaded.sample(prompt=refused)
     assert loaded.plan(Request(PROMPT, force=True)).doubt == ""
     plan = loaded.plan(Request(foreign, force=True))
-    assert plan.doubt and plan.reading is None and not plan.vague and plan.facts["forced"] == plan.doubt
-    assert np.isfinite(kernel(loaded.draw(plan))).all() and loaded.expected_of(plan) is None
+    assert plan.doubt and not plan.vague and plan.facts["doubt"] == plan.doubt and plan.facts["forced"] == "true"
+    assert np.isfinite(kernel(loaded.draw(plan))).all() and loaded.expected(plan) is None
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,8 @@ def test_an_id_is_no_angle_and_that_is_said_once(published_folder, said):
 def test_a_name_comes_before_an_id_and_near_names_are_given(loaded, monkeypatch):
     tasks = loaded.family.tasks
     renamed = dataclasses.replace(tasks[5], name="3")
-    monkeypatch.setattr(loaded, "family", dataclasses.replace(loaded.family, tasks=(*tasks[:5], renamed, *tasks[6:])))
+    family = dataclasses.replace(loaded.family, tasks=(*tasks[:5], renamed, *tasks[6:]))
+    monkeypatch.setattr(loaded._planner, "_family", family)
     assert loaded.task("3") == renamed
     with pytest.raises(PdiffError, match=f"or a name such as .*{tasks[2].name}"):
         loaded.task(tasks[2].name + "9")
@@ -166,11 +166,14 @@ def test_networks_of_a_vague_prompt_differ_from_those_of_another(loaded):
 
 
 def test_what_is_to_differ_is_not_drawn_in_one_call_unless_asked_for(loaded, drawn, monkeypatch):
-    assert loaded.default_sampler == loaded.sampler_for(PROMPT) == loaded.sampler_for(None) == "posterior_mean"
-    assert loaded.sampler_for(VAGUE) == loaded.differing_sampler == "heun"  # where the run has chosen none
-    assert loaded.sampler_for(VAGUE, "posterior_mean") == "posterior_mean"
+    def sampler(*prompt, **given):
+        return loaded.plan(Request(*prompt, **given)).sampler
+
+    assert loaded.default_sampler == sampler(PROMPT) == sampler(task=loaded.family.tasks[0].name) == "posterior_mean"
+    assert sampler(VAGUE) == "heun"  # where the run has chosen none
+    assert sampler(VAGUE, sampler="posterior_mean") == "posterior_mean"
     monkeypatch.setitem(loaded.results["selection"], "many_steps", "ddim")
-    assert loaded.sampler_for(VAGUE) == "ddim"
+    assert sampler(VAGUE) == "ddim"
     loaded.sample(prompt=VAGUE)
     assert drawn[-1][0] == "ddim"
 
@@ -377,12 +380,22 @@ def test_examples_work(loaded):
 
 
 def test_a_plan_says_what_was_read_and_what_changed_nothing(loaded, monkeypatch):
-    reading = Reading("285 degrees counter-clockwise (75 clockwise)", (285.0,), None, ("please", "kindly"))
-    monkeypatch.setattr(loaded, "understood", lambda prompt: reading)
-    assert loaded.plan(Request("anything", seed=3)).facts == {
-        "prompt": "anything", "understood": reading.said, "ignored": "please, kindly", "forced": "", "task": "",
-        "between": "", "sampler": "posterior_mean", "seed": "3",
+    prompt = "kindly, digits just 75 degrees clockwise"
+    facts = loaded.plan(Request(prompt, seed=3, force=True)).facts
+    assert "285" in facts["understood"] and facts.pop("understood") == loaded.understood(prompt).said
+    assert facts == {
+        "prompt": prompt, "ignored": "kindly, just", "doubt": "", "forced": "false", "task": "", "between": "",
+        "sampler": "posterior_mean", "seed": "3",
     }  # fmt: skip
+
+
+def test_a_description_of_a_task_of_the_family_names_it(loaded):
+    task = loaded.family.split("unseen")[1]
+    for prompt in (task.descriptions[0], task.held_out_descriptions[0]):
+        plan = loaded.plan(Request(prompt))
+        assert plan.tasks == (task,) and plan.facts["task"] == task.name and plan.named_one
+    vague = loaded.plan(Request(VAGUE))
+    assert vague.tasks == () and vague.vague and not vague.named_one
 
 
 # --- the README ---------------------------------------------------------------------------------------

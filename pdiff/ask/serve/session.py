@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, PyTree
 from pdiff.ask.api import LoadedGenerator
 from pdiff.ask.expect import Expectation
 from pdiff.ask.overview import indicators, ranges, turning
-from pdiff.ask.request import Plan, Request
+from pdiff.ask.plan import Plan
+from pdiff.ask.request import Request
 from pdiff.ask.serve import fields, pictures
 from pdiff.ask.serve.fields import MOST_EXAMPLES, MOST_NETWORKS
 from pdiff.errors import PdiffError
@@ -142,7 +143,7 @@ class Session:
         start, loaded = time.perf_counter(), self._loaded
         with _warnings() as warnings:
             plan = loaded.plan(fields.of_sample(request, loaded))
-            networks, expected = loaded.draw(plan), loaded.expected_of(plan)
+            networks, expected = loaded.draw(plan), loaded.expected(plan)
             suited = loaded.suited_in(networks, plan.reading.tasks) if plan.vague else []
         variables, factors = (self._nearest(suited[0].factors), None) if suited else self._own(plan)
         shown = 1 if suited else plan.request.num_samples
@@ -243,13 +244,10 @@ class Session:
 
     def _own(self, plan: Plan) -> tuple[Any, tuple[float, ...] | None]:
         """The variables and the factors of the task that is asked for, each None if it cannot be told."""
-        family, descriptions = self._family, self._loaded.descriptions
-        if plan.doubt:
-            return None, None
-        task = plan.tasks[0] if plan.tasks else descriptions.task(plan.request.prompt)
-        if task is not None:
+        family, factors = self._family, plan.reading and plan.reading.factors
+        if plan.tasks:
+            (task,) = plan.tasks
             return jax.tree.map(lambda v: v[task.id], family.variables), task.factors or None
-        factors = plan.reading.factors if plan.reading else descriptions.factors(plan.request.prompt)
         return (family.vary(factors) if factors is not None and family.vary is not None else None), factors
 
     def _nearest(self, factors: tuple[float, ...]) -> Any:
