@@ -23,7 +23,7 @@ from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import run
 from pdiff import workdir as workdir_lib
-from pdiff.ask import request
+from pdiff.ask import commands
 from pdiff.errors import PdiffError
 from pdiff.evaluation import audit as audit_lib
 from pdiff.evaluation import closeup
@@ -295,7 +295,7 @@ def test_an_audit_needs_a_finished_run(workdir, tmp_path):
 def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message):
     asked = {"num_samples": 1, "sampler": None, "seed": 0, "out": str(tmp_path / "x")}
     with pytest.raises(PdiffError, match=message):
-        request.sample(workdir, **(asked | given))
+        commands.sample(workdir, **(asked | given))
     assert not list(tmp_path.iterdir())
 
 
