@@ -1,4 +1,4 @@
-"""What to expect is read off the results: of the very task, of those nearby, of its region's ends, or it is not known."""
+"""What to expect is read off the results: of the task itself, of those nearby, of its region's ends, or not known."""
 
 import dataclasses
 

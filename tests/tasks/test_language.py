@@ -161,7 +161,7 @@ def test_tables_of_words_become_terminals():
 
 
 def test_a_prompt_that_is_no_text_or_too_long_is_refused(families):
-    for prompt, message in ((75, "prompt: got 75; allowed: a text"), ("x" * 2000, "at most 1000"), (" ", "an empty text"),
-                            ("\ud800", "no text in Unicode")):  # fmt: skip
+    refused = {75: "prompt: got 75; allowed: a text", "x" * 2000: "at most 1000", " ": "an empty text"}
+    for prompt, message in (refused | {"\ud800": "no text in Unicode"}).items():
         with unchecked(), pytest.raises(PdiffError, match=message):
             prompts_lib.read(families["interp"], None, prompt, False)
