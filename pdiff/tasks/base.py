@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.grammar import Grammar
+from pdiff.tasks.plain import plain
 
 SPLITS = ("seen", "validation", "interp", "unseen")
 REPORTED_SPLITS = ("seen", "interp", "unseen")  # validation tasks choose, so they prove nothing
@@ -247,3 +248,15 @@ def hold_out(names: Collection[str], config: ConfigDict, seed: int, start: str) 
 def words_of(name: str) -> str:
     """A task's name as a description: dashes and underscores are spaces, but for the sign of a number."""
     return " ".join(re.split(r"_+|-+(?![.\d])|(?<=[^\W_])-+", name)).strip() or name
+
+
+def same_descriptions(descriptions: Mapping[str, Sequence[str]], most: int = 5) -> list[str]:
+    """A line on tasks, given by name, that a description cannot tell apart; none if there are no such tasks."""
+    having: dict[str, list[str]] = {}
+    for name, texts in descriptions.items():
+        for text in {plain(t) for t in texts}:
+            having.setdefault(text, []).append(name)
+    same = [f"{' = '.join(names[:3])} ('{text}')" for text, names in sorted(having.items()) if len(names) > 1]
+    more = f" and {len(same) - most} more" * (len(same) > most)
+    said = f"tasks with the same description, which cannot be told apart by it: {'; '.join(same[:most])}{more}"
+    return [said] if same else []
