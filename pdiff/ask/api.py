@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -231,10 +231,12 @@ class LoadedGenerator:
         """
         return self.expected(self.plan(Request(prompt, task_id, between, sampler=sampler, force=force)))
 
-    def facts(self, expected: Expectation | None) -> dict[str, str]:
-        """What a file of its networks says of this generator, and what it expects of them."""
+    def facts(self, expected: Expectation | None, suited: Sequence[Suited] = ()) -> dict[str, str]:
+        """What a file of its networks says of this generator, of what it expects, and of what each is good for."""
         accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
-        return {"model": self.model, "expected_accuracy": accuracy}
+        best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
+        facts = {"model": self.model, "expected_accuracy": accuracy}
+        return facts | ({"best": json.dumps(best)} if best else {})
 
     def expected(self, plan: Plan) -> Expectation | None:
         """`expect` of a request for which there is a plan."""

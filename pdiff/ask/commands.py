@@ -1,6 +1,5 @@
 """What the command line asks of a trained generator: networks in a file, or the generator itself as a small folder."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,7 @@ def sample(
     _say(plan)
     networks, expected = loaded.draw(plan, progress=True), loaded.expected(plan)
     suited = loaded.suited_in(networks, plan.reading.tasks) if plan.vague and loaded.family.data else []
-    best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
-    write(networks, expected, plan.facts | ({"best": json.dumps(best)} if plan.vague else {}))
+    write(plan.facts | loaded.facts(expected, suited), networks)
     log.info("%d networks: %s", request.num_samples, _written(out))
     for i, one in enumerate(suited[:MOST_SAID]):
         log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
@@ -78,7 +76,7 @@ def adapt(
     _say(plan)
     expected = loaded.expect_adapted(labels, given["prompt"] is not None)
     counts = {"support": support, "images": str(len(images)), "num_samples": str(plan.request.num_samples)}
-    write(network, expected, plan.facts | counts | {"steps": str(given.get("steps", ""))})
+    write(plan.facts | counts | {"steps": str(given.get("steps", ""))} | loaded.facts(expected), network)
     log.info("1 network, the likeliest of %d by %d images: %s", plan.request.num_samples, len(images), _written(out))
     _tell(expected)
 
@@ -93,13 +91,13 @@ def _for_example(workdir: Path | None) -> str:
 
 def _say(plan: Plan) -> None:
     """Says what a request was read as."""
-    for task in plan.tasks:
-        log.info("task %s", said_of(task))
-    if plan.reading is not None:
-        set_of = "; each network is drawn from that set" if plan.vague else ""
-        log.info("read as %s%s", plan.reading.said, set_of)
-        if plan.reading.ignored:
-            log.info("words that changed nothing: %s", ", ".join(plan.reading.ignored))
+    if plan.reading is None:
+        for task in plan.tasks:
+            log.info("task %s", said_of(task))
+        return
+    log.info("read as %s%s", plan.said, "; each network is drawn from that set" if plan.vague else "")
+    if plan.reading.ignored:
+        log.info("words that changed nothing: %s", ", ".join(plan.reading.ignored))
 
 
 def _written(out: str) -> str:
@@ -109,7 +107,7 @@ def _written(out: str) -> str:
 
 
 def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[LoadedGenerator, Callable]:
-    """The generator, and (networks, expected accuracy, where they come from) -> None, which writes them."""
+    """The generator, and (where networks come from, networks) -> None, which writes them."""
     logs.set_up()
     if out is None:
         raise PdiffError("--out: missing; allowed: the file or folder to write")
@@ -118,8 +116,8 @@ def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[Load
     form = exports.format_of(Path(out), form, imported)
     loaded = api.load(workdir)
 
-    def write(networks, expected: Expectation | None, facts: dict[str, str]) -> None:
-        exports.write(networks, Path(out), form, facts | loaded.facts(expected), imported)
+    def write(facts: dict[str, str], networks) -> None:
+        exports.write(networks, Path(out), form, facts, imported)
 
     return loaded, write
 

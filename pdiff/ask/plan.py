@@ -31,6 +31,7 @@ class Plan:
     Attributes:
       reading: what the prompt was read as, if there is one.
       tasks: the family's task that is named or described, or the two ends of `between`; none of any other prompt.
+      where: the split of a described task, and the held-out region that it lies in; '' if that is not known.
       sampler: the one that draws.
       condition: of one network, as `Generator.condition`'s, or of two tasks mixed.
     """
@@ -38,6 +39,7 @@ class Plan:
     request: Request
     reading: Reading | None
     tasks: tuple[Task, ...]
+    where: str
     sampler: str
     condition: dict | Mixture
 
@@ -57,12 +59,19 @@ class Plan:
         return not (self.vague or self.request.anything or self.doubt)
 
     @property
+    def said(self) -> str:
+        """What the prompt was read as, and where that lies; '' without a prompt."""
+        parts = [] if self.reading is None else [self.reading.said, self.where]
+        return "; ".join(part for part in parts if part)
+
+    @property
     def facts(self) -> dict[str, str]:
         """What a file of its networks says of where they come from."""
         request, reading, ends = self.request, self.reading, [t.name for t in self.tasks]
         return {
             "prompt": request.prompt or "",
             "understood": "" if reading is None else reading.said,
+            "where": self.where,
             "ignored": "" if reading is None else ", ".join(reading.ignored),
             "doubt": self.doubt,
             "forced": "true" if request.force and self.doubt else "false",
@@ -103,7 +112,8 @@ class Planner:
             tasks = (self._described_by[reading.text],)
         vague = reading is not None and reading.tasks is not None
         sampler = request.sampler or (self.differing_sampler if vague else self.default_sampler)
-        plan = Plan(request, reading, tasks, sampler, self._condition(request, reading, tasks))
+        condition = self._condition(request, reading, tasks)
+        plan = Plan(request, reading, tasks, self._where(reading), sampler, condition)
         if plan.doubt:
             log.warning("warning: prompt %s: %s", shortened(request.prompt), plan.doubt)
         return plan
@@ -180,6 +190,14 @@ class Planner:
         if self.default_sampler != "posterior_mean":
             return self.default_sampler
         return self._results.get("selection", {}).get("many_steps", "heun")
+
+    def _where(self, reading: Reading | None) -> str:
+        if reading is None or reading.factors is None:
+            return ""
+        split, region = self._expectations.region(reading.factors)
+        if region is None:
+            return split or ""
+        return f"{split}, {self._family.factor_names[0]} from {region[0]:g} to {region[1]:g}"
 
     def _condition(self, request: Request, reading: Reading | None, tasks: tuple[Task, ...]) -> dict | Mixture:
         """The condition of one of a request's networks."""

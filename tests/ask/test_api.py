@@ -385,7 +385,7 @@ def test_a_plan_says_what_was_read_and_what_changed_nothing(loaded, monkeypatch)
     assert "285" in facts["understood"] and facts.pop("understood") == loaded.understood(prompt).said
     assert facts == {
         "prompt": prompt, "ignored": "kindly, just", "doubt": "", "forced": "false", "task": "", "between": "",
-        "sampler": "posterior_mean", "seed": "3",
+        "where": "seen", "sampler": "posterior_mean", "seed": "3",
     }  # fmt: skip
 
 

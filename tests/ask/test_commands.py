@@ -47,12 +47,14 @@ def test_a_file_says_what_was_asked_for_and_what_to_expect(ask, loaded, publishe
     assert "unseen" in told["basis"]
     assert told["mean"] == pytest.approx(loaded.expect(prompt=PROMPT).mean)
     assert facts["understood"] == loaded.understood(PROMPT).said
-    assert facts["ignored"] == facts["doubt"] == facts["task"] == facts["between"] == "" and facts["forced"] == "false"
+    assert facts["ignored"] == facts["doubt"] == facts["between"] == "" and facts["forced"] == "false"
+    assert facts["where"] == "unseen, degrees from 60 to 90" and facts["task"] == "rotation_75"
 
 
 def test_what_was_read_is_said(ask, loaded, tmp_path, said):
     ask(prompt=PROMPT)
-    assert f"read as {loaded.understood(PROMPT).said}" in said() and "differ little" in said()
+    told = f"read as {loaded.understood(PROMPT).said}; unseen, degrees from 60 to 90\n"
+    assert told in said() and "differ little" in said()
     assert f"{tmp_path / 'nets.safetensors'}, with nets.safetensors.sha256 beside it" in said()
 
 
@@ -199,8 +201,8 @@ def test_an_adapted_network_is_one_network_in_a_file_that_says_of_what(adapted, 
     assert arrays["params/Dense_0/kernel"].shape == (1, 64, 32)
     assert facts == {
         "prompt": PROMPT, "support": str(folder), "images": "20", "num_samples": "4", "steps": "3", "seed": "5",
-        "understood": loaded.understood(PROMPT).said, "ignored": "", "doubt": "", "forced": "false", "task": "",
-        "between": "",
+        "understood": loaded.understood(PROMPT).said, "ignored": "", "doubt": "", "forced": "false",
+        "task": "rotation_75", "where": "unseen, degrees from 60 to 90", "between": "",
         "sampler": "heun", "model": files.sha256(published_folder / files.MANIFEST), "expected_accuracy": "",
     }  # fmt: skip
     assert "1 network, the likeliest of 4 by 20 images" in said() and "is not known" in said()

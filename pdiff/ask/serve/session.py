@@ -147,7 +147,7 @@ class Session:
             suited = loaded.suited_in(networks, plan.reading.tasks) if plan.vague else []
         variables, factors = (self._nearest(suited[0].factors), None) if suited else self._own(plan)
         shown = 1 if suited else plan.request.num_samples
-        answer = Made(networks, variables, plan.facts | loaded.facts(expected), shown)
+        answer = Made(networks, variables, plan.facts | loaded.facts(expected, suited), shown)
         return self._answer(
             start, answer, plan, expected, warnings,
             prompt=plan.request.prompt if plan.request.prompt is not None else plan.tasks[0].descriptions[0],
@@ -187,7 +187,7 @@ class Session:
         """What the page is told of networks, which are kept; in place of some of it, and beside it, `more`."""
         return {
             "id": self._keep(answer),
-            "understood": plan.reading and plan.reading.said,
+            "understood": plan.said,
             "ignored": list(plan.reading.ignored) if plan.reading else [],
             "forced": bool(plan.doubt),
             "networks": None,
