@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 from pdiff.ask.nearby import FEWEST, HELD, Nearby, flips, student
 from pdiff.generator.adapt import row_for
@@ -150,13 +149,17 @@ class Expectations:
 
     def split_at(self, value: float) -> str:
         """The split whose region a value of the first factor lies in: seen outside all."""
+        return self.region_at(value)[0]
+
+    def region_at(self, value: float) -> tuple[str, tuple[float, float] | None]:
+        """The split and the held-out region that a value of the first factor lies in: seen and None outside all."""
         period = self._family.factor_periods[0]
         for split, regions in self._family.arcs.items():
             for start, end in regions:
                 offset = (value - start) % period if period else value - start
                 if 0 <= offset < end - start:
-                    return split
-        return "seen"
+                    return split, (start, end)
+        return "seen", None
 
     def _in_region(
         self, split: str, factors: Sequence[float], sampler: str, given: Sequence[str]
@@ -273,6 +276,8 @@ def _either(ways: Sequence[Expectation]) -> Expectation:
 
 def _mixture(places: Sequence[Expectation], said: str) -> Expectation | None:
     """One of many places, each as likely; what lies between a place's ends is taken for a normal's share of HELD."""
+    from scipy import special  # slow to import
+
     if not places:
         return None
     steps = special.ndtri((np.arange(20) + 0.5) / 20) / special.ndtri((1 + HELD) / 2)

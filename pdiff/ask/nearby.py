@@ -12,7 +12,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 HELD = 0.9  # the share of tasks that an interval is to hold
 FEWEST = 3  # measured values from which something can be said
@@ -74,6 +73,8 @@ class _Fit:
 
 def student(count: int) -> float:
     """Standard deviations either way that hold HELD of all values, where `count` known ones gave the deviation."""
+    from scipy import special  # slow to import, here and below
+
     return float(special.stdtrit(count - 1, (1 + HELD) / 2))
 
 
@@ -82,6 +83,8 @@ def flips(images: int) -> float:
 
     It is the end of Jeffreys' interval for 0 of `images`.
     """
+    from scipy import special
+
     return float(special.betaincinv(0.5, images + 0.5, HELD))
 
 

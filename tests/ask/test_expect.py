@@ -171,21 +171,23 @@ def test_what_was_not_measured_is_not_known(asked):
 
 def test_a_set_is_all_that_may_be_drawn_from_it(asked):
     family, expectations = asked
-    tasks = family.grammar.read("digits rotated by between 60 and 120 degrees")
+    tasks = family.grammar.read("digits rotated by between 60 and 120 degrees").tasks
     found = expectations.for_set(tasks, SAMPLER, TEXT)
     assert found.mean == pytest.approx(HELD_OUT.mean(), abs=3e-3) and found.low < 0.701 and found.high > 0.704
     assert found.basis == f"120 tasks of {tasks.said}" and found.finetuned == pytest.approx(0.95)
     assert expectations.for_set(tasks, "posterior_mean", TEXT).mean == pytest.approx(found.mean - 0.01, abs=1e-3)
-    every = expectations.for_set(family.grammar.read("digits rotated by some angle"), SAMPLER, TEXT)
+    every = expectations.for_set(family.grammar.read("digits rotated by some angle").tasks, SAMPLER, TEXT)
     assert every.low < 0.72 and every.high > 0.9  # seen and held-out tasks in one
 
 
 def test_a_narrow_set_is_one_place(asked):
     family, expectations = asked
-    narrow = expectations.for_set(family.grammar.read("digits rotated by between 77.1 and 77.9 degrees"), SAMPLER, TEXT)
+    narrow = expectations.for_set(
+        family.grammar.read("digits rotated by between 77.1 and 77.9 degrees").tasks, SAMPLER, TEXT
+    )
     near = expectations.for_factors((77.5,), SAMPLER, TEXT)
     assert (narrow.low, narrow.high) == pytest.approx((near.low, near.high), abs=1e-3)
-    every = family.grammar.read("digits rotated by some angle")
+    every = family.grammar.read("digits rotated by some angle").tasks
     assert expectations.for_set(every, "ddim2", TEXT) is None and expectations.for_set(every, SAMPLER, ("id",)) is None
 
 
