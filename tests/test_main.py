@@ -167,7 +167,7 @@ def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
     networks = loaded.sample(prompt=prompt, num_samples=3)
     # The same seed in another process, whose number of devices is another, gives the same networks.
     np.testing.assert_allclose(networks["params"]["Dense_0"]["kernel"], arrays["params/Dense_0/kernel"], atol=1e-4)
-    assert loaded.accuracy(networks, 0).shape == (3,)
+    assert loaded.accuracy(networks, loaded.family.tasks[0].name).shape == (3,)
 
 
 def test_adapt_writes_one_network_for_a_folder_of_images(workdir, tmp_path):
