@@ -22,8 +22,9 @@ SIZES = (2, 3, 4, 5)  # classes in a subset
 _FRAMES = (
     "recognise just {}", "tell images of {} from all others", "does an image show {}", "a detector of {}",
     "{} against the rest", "say yes to {}, no to every other kind", "a network that knows {}, and nothing else",
-    "is this image {}, or something else", "I need a classifier that spots {}", "only {}",
-    "a model which answers yes to {}", "find images of {}", "the classes {}", "is it {}", "detect {}", "recognising {} as against everything else",
+    "is this image {}, or something else", "I need a classifier that spots {}", "only {}", "find images of {}",
+    "a model which answers yes to {}", "the classes {}", "is it {}", "detect {}",
+    "recognising {} as against everything else",
 )  # fmt: skip
 # A wording, the word before the last class, and the order of the classes: see `_listed`. Each frame has two of them.
 _WAYS = (("and", "forward"), ("and", "backward"), ("or", "turned"), ("and", "inside out"), ("or", "backward"),
