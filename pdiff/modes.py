@@ -57,7 +57,7 @@ def _run(flags: Any, workdir: Path | None) -> None:
 
     workdir = workdir or Path("runs") / Path(flags["config"].config_filename).stem
     command = shlex.join(["python", "-m", "pdiff.main", *sys.argv[1:]])
-    run.run(flags.config, workdir, command, at_once=exits.leave_at_once)
+    run.run(flags.config, workdir, command, at_once=exits.leave_at_once, tell_time=True)
 
 
 def _import(flags: Any, workdir: Path | None) -> None:

@@ -15,6 +15,7 @@ from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import scenario
 from pdiff import workdir as workdir_lib
+from pdiff.compile import duration
 from pdiff.errors import PdiffError
 from pdiff.evaluation import closeup, copies
 from pdiff.evaluation import evaluate as evaluate_lib
@@ -38,11 +39,18 @@ PAGES = ("report.html", "table.md", "plots")  # what the report consists of
 RIVAL_MEASURES = ("accuracy", "max_iou", "nearest_l2", "inherited")  # of an audit, kept for each rival
 
 
-def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler = default_int_handler) -> dict:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    command: str = "",
+    at_once: Handler = default_int_handler,
+    tell_time: bool = False,
+) -> dict:
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
     Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
-    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point.
+    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point. With `tell_time` a new run
+    measures first how long it will take, and says so.
 
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.
@@ -51,6 +59,8 @@ def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler =
     config_lib.validate(config)
     family, target = scenario.family_and_target(config, workdir)
     generator.check(config, family, target)
+    for note in family.notes:
+        log.info("%s", note)
     if family.data:
         finetune.check(target, config.zoo)
     mesh = dist.make_mesh(model=config.mesh.model)
@@ -60,6 +70,9 @@ def run(config: ConfigDict, workdir: Path, command: str = "", at_once: Handler =
         if processes.all_hold(not processes.is_first() or workdir_lib.is_finished(workdir)):
             log.info("%s is finished; see %s", workdir, workdir / "report.html")
             return results_lib.read(workdir / "results.json")
+        if tell_time and processes.count() == 1 and not workdir_lib.timing(workdir):
+            for line in duration.lines(config, family, target, mesh):
+                log.info("%s", line)
         with StopSignal(at_once) as stop:
             with workdir_lib.timed(workdir, "zoo_s"):
                 networks = _zoo(family, target, config, workdir, mesh, stop)

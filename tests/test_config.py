@@ -25,8 +25,8 @@ from pdiff.system import exits
 from tests import complete
 
 SCENARIOS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-# Other tests run these two; and `unseen` is `interp`, a family, and the conditions of `corruptions`.
-RUN = [n for n in SCENARIOS if n not in ("smoke", "imported", "unseen")]
+# Other tests run the first three; and `unseen` is `interp`, a family, and the conditions of `corruptions`.
+RUN = [n for n in SCENARIOS if n not in ("smoke", "imported", "folder", "unseen")]
 
 # What makes any scenario run in seconds, without changing which code it runs.
 SHRUNKEN = {

@@ -21,7 +21,7 @@ from pdiff.generator.generator import Generator
 from pdiff.models.conditions import Mixture
 from pdiff.system.logs import log
 from pdiff.tasks.base import Task
-from pdiff.tasks.language import Reading
+from pdiff.tasks.language import Reading, Unreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Planner:
         """
         ends = (request.task,) if request.between is None else request.between[:2]
         tasks = tuple(self.task(t, "task_id" if request.between is None else "between") for t in ends if t is not None)
-        reading = self.understood(request.prompt, request.force)
+        reading = self._read(request)
         if reading is not None and reading.text in self._described_by:
             tasks = (self._described_by[reading.text],)
         vague = reading is not None and reading.tasks is not None
@@ -191,13 +191,21 @@ class Planner:
             return self.default_sampler
         return self._results.get("selection", {}).get("many_steps", "heun")
 
+    def _read(self, request: Request) -> Reading | None:
+        try:
+            return self.understood(request.prompt, request.force)
+        except Unreadable:
+            self._described()  # which a generator that reads no words at all refuses in its own way
+            raise
+
     def _where(self, reading: Reading | None) -> str:
-        if reading is None or reading.factors is None:
+        """The split, and the held-out region, of the one task that a prompt names; "" if regions say nothing of it."""
+        if reading is None or reading.factors is None or not any(self._family.arcs.values()):
             return ""
-        split, region = self._expectations.region(reading.factors)
-        if region is None:
-            return split or ""
-        return f"{split}, {self._family.factor_names[0]} from {region[0]:g} to {region[1]:g}"
+        split, region = self._expectations.region_at(reading.factors[0])
+        return (
+            split if region is None else f"{split}, {self._family.factor_names[0]} from {region[0]:g} to {region[1]:g}"
+        )
 
     def _condition(self, request: Request, reading: Reading | None, tasks: tuple[Task, ...]) -> dict | Mixture:
         """The condition of one of a request's networks."""

@@ -19,6 +19,7 @@ import re
 import numpy as np
 
 from pdiff.errors import PdiffError
+from pdiff.models.text import LARGEST
 from pdiff.tasks.base import Family, Task
 from pdiff.tasks.language import FORCE, Reading, Unreadable
 from pdiff.tasks.plain import NUMBER, figures, numbers, plain
@@ -126,6 +127,8 @@ class Descriptions:
         text = self._normal(prompt)
         if (task := self.task(text)) is not None:
             return Reading(f"the {task.split} task {task.name}", task.factors or None, text=task.descriptions[0])
+        if any(not abs(n) <= LARGEST for n in numbers(text)):
+            raise PdiffError(f"prompt: {shortened(prompt)} has a number that is too large; allowed: up to {LARGEST:g}")
         match = self.match(text)
         doubt = "" if match.known else self.doubt(match)
         if doubt and not force:

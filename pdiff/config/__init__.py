@@ -62,6 +62,8 @@ def validate(config: ConfigDict) -> None:
     require("sample.condition", set(c.sample.condition) <= set(use), f"some of condition.use = {use}")
     installed = not c.train.wandb or importlib.util.find_spec("wandb") is not None
     require("train.wandb", installed, "'' unless wandb is installed; pip install -e '.[wandb]'")
+    for name in ("tasks.num_unseen", "tasks.num_validation"):
+        require(name, values[name] >= 0 or c.tasks.family == "folder", "at least 0; -1 with tasks.family=folder alone")
     of_import = c.zoo.align != "balanced" or c.tasks.family == "imported"
     require("zoo.align", of_import, "balanced with tasks.family=imported alone")
     rivals(c.eval.rivals)

@@ -101,8 +101,11 @@ FIELDS: dict[str, Field] = {
     "tasks.unseen": Field("60:90,216:234"),  # regions held out as `unseen`
     "tasks.num_seen": count(256),  # tasks in the zoo, spread evenly over what is not held out
     "tasks.num_interp": count(16, low=0),  # tasks strictly inside the interp gaps
-    "tasks.num_unseen": count(16, low=0),  # tasks inside the unseen regions
-    "tasks.num_validation": count(20, low=0),  # tasks inside the validation gaps, which select everything
+    "tasks.num_unseen": count(16, low=-1),  # tasks inside the unseen regions; of a folder, -1 is as many as suit
+    "tasks.num_validation": count(20, low=-1),  # tasks inside the validation gaps, which select everything; -1 likewise
+    "tasks.held_out": Field(""),  # of a folder: names of the unseen tasks, separated by commas; '' draws them
+    # Of a folder: images that are larger, or not all of one size, are resized to squares of this side; 0: none is.
+    "tasks.image_side": Field(0, low=0, high=4096),
     "tasks.gap_width": positive(10.0),  # width of one interp gap
     "tasks.num_gaps": count(3, low=0),  # interp gaps, placed evenly over the seen region
     "tasks.validation_gaps": several((10.0, 30.0), float, above=0),  # widths of gaps with validation tasks

@@ -23,7 +23,7 @@ from pdiff.tasks.plain import NUMBER, plain
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
 LENGTH_STEP = 4  # padded lengths are multiples of it
 USUAL_SIZE = 400  # of a vocabulary by default, beside a piece for each character
-LARGEST = 1e9  # number in a description
+LARGEST = 1e9  # value of a number; larger ones are as good as this one
 DIGITS = "0123456789.-+e"  # so that prompts may have any number, whatever digits the zoo's tasks have
 
 
@@ -132,8 +132,7 @@ class Tokenizer:
         """Tokenizes one description, padded to `max_length`.
 
         Raises:
-          PdiffError: it is empty, or of characters that no training description has, has a number that is too large, or
-            is too long.
+          PdiffError: it is empty, or of characters that no training description has, or is too long.
         """
         if not text.strip():
             raise PdiffError("prompt: got an empty text; describe the task, as in a training description")
@@ -150,14 +149,12 @@ class Tokenizer:
         numbers = [
             (_bytes(read[: m.start()]), _bytes(read[: m.end()]), float(m.group())) for m in NUMBER.finditer(read)
         ]
-        if any(abs(value) > LARGEST for *_, value in numbers):
-            raise PdiffError(f"prompt: {text!r} has a number that is too large; allowed: up to {LARGEST:g}")
         for i, piece in enumerate(proto.pieces):
             ids[i] = piece.id
             for start, end, value in numbers:
                 # The first digit's piece may begin with the space before it, hence the test on its last byte.
                 if start <= piece.end - 1 < end:
-                    ids[i], values[i], is_number[i] = DIGIT, value, True
+                    ids[i], values[i], is_number[i] = DIGIT, np.clip(value, -LARGEST, LARGEST), True
         return Text(ids, values, is_number)
 
     def encode_all(self, texts: Iterable[str]) -> Text:

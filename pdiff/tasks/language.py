@@ -122,7 +122,7 @@ class Language:
             unknown: WORD
             NUMBER.6: /[+-]?\\d+(\\.\\d+)?(e[+-]?\\d+(?![^\\W_]))?/
             SILENT.1: {one_of((*FUNCTION_WORDS, *self.silent))}
-            IDLE.1: {one_of(IDLE_WORDS)}
+            IDLE.0: {one_of(IDLE_WORDS)}
             SIZE.8: /\\d+ ?[x×] ?\\d+(?![^\\W_])( pixels?)?/
             %ignore SIZE
             WORD.-5: /[^\\W_][\\w'-]*|[^\\s\\w]/

@@ -18,6 +18,7 @@ from pdiff.tasks.languages.rotation import GRAMMAR, describe
 from pdiff.tasks.regions import Range, spread
 
 ANGLES = Range(360.0, "degrees", wraps=True)
+RIGHT_ANGLES = (0.0, 90.0, 180.0, 270.0)  # all pixels at an image's border are kept; at any other, some fall outside
 
 
 def rotation_matrix(degrees: float, side: int = 8) -> Float[np.ndarray, "pixels pixels"]:
@@ -66,4 +67,5 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         vary=lambda factors: rotation_matrix(factors[0]),
         class_names=data.class_names,
         grammar=GRAMMAR,
+        singular=RIGHT_ANGLES,
     )

@@ -178,9 +178,10 @@ _RULES_OF_DIGITS = r"""
         | ABOVE item -> above | BELOW item -> below | item OR_MORE -> upwards | item OR_LESS -> downwards
 """
 _SILENT = (
-    "say", "says", "yes", "yes to", "say yes to", "answer yes to", "answers yes to", "something", "knows", "know",
-    "distinguish", "distinguishes", "tell apart", "separate", "separates", "spot", "spots", "contain", "contains",
-    "figures", "figure", "from", "handwritten", "whether", "them", "one of", "anything", "among",
+    "just", "only", "exactly", "say", "says", "yes", "yes to", "say yes to", "answer yes to", "answers yes to",
+    "something", "knows", "know", "distinguish", "distinguishes", "tell apart", "separate", "separates", "spot",
+    "spots", "contain", "contains", "figures", "figure", "from", "handwritten", "whether", "them", "one of",
+    "anything", "among",
 )  # fmt: skip
 
 
