@@ -56,6 +56,7 @@ SHRUNKEN = {
     "condition.text_width": 16,
     "condition.text_depth": 0,
     "condition.text_vocab_size": 300,
+    "condition.text_max_length": 96,  # few pieces make long texts
     "train.steps": 4,
     "train.warmup_steps": 1,
     "train.batch_size": 8,

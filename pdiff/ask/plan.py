@@ -113,7 +113,7 @@ class Planner:
         vague = reading is not None and reading.tasks is not None
         sampler = request.sampler or (self.differing_sampler if vague else self.default_sampler)
         condition = self._condition(request, reading, tasks)
-        plan = Plan(request, reading, tasks, self._where(reading), sampler, condition)
+        plan = Plan(request, reading, tasks, self._where(reading, tasks), sampler, condition)
         if plan.doubt:
             log.warning("warning: prompt %s: %s", shortened(request.prompt), plan.doubt)
         return plan
@@ -198,10 +198,10 @@ class Planner:
             self._described()  # which a generator that reads no words at all refuses in its own way
             raise
 
-    def _where(self, reading: Reading | None) -> str:
-        """The split, and the held-out region, of the one task that a prompt names; "" if regions say nothing of it."""
+    def _where(self, reading: Reading | None, tasks: tuple[Task, ...]) -> str:
+        """The split, and of a prompt the held-out region, of the one task that is meant; '' if that is not known."""
         if reading is None or reading.factors is None or not any(self._family.arcs.values()):
-            return ""
+            return tasks[0].split if len(tasks) == 1 else ""
         split, region = self._expectations.region_at(reading.factors[0])
         return (
             split if region is None else f"{split}, {self._family.factor_names[0]} from {region[0]:g} to {region[1]:g}"

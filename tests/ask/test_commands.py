@@ -69,6 +69,7 @@ def test_a_task_by_its_number_is_said(ask, loaded, said):
     _, facts = ask(task=str(task.id))
     assert f"task {task.name} (id {task.id}, unseen): '{task.descriptions[0]}'" in said()
     assert "counts the tasks from 0" in said() and facts["task"] == task.name and facts["prompt"] == ""
+    assert facts["where"] == "unseen"
 
 
 def test_two_tasks_and_a_weight(ask, loaded):

@@ -223,9 +223,9 @@ function show(made, adapted) {
       ? `accuracy on ${a.images} validation images; ${a.networks} networks, ${a.low.toFixed(3)} to ${a.high.toFixed(3)}`
       : adapted ? "of your images are answered as labelled, which says little of others"
         : "Which task this is cannot be told from the prompt, so nothing labels its images.";
-  const parts = /^expect (.*?) \((.*)\)$/.exec(made.expected ?? "");
-  $("expected").textContent = parts ? parts[1] : "–";
-  $("expected-note").textContent = parts ? `expected on test images (${parts[2]})`
+  const expected = made.expected;
+  $("expected").textContent = expected ? expected.mean.toFixed(3) : "–";
+  $("expected-note").textContent = expected ? `on test images: ${expected.said}`
     : "What to expect is not known: the run measured nothing that is like this.";
   $("answers").hidden = !made.images.length;
   $("answers-title").textContent = adapted ? "Its answers to your images" : "The first network's answers";

@@ -192,7 +192,7 @@ class Session:
             "forced": bool(plan.doubt),
             "networks": None,
             "factors": None,
-            "expected": str(expected) if expected else None,
+            "expected": {"mean": expected.mean, "said": str(expected)} if expected else None,
             "maps": pictures.heat_maps(answer.networks),
             "accuracy": None,
             "images": [],

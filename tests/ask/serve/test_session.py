@@ -47,7 +47,7 @@ def test_accuracy_is_that_of_these_networks_on_the_task_s_validation_images(sess
     assert made["accuracy"]["mean"] == pytest.approx(right.mean(), abs=1e-6)
     assert (made["accuracy"]["low"], made["accuracy"]["high"]) == pytest.approx((right.min(), right.max()), abs=1e-6)
     assert made["accuracy"]["images"] == len(loaded.family.data["validation"].y) and made["accuracy"]["networks"] == 3
-    assert "unseen task" in made["expected"] and made["factors"] == list(task.factors)
+    assert "unseen task" in made["expected"]["said"] and made["factors"] == list(task.factors)
 
 
 def test_pictures_are_the_task_s_images_and_marks_the_network_s_answers(session, loaded):
@@ -125,11 +125,13 @@ def test_where_factors_do_not_say_all_of_a_task_the_nearest_one_is_shown(session
 
 def test_a_few_labelled_images_give_an_adapted_network(session, loaded, examples, monkeypatch):
     images, labels = examples
-    expected = Expectation(0.9, 0.01, 3, "made up")
+    expected = Expectation(0.9, 0.88, 0.92, 3, "made up")
     monkeypatch.setattr(loaded, "expect_adapted", lambda y, described: expected if len(y) == 10 else None)
     made = session.adapt({"images": images, "labels": labels, "num_samples": 20, "seed": 1})
     assert made["prompt"] is None and made["accuracy"] is None and made["networks"] is None and made["factors"] is None
-    assert made["expected"] == str(expected) and made["warnings"] == [] and made["maps"]
+    assert (
+        made["expected"] == {"mean": expected.mean, "said": str(expected)} and made["warnings"] == [] and made["maps"]
+    )
     networks = loaded.adapt(np.array(images, np.float32), np.arange(10), num_samples=20, seed=1)
     kept = session.made(made["id"]).networks
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, networks)
