@@ -84,7 +84,11 @@ def usual_length(tokenizer: "Tokenizer", descriptions: Iterable[str]) -> int:
     Raises:
       PdiffError: as `Tokenizer.encode`, of any of them.
     """
-    longest = max(int((tokenizer.encode(d).ids != PAD).sum()) for d in descriptions)
+    counts = {d: tokenizer.count(d) for d in descriptions}
+    longest = max(counts.values())
+    if longest > tokenizer.max_length or not min(counts.values()):
+        for d in counts:
+            tokenizer.encode(d)  # which says what is wrong
     return min(LENGTH_STEP * -(-longest // LENGTH_STEP), tokenizer.max_length)
 
 
@@ -118,15 +122,20 @@ class Tokenizer:
 
     def _like(self, character: str) -> str | None:
         """The character, or the one without its accent; None if no training description has either."""
-        forms = (character, unicodedata.normalize("NFKD", character)[0])
-        return next((form for form in forms if form in self._known), None)
+        if character in self._known:
+            return character
+        bare = unicodedata.normalize("NFKD", character)[0]
+        return bare if bare in self._known else None
 
     def count(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self._pieces.encode(self._read(text)))
 
     def _read(self, text: str) -> str:
-        return " ".join("".join(self._like(c) or "" for c in plain(text)).split())
+        text = plain(text)
+        if self._known.issuperset(text):
+            return text
+        return " ".join("".join(self._like(c) or "" for c in text).split())
 
     def encode(self, text: str) -> Text:
         """Tokenizes one description, padded to `max_length`.

@@ -27,9 +27,12 @@ def plain(text: str, decimal_comma: bool = True) -> str:
     Args:
       decimal_comma: whether "3,5" is a number. Else it is two.
     """
-    text = _FRACTION.sub(lambda m: f"{unicodedata.numeric(m.group()):g}", _PAUSE.sub(", ", text.translate(_DEGREE)))
-    text = unicodedata.normalize("NFKC", text).translate(_QUOTES).lower()
-    text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in _DASHES.sub("-", text))
+    if not text.isascii():
+        text = _PAUSE.sub(", ", text.translate(_DEGREE))
+        text = _FRACTION.sub(lambda m: f"{unicodedata.numeric(m.group()):g}", text)
+        text = _DASHES.sub("-", unicodedata.normalize("NFKC", text).translate(_QUOTES))
+        text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    text = text.lower()
     text = " ".join(text.replace("_", " ").split())
     if decimal_comma:
         text = re.sub(r"(?<![\d.,])(\d+),(\d+)(?![\d,.]\d)(?!\d)", _point, text)
