@@ -12,6 +12,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # An editable install is then a path. By a finder, which comes after paths, `import pdiff` beside a checkout that is
+    # named pdiff would take that folder for a namespace package.
+    package_dir={"": "."},
     packages=find_packages(include=["pdiff", "pdiff.*"]),  # configs/ and launch/ are what a checkout has
     package_data={
         "pdiff": ["py.typed", "pretrained/*/*", "pretrained/*/generator/*"],

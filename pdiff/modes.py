@@ -72,19 +72,19 @@ def _import(flags: Any, workdir: Path | None) -> None:
 
 
 def _sample(flags: Any, workdir: Path | None) -> None:
-    from pdiff.ask import request
+    from pdiff.ask import commands
 
-    request.sample(workdir, **_request(flags, 8, "task", "between", "sampler"))
+    commands.sample(workdir, **_request(flags, 8, "task", "between", "sampler"))
 
 
 def _adapt(flags: Any, workdir: Path | None) -> None:
-    from pdiff.ask import request
+    from pdiff.ask import commands
 
-    request.adapt(workdir, **_request(flags, 512, "support", "steps"))
+    commands.adapt(workdir, **_request(flags, 512, "support", "steps"))
 
 
 def _request(flags: Any, count: int, *names: str) -> dict[str, Any]:
-    """The flags that sample and adapt share, and those of `names`, as `pdiff.ask.request` takes them.
+    """The flags that sample and adapt share, and those of `names`, as `pdiff.ask.commands` takes them.
 
     Args:
       count: of networks, by default.
@@ -100,9 +100,9 @@ def _serve(flags: Any, workdir: Path | None) -> None:
 
 
 def _publish(flags: Any, workdir: Path | None) -> None:
-    from pdiff.ask import request
+    from pdiff.ask import commands
 
-    request.publish(workdir, flags.out)
+    commands.publish(workdir, flags.out)
 
 
 def _evaluate(flags: Any, workdir: Path | None) -> None:

@@ -15,6 +15,7 @@ from configs import smoke
 from pdiff import run
 from pdiff.tasks import get_family
 from pdiff.tasks.families.folder import read_support
+from pdiff.tasks.language import Unreadable
 from tests import complete
 from tests.test_config import SHRUNKEN, with_field
 
@@ -49,6 +50,16 @@ def test_the_tutorials_family_is_sound(tutorial):
     for split in ("validation", "interp", "unseen"):
         for task in family.split(split):
             assert any(a <= task.factors[0] <= b for a, b in family.arcs[split])
+            for text in (*task.descriptions, *task.held_out_descriptions):
+                assert family.grammar.read(text).factors == task.factors
+    random = np.random.default_rng(0)
+    for held_out in (False, True):
+        text, expected = family.grammar.sentence(random, held_out)
+        assert family.grammar.read(text).said == expected.said
+    with pytest.raises(
+        Unreadable, match="mean nothing here: 'lamp'.*for example: 'digits at 120 percent of the light'"
+    ):
+        family.grammar.read("digits under a lamp of 50 percent")
 
 
 def test_the_tutorials_family_and_target_run_together(tutorial, tmp_path):

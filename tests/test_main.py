@@ -23,7 +23,7 @@ from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import run
 from pdiff import workdir as workdir_lib
-from pdiff.ask import request
+from pdiff.ask import commands
 from pdiff.errors import PdiffError
 from pdiff.evaluation import audit as audit_lib
 from pdiff.evaluation import closeup
@@ -167,7 +167,7 @@ def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
     networks = loaded.sample(prompt=prompt, num_samples=3)
     # The same seed in another process, whose number of devices is another, gives the same networks.
     np.testing.assert_allclose(networks["params"]["Dense_0"]["kernel"], arrays["params/Dense_0/kernel"], atol=1e-4)
-    assert loaded.accuracy(networks, 0).shape == (3,)
+    assert loaded.accuracy(networks, loaded.family.tasks[0].name).shape == (3,)
 
 
 def test_adapt_writes_one_network_for_a_folder_of_images(workdir, tmp_path):
@@ -295,7 +295,7 @@ def test_an_audit_needs_a_finished_run(workdir, tmp_path):
 def test_bad_requests_for_samples_are_refused(workdir, tmp_path, given, message):
     asked = {"num_samples": 1, "sampler": None, "seed": 0, "out": str(tmp_path / "x")}
     with pytest.raises(PdiffError, match=message):
-        request.sample(workdir, **(asked | given))
+        commands.sample(workdir, **(asked | given))
     assert not list(tmp_path.iterdir())
 
 

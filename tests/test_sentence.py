@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pdiff.ask.api import LoadedGenerator
+from pdiff.ask.request import Request
 from pdiff.errors import PdiffError
 from pdiff.evaluation.bench import Bench
 from pdiff.evaluation.evaluate import evaluate
@@ -102,10 +103,11 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 )
 def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
     generator, prompt = make(use, sampled), "digits at 8 degrees"
-    condition = LoadedGenerator(generator, None, {})._prompted(prompt, False, 0)
+    plan = LoadedGenerator(generator, None, {}).plan(Request(prompt))
+    condition = plan.condition
     assert {name for name, c in condition.items() if c["keep"].all()} == given
     if "sentence" in given:
-        np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([prompt]))
+        np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([plan.reading.text]))
 
 
 def test_networks_follow_the_prompt(make, trained):
@@ -119,7 +121,7 @@ def test_a_prompt_is_refused_by_name_when_nothing_reads_it(make):
     generator = make(("id", "factors"))
     loaded = LoadedGenerator(generator, None, {})
     with pytest.raises(PdiffError, match="prompt: .*trained on id, factors and reads no text or sentence"):
-        loaded.sample(prompt="digits")
+        loaded.sample(prompt="digits rotated by 75 degrees")
 
 
 def test_what_is_not_given_needs_no_encoding(make, tmp_path):

@@ -1,8 +1,10 @@
-"""The same from Python: `pdiff.load(workdir)`, then `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
+"""The same from Python: `pdiff.load(workdir)`, then `describe`, `sample`, `adapt`, `expect`, `apply` and `accuracy`."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,24 +15,23 @@ from tqdm import tqdm
 
 from pdiff import results as results_lib
 from pdiff import rng
-from pdiff.ask import prompts
-from pdiff.ask.asked import Between, Request
+from pdiff.ask import inputs
 from pdiff.ask.expect import Expectation, Expectations
-from pdiff.ask.prompts import Descriptions, shortened
-from pdiff.config.fields import DESCRIBING, SAMPLERS
+from pdiff.ask.overview import Overview, overview
+from pdiff.ask.plan import Plan, Planner
+from pdiff.ask.prompts import shortened
+from pdiff.ask.request import Between, Request, whole
 from pdiff.errors import PdiffError
 from pdiff.evaluation.vague import Grid, Suited
-from pdiff.generator import conditioning, generator, published
+from pdiff.generator import generator, published
 from pdiff.generator.adapt import Adapter, check_examples, recipe_for
 from pdiff.generator.generator import Generator
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer, repeat
-from pdiff.models.conditions import Mixture
 from pdiff.system import dist
-from pdiff.system.logs import log
 from pdiff.tasks import support as support_lib
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import Reading, TaskSet
 from pdiff.weights import codec
 from pdiff.weights import spec as spec_lib
 
@@ -46,23 +47,25 @@ class LoadedGenerator:
       default_sampler: the one that validation chose.
       reads_prompts: whether it was trained on any condition that a prompt is read by.
       tokenizer: a `pdiff.models.text.Tokenizer`, which reads prompts.
-      descriptions: the descriptions that it knows; `descriptions.match(prompt)` says how near a prompt is to them.
       model: the sha256 that says which checkpoint or published folder it was loaded from, as `published.restore`'s.
     """
 
     def __init__(self, static: Generator, params: PyTree, results: dict, model: str = ""):
         self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
-        self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
-        self.descriptions, self.tokenizer, self.model = Descriptions(static.family), static.tokenizer, model
-        self.reads_prompts = not set(DESCRIBING).isdisjoint(static.config.condition.use)
-        self._expectations = Expectations(results, static.family)
+        self._planner, self._expectations = Planner(static, results), Expectations(results, static.family)
+        self.default_sampler, self.reads_prompts = self._planner.default_sampler, self._planner.reads_prompts
+        self.tokenizer, self.model = static.tokenizer, model
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
         self._samplers = Samplers(static, self._mesh)
 
+    def describe(self) -> Overview:
+        """What can be asked for and how images have to look: tasks, prompts, ranges, samplers. `print` it."""
+        return overview(self._static, self.examples(), self.default_sampler)
+
     def sample(
         self,
-        *,
         prompt: str | None = None,
+        *,
         task_id: int | str | None = None,
         between: Between | None = None,
         num_samples: int = 1,
@@ -74,28 +77,38 @@ class LoadedGenerator:
         """Networks for a description, a task of the family, or a place between two of its tasks.
 
         Args:
-          prompt: a description, in the words of the training ones: of one task, or of a set of them, from which each
-            network is drawn; `understood` says which. One task is read as text or by the sentence encoder, as the run
-            samples, or else as it was trained.
-          task_id: id or name. The task is asked for by the conditions that the run samples with.
+          prompt: a description of one task, or of a set of them, from which each network is drawn; `understood` says
+            which, and `examples` has some. Networks for one task differ little.
+          task_id: a task's name, or its id, which counts the family's tasks and is no angle or other factor. The task
+            is asked for by the conditions that the run samples with.
           between: (a, b, w): the encoded conditions of two tasks, mixed w in [0, 1] of the way from a to b.
           num_samples: how many networks.
-          sampler: one of `pdiff.config.fields.SAMPLERS`; `sampler_for(prompt)` if None.
-          seed: another one gives other networks; the same gives the same.
-          force: take a prompt that is like none of the descriptions that the generator knows, with a warning.
+          sampler: one of `pdiff.config.fields.SAMPLERS`; by default the one that validation chose, and of a set of
+            tasks one whose networks differ.
+          seed: from 0 to 2^32 - 1. Another one gives other networks; the same gives the same.
+          force: take a prompt that cannot be read, or is like no description that the generator knows, with a warning.
           progress: show a bar, if stderr is a terminal.
 
         Returns:
           A parameter tree of `target`, every leaf with a leading axis over the samples.
 
         Raises:
-          PdiffError: not exactly one of the three was given, it cannot be read, or the generator was not trained on it.
+          PdiffError: not exactly one of the three was given, an argument is of another type or out of range, it cannot
+            be read, or the generator was not trained on it.
         """
-        return self.draw(Request(prompt, task_id, between, num_samples, sampler, seed, force), progress)
+        return self.draw(self.plan(Request(prompt, task_id, between, num_samples, sampler, seed, force)), progress)
 
-    def draw(self, request: Request, progress: bool = False) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """`sample` of a request."""
-        return self._whole(self._drawn(request, "sample", progress))
+    def plan(self, request: Request) -> Plan:
+        """What is done for a request. `sample` and `expect` are `draw` and `expected` of it.
+
+        Raises:
+          PdiffError: as `sample`.
+        """
+        return self._planner.plan(request)
+
+    def draw(self, plan: Plan, progress: bool = False) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """`sample` of a request for which there is a plan."""
+        return self._whole(self._drawn(plan, "sample", progress))
 
     def adapt(
         self,
@@ -112,7 +125,7 @@ class LoadedGenerator:
         """A network for a task of which there are a few images: the likeliest of many, fine-tuned on them.
 
         Args:
-          images: (images, …) of the task, with pixels in [0, 1], flat or not.
+          images: (images, features) or (images, *image_shape) of the task, with pixels in [0, 1].
           labels: of the images, UNKNOWN (-1) where one has none. Without any, the network that is surest of its answers
             is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong. There is
             another if a class has none, and for so many steps on so few images that these are learned by heart.
@@ -127,36 +140,59 @@ class LoadedGenerator:
         Raises:
           PdiffError: the images or labels do not fit, a single image has one, or as `sample` of a prompt.
         """
+        given = {"prompt": prompt, "num_samples": num_samples, "steps": steps, "seed": seed, "force": force}
+        return self.adapted(images, labels, **given, progress=progress)[0]
+
+    def adapted(
+        self,
+        images: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        prompt: str | None,
+        num_samples: int,
+        seed: int,
+        steps: int | None = None,
+        force: bool = False,
+        progress: bool = False,
+    ) -> tuple[PyTree[Float[np.ndarray, "1 ..."]], Plan]:
+        """`adapt`, and what was done for its prompt."""
+        anything = prompt is None
+        request = Request(
+            prompt, None, None, num_samples, self._planner.differing_sampler, seed, force, anything=anything
+        )
         if not self.family.data:
             raise PdiffError("support: networks that were imported without images cannot be asked about any")
-        sets = support_lib.of_images(images, labels, self.family.num_classes, self.family.features)
+        x = inputs.images(images, self.family)
+        sets = support_lib.of_images(x, inputs.labels(labels), self.family.num_classes, self.family.features)
         recipe = recipe_for(sets, self.results, self.config.adapt, self.family.num_classes, prompt is not None)
         if steps is not None:
-            if steps < 0:
-                raise PdiffError(f"steps: got {steps}; allowed: at least 0")
+            whole("steps", steps, 0)
             recipe = dataclasses.replace(recipe, steps=steps)
+        plan = self.plan(request)
+        inputs.warn_of_dark(x)
         labelled = check_examples(sets, self.family.classes, recipe)
         if labelled and recipe.guided and prompt is None:
             chosen = self._adapter.draw_guided(self._params, sets, recipe.guided, rng.stream(seed, "adapt"))
+            request = dataclasses.replace(request, num_samples=recipe.guided, sampler="ddim")
+            plan = dataclasses.replace(plan, request=request, sampler="ddim")
         else:
-            anything = prompt is None
-            pool = Request(prompt, None, None, num_samples, self.differing_sampler, seed, force, anything=anything)
-            chosen = self._adapter.choose(self._drawn(pool, "adapt", progress), sets)
-        return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen)
+            chosen = self._adapter.choose(self._drawn(plan, "adapt", progress), sets)
+        return self._whole(self._adapter.finetune(chosen, sets, recipe) if labelled else chosen), plan
 
-    def understood(self, prompt: str | None) -> TaskSet | None:
-        """The set of tasks that a vague prompt names, and how it is put in words; None for any other prompt, or none.
+    def understood(self, prompt: str | None, force: bool = False) -> Reading | None:
+        """What a prompt is read as: one task, a set of tasks, or a text that the model reads; None for none.
+
+        Args:
+          force: take a prompt that cannot be read as it is.
 
         Raises:
-          PdiffError: it names an empty set, or is too long.
+          PdiffError: it cannot be read, names an empty set, or is too long.
         """
-        if prompt is None:
-            return None
-        prompts.check_length(prompt)
-        tasks = self.family.grammar.read(prompt) if self.family.grammar is not None else None
-        if tasks is not None and not len(self._static.refined.rows_of(tasks)):
-            raise PdiffError(f"prompt: {shortened(prompt)} names {tasks.said}, where there is no task")
-        return tasks
+        return self._planner.understood(prompt, force)
+
+    def examples(self, count: int = 6) -> list[str]:
+        """At most `count` prompts that work, precise and vague; none where no prompt is read."""
+        return self._planner.examples(count)
 
     def suited(self, params: PyTree[Float[np.ndarray, "samples ..."]], prompt: str) -> list[Suited]:
         """What each of some networks that were drawn for a vague prompt is good for, and how good.
@@ -165,45 +201,46 @@ class LoadedGenerator:
         on test images.
 
         Raises:
-          PdiffError: the prompt is not vague.
+          PdiffError: the prompt is not vague, or the networks are not stacked ones of this generator.
         """
-        tasks = self.understood(prompt)
-        if tasks is None:
+        plan = self.plan(Request(prompt))
+        if not plan.vague:
             raise PdiffError(f"prompt: got {shortened(prompt)}; allowed: a vague one, which names a set of tasks")
+        return self.suited_in(params, plan.reading.tasks)
+
+    def suited_in(self, params: PyTree[Float[np.ndarray, "samples ..."]], tasks: TaskSet) -> list[Suited]:
+        """`suited` of networks that were drawn for a set of tasks."""
+        inputs.stacked(params, self._static.spec.all_leaves)
         return self._grid.suited_of(self._parts(params), tasks)
 
     def expect(
         self,
-        *,
         prompt: str | None = None,
+        *,
         task_id: int | str | None = None,
         between: Between | None = None,
         sampler: str | None = None,
+        force: bool = False,
     ) -> Expectation | None:
         """The test accuracy to expect of what `sample` returns for the same arguments; None if nothing is known.
 
-        It is read off the run's results; see `pdiff.ask.expect`.
+        It is read off the run's results; see `pdiff.ask.expect`. Of a prompt that is only taken by force nothing is.
 
         Raises:
-          PdiffError: not exactly one of the first three was given, or as `sample` for tasks and weights.
+          PdiffError: as `sample`.
         """
-        return self.expected(Request(prompt, task_id, between, sampler=sampler))
+        return self.expected(self.plan(Request(prompt, task_id, between, sampler=sampler, force=force)))
 
-    def expected(self, request: Request) -> Expectation | None:
-        """`expect` of a request."""
-        name, given = self.sampler_for(request.prompt, request.sampler), self.config.sample.condition
-        if not self.results:
-            return None
-        if (prompt := request.prompt) is not None:
-            if (tasks := self.understood(prompt)) is not None:
-                return self._expectations.for_set(tasks, name, given)
-            if (task := self.descriptions.task(prompt)) is not None:
-                return self._expectations.for_task(task, name, self._described())
-            factors = self.descriptions.factors(prompt)
-            return factors and self._expectations.for_factors(factors, name, self._described())
-        if request.between is not None:
-            return self._expectations.between(*self._ends(request.between), request.between[2], name, given)
-        return self._expectations.for_task(self.task(request.task), name, given)
+    def facts(self, expected: Expectation | None, suited: Sequence[Suited] = ()) -> dict[str, str]:
+        """What a file of its networks says of this generator, of what it expects, and of what each is good for."""
+        accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
+        best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
+        facts = {"model": self.model, "expected_accuracy": accuracy}
+        return facts | ({"best": json.dumps(best)} if best else {})
+
+    def expected(self, plan: Plan) -> Expectation | None:
+        """`expect` of a request for which there is a plan."""
+        return self._planner.expected(plan)
 
     def expect_adapted(self, labels: Int[np.ndarray, " images"] | None, described: bool) -> Expectation | None:
         """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
@@ -211,11 +248,11 @@ class LoadedGenerator:
         known = np.asarray([] if labels is None else labels, int)
         return self._expectations.adapted(int(np.bincount(known[known >= 0], minlength=classes).min()), described)
 
-    def _drawn(self, request: Request, purpose: str, progress: bool) -> PyTree[Float[np.ndarray, "samples ..."]]:
-        """Generated parts of the networks of a request; draws for another purpose are others."""
-        name, count = self.sampler_for(request.prompt, request.sampler), request.num_samples
-        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, 0), self._condition(request))
-        batches = self._samplers.batches(self._params, name, condition, rng.stream(request.seed, purpose))
+    def _drawn(self, plan: Plan, purpose: str, progress: bool) -> PyTree[Float[np.ndarray, "samples ..."]]:
+        """Generated parts of the networks that are planned; draws for another purpose are others."""
+        count = plan.request.num_samples
+        condition = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, 0), plan.condition)
+        batches = self._samplers.batches(self._params, plan.sampler, condition, rng.stream(plan.request.seed, purpose))
         return dist.join(_shown(batches, count, progress), count)
 
     @functools.cached_property
@@ -225,30 +262,6 @@ class LoadedGenerator:
     @functools.cached_property
     def _grid(self) -> Grid:
         return Grid(self._static, self._mesh)
-
-    def _condition(self, request: Request) -> dict | Mixture:
-        """The condition of one of a request's networks."""
-        if request.prompt is not None:
-            return self._prompted(request.prompt, request.force, request.seed)
-        if request.anything:
-            return self._static.condition([self.family.tasks[0]], given=())
-        tasks = [self.task(request.task)] if request.between is None else self._ends(request.between)
-        first, *second = (self._static.condition([task], None, self.config.sample.condition) for task in tasks)
-        return Mixture(first, *second, np.array([request.between[2]], np.float32)) if second else first
-
-    def _prompted(self, prompt: str, force: bool, seed: int) -> dict:
-        """The condition of a prompt, if it names a set of tasks, or can be read and is like a description."""
-        if (tasks := self.understood(prompt)) is not None:
-            return conditioning.set_condition(self._static, tasks, 1, rng.on_host(seed, "sample/set"))
-        read, longest = self._described(), self.tokenizer.max_length
-        # Of an empty text, or one that is too long, those who read it say what is wrong.
-        if prompt.strip() and not ("text" in read and self.tokenizer.count(prompt) > longest):
-            match = self.descriptions.match(prompt) if force else self.descriptions.check(prompt)
-            if not match.known:
-                log.warning("warning: prompt %s %s", shortened(prompt), self.descriptions.doubt(match))
-            if said := self.descriptions.beyond(prompt, match):
-                log.warning("warning: prompt %s: %s", shortened(prompt), said)
-        return self._static.condition([self.family.tasks[0]], [prompt], read)
 
     def _parts(self, params: PyTree[Float[np.ndarray, "samples ..."]]) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """What of whole trees is generated."""
@@ -260,54 +273,46 @@ class LoadedGenerator:
         flat = dict(spec_lib.flatten(repeat(static.base, count))) | dict(spec_lib.flatten(parts))
         return jax.tree.unflatten(static.spec.treedef, [flat[leaf.path] for leaf in static.spec.all_leaves])
 
-    def _described(self) -> tuple[str, ...]:
-        """The conditions that a prompt is read by."""
-        if not self.reads_prompts:
-            use, wanted = ", ".join(self.config.condition.use), " or ".join(DESCRIBING)
-            raise PdiffError(f"prompt: this generator was trained on {use} and reads no {wanted}; give a task")
-        read = tuple(n for n in DESCRIBING if n in self.config.condition.use)
-        return tuple(n for n in read if n in self.config.sample.condition) or read
-
-    def _ends(self, between: Between) -> tuple[Task, Task]:
-        return self.task(between[0], "between"), self.task(between[1], "between")
-
-    @property
-    def differing_sampler(self) -> str:
-        """The default for networks that are to differ: one call (`posterior_mean`) draws the mean of all there are."""
-        if self.default_sampler != "posterior_mean":
-            return self.default_sampler
-        return self.results.get("selection", {}).get("many_steps", "heun")
-
-    def sampler_for(self, prompt: str | None, sampler: str | None = None) -> str:
-        """The sampler that `sample` uses for a prompt, or for a request without one: the one that is asked for, if any.
-
-        Raises:
-          PdiffError: there is no such sampler, or as `understood`.
-        """
-        if sampler is not None and sampler not in SAMPLERS:
-            raise PdiffError(f"sampler: got {sampler!r}; allowed: {', '.join(SAMPLERS)}")
-        vague = self.understood(prompt) is not None
-        return sampler or (self.differing_sampler if vague else self.default_sampler)
-
     def task(self, name: int | str, argument: str = "task") -> Task:
-        """A task by id or name; `argument` is for the message.
+        """A task by its name or its id; the first id warns that it is one. `argument` is for messages.
 
         Raises:
           PdiffError: there is no such task.
         """
-        for task in self.family.tasks:
-            if str(name) in (task.name, str(task.id)):
-                return task
-        raise PdiffError(
-            f"{argument}: got {name!r}; allowed: an id from 0 to {len(self.family.tasks) - 1}, "
-            f"or a name such as {self.family.tasks[0].name}"
-        )
+        return self._planner.task(name, argument)
+
+    def images(
+        self, task: int | str, part: str = "test"
+    ) -> tuple[Float[np.ndarray, "images features"], Int[np.ndarray, " images"]]:
+        """Images of a task as networks see them, of the part `train`, `validation` or `test`, and their labels.
+
+        Raises:
+          PdiffError: there is no such task or part, or networks were imported without images.
+        """
+        family = self.family
+        if part not in family.data:
+            raise PdiffError(f"part: got {part!r}; allowed: {', '.join(family.data) or 'none, as there are no images'}")
+        data, variables = family.data[part], jax.tree.map(lambda v: v[self.task(task).id], family.variables)
+        return jax.tree.map(np.asarray, family.labelled(variables, data.x, data.y))
 
     def apply(
-        self, params: PyTree[Float[ArrayLike, "..."]], x: Float[ArrayLike, "n features"]
-    ) -> Float[Array, "n classes"]:
-        """Logits of one network; `vmap` it over stacked ones."""
-        return self.target.apply(params, jnp.asarray(x))
+        self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike
+    ) -> Float[Array, "n classes"] | Float[Array, "samples n classes"]:
+        """Logits of one network, or of each of stacked ones.
+
+        Args:
+          params: a tree of `target`; of stacked networks axis 0 of every leaf counts them.
+          x: images with pixels in [0, 1], (images, features) or (images, *image_shape).
+
+        Returns:
+          (images, classes); of stacked networks (samples, images, classes).
+
+        Raises:
+          PdiffError: the networks or the images have other shapes, or pixels are out of range.
+        """
+        count = inputs.stacked(params, self._static.spec.all_leaves, also_one=True)
+        x = jnp.asarray(inputs.images(x, self.family, "x") if self.family.data else x)
+        return self.target.apply(params, x) if count is None else jax.vmap(self.target.apply, (0, None))(params, x)
 
     @functools.cached_property
     def _score(self) -> Scorer:
@@ -317,9 +322,16 @@ class LoadedGenerator:
     def accuracy(
         self, params: PyTree[Float[np.ndarray, "samples ..."]], task: int | str
     ) -> Float[np.ndarray, " samples"]:
-        """Test accuracy of stacked networks on a task's images."""
-        parts = self._parts(params)
-        return self._score(parts, np.full(len(jax.tree.leaves(parts)[0]), self.task(task).id))
+        """Test accuracy of each of some stacked networks on a task's images.
+
+        Args:
+          task: its name, or its id, which is no angle or other factor.
+
+        Raises:
+          PdiffError: there is no such task, or the networks are not stacked ones of this generator.
+        """
+        count = inputs.stacked(params, self._static.spec.all_leaves)
+        return self._score(self._parts(params), np.full(count, self.task(task).id))
 
 
 def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[PyTree]:
@@ -332,6 +344,8 @@ def _shown(batches: Iterable[PyTree], count: int, progress: bool) -> Iterable[Py
 
 def place(workdir: str | Path | None) -> Path:
     """Where a generator lies: the workdir, or, without one, what comes with the package."""
+    if not isinstance(workdir, (str, os.PathLike, type(None))):
+        raise PdiffError(f"workdir: got {workdir!r}; allowed: the path of a run's workdir or of a published folder")
     return Path(workdir) if workdir is not None else published.EMBEDDED
 
 

@@ -7,9 +7,9 @@
 | peft | a folder with a LoRA folder for each network | as the imported adapters' |
 | files | a folder with a safetensors file for each network | in the names, layout and dtypes of the import |
 
-What was asked for is kept beside them: as metadata of the safetensors, else in `pdiff.json`. Each is written beside its
-place and renamed, so it is there as a whole or not at all. A file comes with `<name>.sha256`, which `sha256sum -c`
-reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
+What was asked for is kept with them: as metadata of the safetensors, in `<name>.json` beside an .npz, in `pdiff.json`
+in a folder. Each is written beside its place and renamed, so it is there as a whole or not at all. A file comes with
+`<name>.sha256`, which `sha256sum -c` reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
 """
 
 import io
@@ -44,6 +44,11 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
     """
     ending = Path(out).suffix.lower()[1:]
     usual = "orbax" if facts is None else "files" if facts.adapter is None else "peft"
+    if chosen is None and ending not in ("", "safetensors", "npz"):
+        raise PdiffError(
+            f"--out: got {str(out)!r}, which ends as no format does; allowed: .safetensors, .npz, or a folder's name "
+            f"without an ending ({usual}); with --format, one of {', '.join(FORMATS)}, a folder may end as it likes"
+        )
     form = chosen or (ending if ending in ("safetensors", "npz") else usual)
     if form not in FORMATS:
         raise PdiffError(f"--format: got {form!r}; allowed: {', '.join(FORMATS)}")
@@ -60,7 +65,7 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
 
 def check_out(out: Path) -> None:
     """Raises PdiffError unless `out` is new and the folder for it is there."""
-    for path in (Path(out), files.digest_of(out)):
+    for path in (Path(out), files.digest_of(out), _facts_of(out)):
         if path.exists():
             raise PdiffError(f"--out: {path} exists; allowed: a new file or folder")
     if not Path(out).absolute().parent.is_dir():
@@ -74,7 +79,7 @@ def write(
     metadata: Mapping[str, str],
     facts: Facts | None = None,
 ) -> None:
-    """Writes stacked networks to `out` in the format `made`, one of FORMATS.
+    """Writes stacked networks to `out` in the format `form`, one of FORMATS.
 
     Args:
       metadata: what was asked for, of which model: kept with them.
@@ -90,6 +95,7 @@ def write(
     elif form == "npz":
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
+        files.write_atomic(_facts_of(out), _as_json(metadata))
         files.write_with_digest(out, buffer.getvalue())
     else:
         one = {"orbax": _orbax, "peft": _peft, "files": _file}[form]
@@ -116,11 +122,20 @@ def _folders(arrays: Flat, out: Path, one: Callable[[Flat, Path], None], metadat
         partial.mkdir()
         for i in range(count):
             one({path: v[i] for path, v in arrays.items()}, partial / f"sample_{i:0{len(str(count - 1))}d}")
-        (partial / ASKED).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True))
+        (partial / ASKED).write_bytes(_as_json(metadata))
         files.write_sums(partial)
         os.rename(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _facts_of(out: Path) -> Path:
+    """Where what was asked for is kept beside an .npz file."""
+    return Path(out).with_name(f"{Path(out).name}.json")
+
+
+def _as_json(metadata: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(metadata), indent=1, sort_keys=True).encode()
 
 
 def _orbax(network: Flat, where: Path, _: Facts | None) -> None:

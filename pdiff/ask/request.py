@@ -1,133 +1,90 @@
-"""What the command line asks of a trained generator: networks in a file, or the generator itself as a small folder."""
+"""What a trained generator is asked for, as the command line, Python and the page hand it on."""
 
 import dataclasses
-import json
-from collections.abc import Callable
-from pathlib import Path
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
-from pdiff import results as results_lib
-from pdiff import scenario
-from pdiff.ask import api, exports
-from pdiff.ask.api import LoadedGenerator
-from pdiff.ask.asked import Request, one_of
-from pdiff.ask.expect import Expectation
+from pdiff.ask.prompts import shortened
+from pdiff.config.fields import SAMPLERS
 from pdiff.errors import PdiffError
-from pdiff.generator import generator, published
-from pdiff.system import logs
-from pdiff.system.logs import log
-from pdiff.tasks.families import folder
 
-MOST_SAID = 16  # networks of which it is said what they are good for
+Between = tuple[int | str, int | str, float]
+MOST_SEED = 2**32 - 1
 
 
-def sample(
-    workdir: Path | None, *, between: str | None = None, out: str | None = None, form: str | None = None, **fields: Any
-) -> None:
-    """Draws networks, 8 by default, writes them to `out`, and says what accuracy to expect.
-
-    Args:
-      workdir: of a run or published; None is the generator of the package.
-      between: 'a,b,w': two tasks by id or name, and how far from a to b.
-      form: one of `exports.FORMATS`, or as `out` ends.
-      fields: the other ones of a `Request`; None is as if it were not given.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Networks of one of `prompt`, `task` and `between`, which `LoadedGenerator.sample` explains as the rest, or of
+    `anything`: all kinds of tasks.
 
     Raises:
-      PdiffError: as `LoadedGenerator.sample`; nothing is written then.
+      PdiffError: not exactly one is given, or a field is of another type or out of range.
     """
-    fields = {"num_samples": 8} | {name: value for name, value in fields.items() if value is not None}
-    given = {"prompt": fields.get("prompt"), "task": fields.get("task"), "between": between}
-    one_of(given, "--prompt, --task, --between: give one of them")
-    request = Request(between=None if between is None else parse_between(between), **fields)
-    loaded, write = _open(workdir, out, form)
-    tasks, sampler = loaded.understood(request.prompt), loaded.sampler_for(request.prompt, request.sampler)
-    if tasks is not None:
-        log.info("read as %s; each network is drawn from that set", tasks.said)
-    networks, expected = loaded.draw(request, progress=True), loaded.expected(request)
-    facts = {name: value or "" for name, value in given.items()} | {"seed": str(request.seed), "sampler": sampler}
-    suited = loaded.suited(networks, request.prompt) if tasks is not None and loaded.family.data else []
-    if tasks is not None:
-        best = [{"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited]
-        facts |= {"understood": tasks.said, "best": json.dumps(best)}
-    write(networks, expected, facts)
-    log.info("%d networks: %s", request.num_samples, out)
-    for i, one in enumerate(suited[:MOST_SAID]):
-        log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
-    _tell(expected, bool(loaded.family.data))
+
+    prompt: str | None = None
+    task: int | str | None = None
+    between: Between | None = None
+    num_samples: int = 1
+    sampler: str | None = None
+    seed: int = 0
+    force: bool = False
+    anything: bool = False
+
+    def __post_init__(self):
+        if not self.anything:
+            ways = {"prompt": self.prompt, "task_id": self.task, "between": self.between}
+            one_of(ways, "got {given}; give one of prompt, task_id, between; generator.describe() says what there is")
+        if self.prompt is not None:
+            _check_prompt(self.prompt)
+        if self.task is not None:
+            check_task("task_id", self.task)
+        if self.between is not None:
+            _check_between(self.between)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise PdiffError(f"sampler: got {self.sampler!r}; allowed: {', '.join(SAMPLERS)}")
+        whole("num_samples", self.num_samples, 1)
+        whole("seed", self.seed, 0, MOST_SEED)
+        if not isinstance(self.force, bool):
+            raise PdiffError(f"force: got {self.force!r}; allowed: True or False")
 
 
-def adapt(
-    workdir: Path | None, *, support: str | None = None, out: str | None = None, form: str | None = None, **given: Any
-) -> None:
-    """Makes one network from a folder of images of a task, labelled by the folders that they are in, and writes it.
-
-    Args:
-      given: arguments of `LoadedGenerator.adapt`; None is as if it were not given.
-
-    Raises:
-      PdiffError: as `LoadedGenerator.adapt`; nothing is written then.
-    """
-    if support is None:
-        raise PdiffError("--support: missing; allowed: a folder of images of the task, one folder for each class")
-    given = {"num_samples": 512, "seed": 0} | {name: value for name, value in given.items() if value is not None}
-    loaded, write = _open(workdir, out, form)
-    images, labels = folder.read_support(Path(support), loaded.family)
-    network = loaded.adapt(images, labels, **given, progress=True)
-    expected = loaded.expect_adapted(labels, "prompt" in given)
-    said = {name: str(given.get(name, "")) for name in ("prompt", "num_samples", "steps", "seed")}
-    write(network, expected, said | {"support": support, "images": str(len(images))})
-    log.info("1 network, the likeliest of %d by %d images: %s", given["num_samples"], len(images), out)
-    _tell(expected)
+def one_of(ways: Mapping[str, Any], refusal: str, nothing: str = "nothing") -> None:
+    """Raises PdiffError unless exactly one of the ways to ask is not None; '{given}' in `refusal` stands for those."""
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise PdiffError(refusal.format(given=", ".join(given) or nothing))
 
 
-def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[LoadedGenerator, Callable]:
-    """The generator, and (networks, expected accuracy, what they were asked for by) -> None, which writes them."""
-    logs.set_up()
-    if out is None:
-        raise PdiffError("--out: missing; allowed: the file or folder to write")
-    exports.check_out(Path(out))
-    imported = scenario.load(api.place(workdir))
-    made = exports.format_of(Path(out), form, imported)
-    loaded = api.load(workdir)
-
-    def write(networks, expected: Expectation | None, facts: dict[str, str]) -> None:
-        accuracy = "" if expected is None else json.dumps(dataclasses.asdict(expected))
-        exports.write(
-            networks, Path(out), made, facts | {"model": loaded.model, "expected_accuracy": accuracy}, imported
-        )
-
-    return loaded, write
+def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raises PdiffError unless the argument of that name is a whole number from `low` to `high`."""
+    right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not right or value < low or (high is not None and value > high):
+        most = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise PdiffError(f"{name}: got {value!r}; allowed: a whole number, {most}")
 
 
-def _tell(expected: Expectation | None, measured: bool = True) -> None:
-    why = "the run measured nothing that is like this" if measured else "networks were imported without images"
-    log.info("%s", expected or f"what accuracy to expect is not known: {why}")
+def check_task(argument: str, task: Any) -> None:
+    """Raises PdiffError unless the argument of that name could be a task's name or its id."""
+    if not isinstance(task, (str, numbers.Integral)) or isinstance(task, bool):
+        raise PdiffError(f"{argument}: got {task!r}; allowed: the name of a task, or its id, a whole number")
 
 
-def parse_between(text: str) -> tuple[str, str, float]:
-    """'a,b,0.5' as (a, b, 0.5).
-
-    Raises:
-      PdiffError: it is not of that form.
-    """
-    try:
-        a, b, weight = (part.strip() for part in text.split(","))
-        return a, b, float(weight)
-    except ValueError as e:
-        raise PdiffError(f"--between: got {text!r}; allowed: a,b,w: two tasks and a number from 0 to 1") from e
+def _check_prompt(prompt: Any) -> None:
+    if not isinstance(prompt, str):
+        raise PdiffError(f"prompt: got {prompt!r}; allowed: a description in words, as a str")
+    if not any(c.isalnum() for c in prompt):
+        raise PdiffError(f"prompt: got {shortened(prompt)}, which has no word in it; allowed: a description of a task")
 
 
-def publish(workdir: Path, out: str | None = None) -> None:
-    """Writes the trained generator of a finished run as a small folder, which stands wherever its workdir does.
-
-    Raises:
-      PdiffError: the run is not finished, or `out` cannot be written.
-    """
-    logs.set_up()
-    if out is None:
-        raise PdiffError("--out: missing; allowed: the folder to write")
-    results = results_lib.read(workdir / "results.json")
-    loaded = generator.load(workdir)
-    published.write(loaded, published.restore_params(loaded, workdir), results, Path(out), scenario.load(workdir))
-    size = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
-    log.info("published, %.1f MB: %s; --workdir=%s samples from it", size / 1e6, out, out)
+def _check_between(between: Any) -> None:
+    refusal = f"between: got {between!r}; allowed: two tasks and a number from 0 to 1, as in (a, b, 0.5)"
+    if not isinstance(between, (tuple, list)) or len(between) != 3:
+        raise PdiffError(refusal)
+    *ends, weight = between
+    for end in ends:
+        check_task("between", end)
+    if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
+        raise PdiffError(refusal)
+    if not 0 <= weight <= 1:
+        raise PdiffError(f"between: got the weight {weight!r}; allowed: a number from 0 to 1")

@@ -26,6 +26,7 @@ from pdiff.controls.ridge import Ridge
 from pdiff.evaluation import adaptation, closeup, copies, studies, vague
 from pdiff.evaluation.bench import Bench
 from pdiff.evaluation.measure import Answers, Measure, Weights
+from pdiff.generator.conditioning import DESCRIBED
 from pdiff.rivals.learned import Learned
 from pdiff.scenario import Facts
 from pdiff.system import processes
@@ -114,6 +115,8 @@ def _studies(
         "novelty": partial(copies.novelty_in_results, bench, zoo, seen, sampler, controls["noise"]),
         "spread": partial(studies.spread, bench, sampler, networks),
     }
+    if bench.generator.family.singular and DESCRIBED.issuperset(bench.config.sample.condition):
+        measured["singular"] = partial(studies.singular, bench, sampler)
     if config.calibration_samples:
         measured["calibration"] = partial(studies.calibration, bench, sampler, networks)
     if config.vague_samples and many_steps and bench.generator.family.grammar is not None:

@@ -1,5 +1,7 @@
-"""What else an evaluation asks: other conditions, calibration, spread, mixed conditions, transfer between tasks."""
+"""What else an evaluation asks: other conditions, calibration, spread, mixed conditions, transfer between tasks, places
+that are no task."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +11,9 @@ from scipy.stats import spearmanr
 
 from pdiff import rng
 from pdiff.evaluation.bench import Bench, Scores
+from pdiff.generator.conditioning import DESCRIBED
 from pdiff.measures import likelihood, novelty
+from pdiff.measures.accuracy import Scorer
 from pdiff.models.conditions import Mixture, lerp, slerp
 from pdiff.results import summary
 from pdiff.system.evenly import evenly
@@ -180,6 +184,32 @@ def transfer(bench: Bench, sampler: str, seen: Networks, splits: dict) -> dict:
         pair["accuracy"] = accuracy
     correlation = {k: float(spearmanr([p[k] for p in pairs], right).statistic) for k in distances}
     return {"pairs": pairs, "generated": generated, "rank_correlation": correlation}
+
+
+def at_factors(bench: Bench, there: Family, sampler: str, stream: str, count: int | None = None, **condition) -> Scores:
+    """Test accuracy of `count` networks for each task of `Family.at`, asked for by its descriptions or factors."""
+    networks = bench.generate(sampler, there.tasks, stream, count, **condition)
+    score = Scorer(dataclasses.replace(bench.generator, family=there), "test", bench.mesh)
+    each = len(jax.tree.leaves(networks)[0]) // len(there.tasks)
+    return Scores(score(networks, np.repeat(np.arange(len(there.tasks)), each)).reshape(-1, each))
+
+
+def singular(bench: Bench, sampler: str) -> list[dict]:
+    """Accuracy at the `singular` values of the first factor, which that of no task tells: rows as in `per_task`."""
+    family, config = bench.generator.family, bench.config
+    there = family.at([(value,) for value in family.singular])
+    tables = {
+        "generated": {n: at_factors(bench, there, n, f"evaluate/singular/{n}") for n in config.sample.samplers},
+        "by_condition": {
+            n: at_factors(bench, there, sampler, f"evaluate/singular/given/{n}", given=(n,))
+            for n in config.condition.use
+            if n in DESCRIBED
+        },
+    }
+    return [
+        {"factors": list(t.factors)} | {k: {n: s.per_task(i) for n, s in v.items()} for k, v in tables.items()}
+        for i, t in enumerate(there.tasks)
+    ]
 
 
 def _distances(family: Family, a: Sequence[Task], b: Sequence[Task]) -> dict[str, Float[np.ndarray, "a b"]]:

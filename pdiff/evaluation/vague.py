@@ -24,7 +24,7 @@ from pdiff.results import summary
 from pdiff.system.dist import map_chunks, round_up
 from pdiff.system.evenly import evenly
 from pdiff.tasks.base import Family
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import TaskSet
 from pdiff.zoo.networks import Networks
 
 GRID = 180  # tasks that networks are tried on, over all that can be described
@@ -128,7 +128,7 @@ def vague(bench: Bench, sampler: str, networks: dict[str, Networks]) -> list[dic
     described = not {"text", "sentence"}.isdisjoint(bench.config.sample.condition)
     seen, random = networks["seen"], rng.on_host(bench.config.seed, "vague")
     for prompt in prompts(bench):
-        tasks = family.grammar.read(prompt)
+        tasks = family.grammar.read(prompt).tasks
         rows = grid.rows_of(tasks, generator.refined)
         condition = conditioning.set_condition(generator, tasks, count, random)
         if condition is None:
@@ -162,7 +162,7 @@ def prompts(bench: Bench) -> list[str]:
     """
     grammar, chosen = bench.generator.family.grammar, bench.config.eval.vague_prompts
     for prompt in chosen:
-        if grammar.read(prompt) is None:
+        if grammar.read(prompt).tasks is None:
             raise PdiffError(f"eval.vague_prompts: got {prompt!r}; allowed: vague ones, as {grammar.examples(1)[0]!r}")
     return list(chosen or grammar.examples(len(grammar.constructions)))
 

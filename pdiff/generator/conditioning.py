@@ -12,7 +12,7 @@ from pdiff.generator.generator import MEMBERS, Generator, Members, Strings
 from pdiff.models.conditions import factor_units, number_period
 from pdiff.rng import Keys
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import TaskSet
 
 DESCRIBED = {"text", "sentence", "factors"}  # conditions that a task's factors and descriptions are enough for
 

@@ -36,7 +36,7 @@ from pdiff.system import files
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import Task
-from pdiff.tasks.grammar import TaskSet
+from pdiff.tasks.language import TaskSet
 from pdiff.weights import codec, stats
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.weights.subspace import Subspace

@@ -30,7 +30,7 @@ from pdiff.system import dist, files
 
 PARAMETERS, KIND = "ema.safetensors", "published generator"
 RESULTS = ("adaptation", "arcs", "commit", "config", "created", "factors", "mixing", "model", "seed", "selection",
-           "splits", "target", "weight_space")  # fmt: skip
+           "singular", "splits", "target", "weight_space")  # fmt: skip
 EMBEDDED = Path(__file__).parents[1] / "pretrained" / "interp"  # the one that comes with the package
 
 Params = PyTree[Float[ArrayLike, "..."]]

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports.arrays import FILES, shown
 from pdiff.imports.manifest import Row
-from pdiff.tasks.base import SPLITS, hold_out, words_of
+from pdiff.system.logs import log
+from pdiff.tasks.base import SPLITS, hold_out, same_descriptions, words_of
 
 
 def task_name(row: Row) -> str:
@@ -64,6 +65,8 @@ def described(gathered: dict[str, dict[str, Any]], config: ConfigDict) -> tuple[
         gathered = {name: gathered[name] | {"split": split_of[name]} for name in sorted(split_of)}
     factor_names = sorted(next(iter(gathered.values()))["factors"])
     texts = {n: t["descriptions"] or [words_of(n)] for n, t in gathered.items()}
+    for line in same_descriptions(texts):
+        log.warning("warning: %s; describe them in a manifest", line)
     most = max(map(len, texts.values()))
     tasks = [
         {

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.models.layers import Attention, Dense, Mlp
-from pdiff.models.text import NUMBER
 from pdiff.tasks import Family
+from pdiff.tasks.plain import numbers, plain
 
 INDICATOR_PERIOD = 2.0  # of a factor that is 0 or 1: the two are opposite each other
 
@@ -132,8 +132,8 @@ def number_period(condition: ConfigDict, family: Family) -> float:
     """The period of the numbers in descriptions: what the config says, or for 0 twice their range over seen tasks."""
     if condition.number_period:
         return condition.number_period
-    numbers = [float(n) for t in family.split("seen") for d in t.descriptions for n in NUMBER.findall(d)]
-    return 2 * np.ptp(numbers).item() if len({*numbers}) > 1 else 1.0
+    values = [n for t in family.split("seen") for d in t.descriptions for n in numbers(plain(d))]
+    return 2 * np.ptp(values).item() if len({*values}) > 1 else 1.0
 
 
 def factor_units(condition: ConfigDict, family: Family) -> tuple[float, ...]:

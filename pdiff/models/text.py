@@ -1,15 +1,16 @@
 """Descriptions to token ids, with a channel for the values of their numbers.
 
-A sentencepiece BPE model is trained on the family's own descriptions. Its digits are split, so that any number can be
-written. What a number *means* comes from a second channel: each of its digits carries the number's value. Measured on a
-held-out sector, sentence encoders barely order numbers, so a generator that reads digits as words cannot interpolate.
+A sentencepiece BPE model is trained on the family's own descriptions, in the normal form of `tasks.plain`. Its digits
+are split, so that any number can be written. What a number *means* comes from a second channel: each of its digits, and
+its sign, carries the number's value. Measured on a held-out sector, sentence encoders barely order numbers, so a
+generator that reads digits as words cannot interpolate.
 """
 
 import dataclasses
 import functools
 import io
-import re
 import string
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,12 +18,13 @@ import sentencepiece as spm
 from jaxtyping import Bool, Float, Int
 
 from pdiff.errors import PdiffError
+from pdiff.tasks.plain import NUMBER, plain
 
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
 LENGTH_STEP = 4  # padded lengths are multiples of it
 USUAL_SIZE = 400  # of a vocabulary by default, beside a piece for each character
-DIGITS = "0123456789."  # so that prompts may have any number, whatever digits the zoo's tasks have
+LARGEST = 1e9  # value of a number; larger ones are as good as this one
+DIGITS = "0123456789.-+e"  # so that prompts may have any number, whatever digits the zoo's tasks have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ def train_tokenizer(descriptions: Iterable[str], vocab_size: int) -> bytes:
       PdiffError: the vocabulary is larger than the descriptions can fill, or too small for their characters.
     """
     model = io.BytesIO()
-    texts = sorted({d.lower() for d in descriptions})
+    texts = sorted({plain(d) for d in descriptions})
     required = DIGITS if vocab_size else "".join(sorted({*string.printable.lower().split()[0]}))
     try:
         spm.SentencePieceTrainer.train(
@@ -82,7 +84,11 @@ def usual_length(tokenizer: "Tokenizer", descriptions: Iterable[str]) -> int:
     Raises:
       PdiffError: as `Tokenizer.encode`, of any of them.
     """
-    longest = max(int((tokenizer.encode(d).ids != PAD).sum()) for d in descriptions)
+    counts = {d: tokenizer.count(d) for d in descriptions}
+    longest = max(counts.values())
+    if longest > tokenizer.max_length or not min(counts.values()):
+        for d in counts:
+            tokenizer.encode(d)  # which says what is wrong
     return min(LENGTH_STEP * -(-longest // LENGTH_STEP), tokenizer.max_length)
 
 
@@ -103,36 +109,61 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._pieces.vocab_size()
 
+    @functools.cached_property
+    def _known(self) -> frozenset[str]:
+        """The characters of training descriptions."""
+        special = (self._pieces.is_control, self._pieces.is_byte, self._pieces.is_unknown)
+        usual = (i for i in range(self.vocab_size) if not any(test(i) for test in special))
+        return frozenset(c for i in usual for c in self._pieces.id_to_piece(i)) | {" "}
+
+    def strange(self, text: str) -> list[str]:
+        """The characters of a text that no training description has, even without an accent. `encode` drops them."""
+        return sorted({c for c in plain(text) if self._like(c) is None})
+
+    def _like(self, character: str) -> str | None:
+        """The character, or the one without its accent; None if no training description has either."""
+        if character in self._known:
+            return character
+        bare = unicodedata.normalize("NFKD", character)[0]
+        return bare if bare in self._known else None
+
     def count(self, text: str) -> int:
         """How many tokens a text has."""
-        return len(self._pieces.encode(text.lower()))
+        return len(self._pieces.encode(self._read(text)))
+
+    def _read(self, text: str) -> str:
+        text = plain(text)
+        if self._known.issuperset(text):
+            return text
+        return " ".join("".join(self._like(c) or "" for c in text).split())
 
     def encode(self, text: str) -> Text:
         """Tokenizes one description, padded to `max_length`.
 
         Raises:
-          PdiffError: it is empty, has characters that no training description has, or is too long.
+          PdiffError: it is empty, or of characters that no training description has, or is too long.
         """
         if not text.strip():
             raise PdiffError("prompt: got an empty text; describe the task, as in a training description")
-        text = text.lower()
-        proto = self._pieces.encode(text, return_type="proto")
-        strange = sorted({p.surface for p in proto.pieces if self._pieces.is_byte(p.id) or p.id == UNKNOWN} - {""})
-        if strange:
-            raise PdiffError(f"prompt: {text!r} has characters that no training description has: {' '.join(strange)}")
+        read = self._read(text)
+        if not read:
+            raise PdiffError(f"prompt: {text!r} has no character that a training description has")
+        proto = self._pieces.encode(read, return_type="proto")
         count, most = len(proto.pieces), self.max_length
         if count > most:
             raise PdiffError(
                 f"prompt: {text!r} has {count} tokens; allowed: at most {most} (condition.text_max_length)"
             )
         ids, values, is_number = np.zeros(most, np.int32), np.zeros(most, np.float32), np.zeros(most, bool)
-        numbers = [(m.start(), m.end(), float(m.group())) for m in NUMBER.finditer(text)]
+        numbers = [
+            (_bytes(read[: m.start()]), _bytes(read[: m.end()]), float(m.group())) for m in NUMBER.finditer(read)
+        ]
         for i, piece in enumerate(proto.pieces):
             ids[i] = piece.id
             for start, end, value in numbers:
-                # The first digit's piece may begin with the space before it, hence the test on its last character.
+                # The first digit's piece may begin with the space before it, hence the test on its last byte.
                 if start <= piece.end - 1 < end:
-                    ids[i], values[i], is_number[i] = DIGIT, value, True
+                    ids[i], values[i], is_number[i] = DIGIT, np.clip(value, -LARGEST, LARGEST), True
         return Text(ids, values, is_number)
 
     def encode_all(self, texts: Iterable[str]) -> Text:
@@ -142,3 +173,8 @@ class Tokenizer:
         if (stacked["ids"][:, self.usual_length :] == PAD).all():
             stacked = {name: values[:, : self.usual_length] for name, values in stacked.items()}
         return Text(**stacked)
+
+
+def _bytes(text: str) -> int:
+    """The length of a text in the units of sentencepiece's spans."""
+    return len(text.encode())

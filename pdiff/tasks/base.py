@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
 from pdiff.tasks.grammar import Grammar
+from pdiff.tasks.plain import plain
 
 SPLITS = ("seen", "validation", "interp", "unseen")
 REPORTED_SPLITS = ("seen", "interp", "unseen")  # validation tasks choose, so they prove nothing
@@ -74,6 +75,8 @@ class Family:
       variables: pytree of arrays with a leading axis over tasks.
       render: (variables of one task, shared images) -> the task's images (n, features), pure JAX.
       arcs: held-out regions of the first factor by split, for plots; may be empty.
+      singular: values of the first factor at which images are unlike those just beside, so that nothing tells how good
+        networks are there but measuring them.
       describe: factors -> (training wordings, held-out wordings), for any factors; None if there are no factors.
       relabel: (variables of one task, shared images, shared labels) -> the task's labels, pure JAX.
       pretraining: variables, stacked like `variables`, of what the base is pretrained on; None is the shared images
@@ -109,6 +112,7 @@ class Family:
     grammar: Grammar | None = None
     resizes: bool = False
     notes: tuple[str, ...] = ()
+    singular: tuple[float, ...] = ()
 
     @property
     def units(self) -> tuple[float, ...]:
@@ -165,6 +169,18 @@ class Family:
     def choosing_split(self) -> str:
         """The split whose validation images choose among options: `validation`, or `seen` if it has no task."""
         return "validation" if self.split("validation") else "seen"
+
+    def is_singular(self, factors: Sequence[float]) -> bool:
+        """Whether the first factor is one of the `singular` values."""
+        period = self.factor_periods[0] if self.factor_periods else 0.0
+        return any((factors[0] - value) % period == 0 if period else factors[0] == value for value in self.singular)
+
+    def at(self, factors: Sequence[Sequence[float]]) -> "Family":
+        """The family with a task for each of these factors in place of its own, all of them seen; it needs `vary`."""
+        rows = [tuple(map(float, f)) for f in factors]
+        tasks = tuple(Task(str(row), i, "seen", row, *self.describe(row)) for i, row in enumerate(rows))
+        variables = jax.tree.map(lambda *v: np.stack(v), *map(self.vary, rows))
+        return dataclasses.replace(self, tasks=tasks, variables=variables, backgrounds=None)
 
     def split(self, name: str) -> tuple[Task, ...]:
         """The tasks of a split, by id."""
@@ -230,5 +246,17 @@ def hold_out(names: Collection[str], config: ConfigDict, seed: int, start: str) 
 
 
 def words_of(name: str) -> str:
-    """A task's name as a description."""
-    return " ".join(re.split("[_-]+", name)).strip() or name
+    """A task's name as a description: dashes and underscores are spaces, but for the sign of a number."""
+    return " ".join(re.split(r"_+|-+(?![.\d])|(?<=[^\W_])-+", name)).strip() or name
+
+
+def same_descriptions(descriptions: Mapping[str, Sequence[str]], most: int = 5) -> list[str]:
+    """A line on tasks, given by name, that a description cannot tell apart; none if there are no such tasks."""
+    having: dict[str, list[str]] = {}
+    for name, texts in descriptions.items():
+        for text in {plain(t) for t in texts}:
+            having.setdefault(text, []).append(name)
+    same = [f"{' = '.join(names[:3])} ('{text}')" for text, names in sorted(having.items()) if len(names) > 1]
+    more = f" and {len(same) - most} more" * (len(same) > most)
+    said = f"tasks with the same description, which cannot be told apart by it: {'; '.join(same[:most])}{more}"
+    return [said] if same else []

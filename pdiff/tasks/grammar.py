@@ -1,39 +1,21 @@
-"""Vague descriptions: sentences that denote a set of tasks, such as "digits rotated by between 60 and 90 degrees".
+"""A family's language, both ways: it writes descriptions of sets of tasks, and reads what anyone has written.
 
-A family's `Grammar` lists the kinds of such sentences. It writes them, for training and for tests, each with its set,
-and reads them back: a prompt that it could have written gives the set, any other None. Precise descriptions, which
-denote one task, are none of its sentences.
+Sentences that it writes, such as "digits rotated by between 60 and 90 degrees", come with their set, for training and
+for tests. Descriptions of one task are written by `Family.describe`. Both, and much else, are read by a `Language`.
 """
 
 import dataclasses
-import functools
 import math
-import re
-import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pdiff.errors import PdiffError
+from pdiff.tasks.language import Language, Nonsense, Reading, TaskSet
 
-NUMBER = r"\d+(?:\.\d+)?"  # the pattern of slots that hold numbers
 CLOSE = 0.005  # half of the last digit of a description, so that the ends of a range belong to it
 
 Values = dict[str, float | str]  # by slot: a number, or words in lower case
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskSet:
-    """The tasks that a description may mean.
-
-    Attributes:
-      said: how it was understood and how wide it is, as in "any angle from 60 to 90 degrees (30 of 360)".
-      contains: factors of tasks, as in `Family.factors` -> whether each is in the set.
-    """
-
-    said: str
-    contains: Callable[[Float[np.ndarray, "n factors"]], Bool[np.ndarray, " n"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +43,18 @@ class Grammar:
 
     Attributes:
       constructions: the kinds of sentences; no sentence is of two of them.
-      slots: the pattern of what may stand in a slot, by its name. `NUMBER` makes it a number, all else are words.
+      slots: those of constructions that are numbers.
       grid: about so many, and at most so many, rows of factors, evenly from all tasks that can be described, whatever
         split they are in; the same ones every time.
+      language: reads descriptions.
+      example: a description of one task.
     """
 
     constructions: tuple[Construction, ...]
-    slots: dict[str, str]
+    slots: frozenset[str]
     grid: Callable[[int], Float[np.ndarray, "tasks factors"]]
+    language: Language
+    example: str
 
     def sentence(self, random: np.random.Generator, held_out: bool = False) -> tuple[str, TaskSet]:
         """A random sentence, in a training or a held-out wording, and what it says."""
@@ -78,17 +64,13 @@ class Grammar:
         texts = {slot: v if isinstance(v, str) else f"{round(v, 2):g}" for slot, v in values.items()}
         return wording.format(**texts), chosen.region(self._values(texts))
 
-    def read(self, text: str) -> TaskSet | None:
-        """What a sentence in any of the wordings says, whatever its case, spaces and last stop; None if it is in none.
+    def read(self, text: str) -> Reading:
+        """What a description says: a task, or a set of them.
 
         Raises:
-          PdiffError: it says a set without tasks.
+          Unreadable: it has words that mean nothing here, says too little, or a set without tasks.
         """
-        plain = " ".join(text.lower().split()).rstrip(" .!?")
-        for pattern, region in self._patterns:
-            if match := pattern.fullmatch(plain):
-                return region(self._values(match.groupdict()))
-        return None
+        return self.language.read(text, (self.example, *self.examples(1)))
 
     def examples(self, count: int = 2) -> list[str]:
         """A sentence of each of the first constructions, always the same ones."""
@@ -96,18 +78,7 @@ class Grammar:
         return [one.sentence(np.random.default_rng(0))[0] for one in firsts]
 
     def _values(self, texts: dict[str, str]) -> Values:
-        values = {slot: float(t) if self.slots[slot] == NUMBER else t for slot, t in texts.items()}
-        if math.inf in values.values():
-            raise PdiffError("prompt: got a number that is too large; allowed: numbers that tasks have")
-        return values
-
-    @functools.cached_property
-    def _patterns(self) -> list[tuple[re.Pattern, Callable[[Values], TaskSet]]]:
-        return [(self._pattern(w), c.region) for c in self.constructions for w in (*c.wordings, *c.held_out)]
-
-    def _pattern(self, template: str) -> re.Pattern:
-        parts = [(re.escape(text.lower()), slot) for text, slot, *_ in string.Formatter().parse(template)]
-        return re.compile("".join(text + (f"(?P<{slot}>{self.slots[slot]})" if slot else "") for text, slot in parts))
+        return {slot: float(t) if slot in self.slots else t for slot, t in texts.items()}
 
 
 def construction(
@@ -126,11 +97,6 @@ def construction(
     trained = tuple(frame.replace("{}", phrase) for frame in frames[0] for phrase in phrases)
     every = (frame.replace("{}", phrase) for frame in frames[0] + frames[1] for phrase in phrases + held_out)
     return Construction(name, trained, tuple(t for t in every if t not in trained), draw, lambda v: region(**v))
-
-
-def any_of(names: Iterable[str]) -> str:
-    """The pattern of a slot that holds one of the names; a name that begins with another is tried first."""
-    return "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
 
 
 def pick(random: np.random.Generator, names: Sequence[str], *slots: str) -> Values:
@@ -158,12 +124,12 @@ def interval(a: float, b: float, unit: str, whole: tuple[float, float] = (0.0, 1
     """The part of the range from a to b that lies in the `whole` one.
 
     Raises:
-      PdiffError: nothing is, or b is not above a.
+      Nonsense: nothing is, or b is not above a.
     """
     low, high = max(a, whole[0]), min(b, whole[1])
     if low >= high:
-        raise PdiffError(
-            f"prompt: got from {a:g} to {b:g} {unit}, where no task is; allowed: a range between {whole[0]:g} and "
+        raise Nonsense(
+            f"says from {a:g} to {b:g} {unit}, where no task is; allowed: a range between {whole[0]:g} and "
             f"{whole[1]:g}, the smaller number first"
         )
     return low, high

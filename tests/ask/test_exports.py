@@ -38,7 +38,7 @@ def test_one_file_holds_all_samples_by_flax_path(tmp_path):
         for path, value in made.items():
             np.testing.assert_array_equal(found[path], value)
     with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
-        assert file.metadata() == ASKED
+        assert file.metadata() == ASKED == json.loads((tmp_path / "x.npz.json").read_text())
 
 
 def test_a_column_major_array_is_written_right(tmp_path):
@@ -112,9 +112,12 @@ def test_the_format_follows_the_ending_and_the_import():
         ("x", None, lora),
     ]
     assert [exports.format_of(Path(out), *a) for out, *a in asked] == ["safetensors", "npz", "orbax", "files", "peft"]
+    assert exports.format_of(Path("nets.v1"), "orbax", None) == "orbax"
     for out, chosen, facts, word in (
         ("x", "npz", None, "ends in .npz"), ("x.npz", "orbax", None, "name of a folder"), ("x", "peft", plain, "LoRA"),
         ("x", "files", None, "imported"), ("x", "torch", None, "allowed: safetensors, npz"),
+        ("x.pt", None, None, "got 'x.pt'.*allowed: .safetensors, .npz, or a folder's name .* .orbax.*peft"),
+        ("x.pt", None, lora, "without an ending .peft."), ("nets.v1", None, plain, "without an ending .files."),
     ):  # fmt: skip
         with pytest.raises(PdiffError, match=word):
             exports.format_of(Path(out), chosen, facts)

@@ -94,6 +94,21 @@ def test_networks_of_one_task_are_compared_two_by_two():
     }  # fmt: skip
 
 
+def test_places_that_are_no_task_are_scored_on_their_own_images(bench, tiny_zoo):
+    family, drawing, one = bench.generator.family, copy.copy(bench), tiny_zoo["seen"][np.arange(1)].params
+    drawing.generate = lambda sampler, tasks, stream, count=None, **how: jax.tree.map(
+        lambda w: np.repeat(w, 2 * len(tasks), 0), one
+    )
+    rows = studies.singular(drawing, "ddim")
+    assert [row["factors"] for row in rows] == [[angle] for angle in family.singular]
+    network = jax.tree.map(lambda w: w[0], one)
+    for row in rows:
+        x, y = family.labelled(family.vary(tuple(row["factors"])), family.data["test"].x, family.data["test"].y)
+        right = (np.asarray(bench.generator.apply(network, x)).argmax(-1) == np.asarray(y)).mean()
+        assert set(row["generated"]) == set(bench.config.sample.samplers)
+        assert row["generated"]["ddim"] == pytest.approx(right, abs=1e-5)
+
+
 def test_an_ensemble_averages_probabilities_beside_one_of_its_networks(bench, tiny_zoo):
     """By hand: for drawn networks, here some of the zoo's, and for the fine-tuned ones of each task."""
     family, drawing = bench.generator.family, copy.copy(bench)

@@ -16,7 +16,8 @@ from pdiff.generator import conditioning
 from pdiff.generator.generator import MEMBERS, RefinedZoo
 from pdiff.tasks.base import Family, Task
 from pdiff.tasks.families.rotation import rotation_matrix
-from pdiff.tasks.grammar import Grammar, TaskSet
+from pdiff.tasks.grammar import Grammar
+from pdiff.tasks.language import TaskSet
 from pdiff.zoo.networks import Networks
 from tests.annotations import unchecked
 

@@ -235,7 +235,7 @@ def _read_on(pipe, out: str) -> None:
     import traceback
 
     from pdiff import modes, run
-    from pdiff.ask import request
+    from pdiff.ask import commands
     from pdiff.system import exits, machine
 
     file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -251,7 +251,7 @@ def _read_on(pipe, out: str) -> None:
         try:
             with exits.said():
                 if mode == "sample":
-                    request.sample(Path(workdir), num_samples=2, sampler=None, seed=0, **more)
+                    commands.sample(Path(workdir), num_samples=2, sampler=None, seed=0, **more)
                 elif mode == "run":
                     spec = importlib.util.spec_from_file_location("config", config)
                     module = importlib.util.module_from_spec(spec)

@@ -6,7 +6,7 @@ import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
 
-import pdiff.ask.request  # noqa: F401
+import pdiff.ask.commands  # noqa: F401
 import pdiff.imports.zoo  # noqa: F401
 import pdiff.main  # noqa: F401
 import pdiff.run  # noqa: F401

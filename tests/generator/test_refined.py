@@ -13,7 +13,8 @@ from pdiff.generator import refined
 from pdiff.generator.generator import MEMBERS, RefinedZoo, null_condition
 from pdiff.models.conditions import Mixture
 from pdiff.system import files
-from pdiff.tasks.grammar import Grammar, TaskSet
+from pdiff.tasks.grammar import Grammar
+from pdiff.tasks.language import TaskSet
 from pdiff.weights import stats
 from tests.noise import noised
 

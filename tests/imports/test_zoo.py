@@ -68,6 +68,16 @@ def test_adapters_keep_their_updates_and_tasks_are_held_out(tmp_path):
     assert scenario.load(tmp_path / "w").adapter == zoos.lora_config()
 
 
+def test_signs_in_names_are_kept_and_tasks_with_the_same_description_are_told(tmp_path, capfd):
+    for i, name in enumerate(("slider_-0.50", "slider_0.50", "a-b", "a_B", "rest")):
+        zoos.save(tmp_path / "source" / f"{name}.npz", zoos.network(i))
+    config = exact_config()
+    run.import_networks(config, tmp_path / "source", None, tmp_path / "w")
+    family, _ = scenario.family_and_target(config, tmp_path / "w")
+    assert {t.descriptions[0] for t in family.tasks} == {"slider -0.50", "slider 0.50", "a b", "a B", "rest"}
+    assert "cannot be told apart by it: a-b = a_B ('a b'); describe them" in capfd.readouterr().err
+
+
 def test_a_manifest_says_what_tasks_are(tmp_path):
     zoos.networks(tmp_path / "source", ".npz", 5)
     rows = [

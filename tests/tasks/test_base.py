@@ -62,3 +62,24 @@ def test_distances_go_the_short_way_round_and_round_again(family):
     plain = dataclasses.replace(family, factor_names=("x", "y"), factor_periods=(0.0, 4.0))
     np.testing.assert_allclose(plain.distance(np.array([[0.0, 0.0]]), np.array([[300.0, 4.0], [3.0, 2.0]])),
                                [[300, 13**0.5]])  # fmt: skip
+
+
+def test_a_family_at_other_factors_has_a_task_for_each_of_them(family):
+    there = family.at([(90.0,), (12.34,)])
+    assert [t.factors for t in there.tasks] == [(90.0,), (12.34,)] and [t.id for t in there.tasks] == [0, 1]
+    assert there.tasks[1].descriptions[0] == "digits rotated by 12.34 degrees"
+    assert np.array_equal(there.variables[1], family.vary((12.34,)))
+    assert there.data is family.data
+
+
+def test_singular_places_are_exact_and_go_round(family):
+    assert [family.is_singular((a,)) for a in (0.0, 360.0, -90.0, 450.0)] == [True] * 4
+    assert not any(family.is_singular((a,)) for a in (0.01, 89.99, 45.0))
+
+
+def test_images_jump_at_singular_places(family):
+    """Just beside a right angle half of an image's border falls outside; from there on, a little changes little."""
+    image = np.ones(64, np.float32)
+    for angle in family.singular:
+        here, beside, next_to_it = (image @ family.vary((angle + by,)) for by in (0, 0.01, 0.02))
+        assert np.abs(here - beside).max() > 0.99 and np.abs(beside - next_to_it).max() < 0.01

@@ -434,8 +434,8 @@ def test_factors_and_unreadable_names_are_refused_before_any_work(root, tmp_path
     with pytest.raises(PdiffError, match="the family folder has no factors"):
         generator.check(config, family, target)
     strange = make_folder(tmp_path, 4)
-    (strange / "orchard_a").rename(strange / "orchard_ż")
-    with pytest.raises(PdiffError, match="characters that no training description has: ż"):
+    (strange / "orchard_a").rename(strange / "果园")
+    with pytest.raises(PdiffError, match="'果园' has no character that a training description has"):
         generator.check(smoke_config(strange), get_family(config_of(strange, num_unseen=3, num_validation=0)), target)
 
 

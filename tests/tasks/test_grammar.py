@@ -1,4 +1,4 @@
-"""Vague descriptions: every family's sentences say sets of tasks, are read back, and are told from precise ones."""
+"""Sentences that a family's grammar writes say sets of tasks, and are read back as these sets."""
 
 import re
 import string
@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import camera_trap, class_subsets, corruptions, fashion_mnist, interp
-from pdiff.errors import PdiffError
 from pdiff.models.text import Tokenizer, train_tokenizer
 from pdiff.tasks import get_family
 from pdiff.tasks.data import images
 from pdiff.tasks.grammar import construction
+from pdiff.tasks.language import Unreadable
 
 SCENARIOS = {m.__name__.split(".")[-1]: m for m in (interp, corruptions, class_subsets, fashion_mnist, camera_trap)}
 GRID = 2880
@@ -36,10 +36,9 @@ def made(name):
 
 
 def said_by(name, text):
-    """Which rows of the grid a sentence says; None if it is not read."""
+    """Which rows of the grid a sentence says."""
     family, grid = made(name)
-    found = family.grammar.read(text)
-    return None if found is None else found.contains(grid)
+    return family.grammar.read(text).tasks.contains(grid)
 
 
 def sentences(name, count=200, held_out=False):
@@ -55,15 +54,14 @@ def test_a_property_sentences_are_read_back_to_the_set_that_they_say(name, seed,
     rows = expected.contains(grid)
     assert rows.dtype == bool and rows.shape == (len(grid),)
     assert rows.any() or name == "camera_trap"  # whose grid is of a few locations
-    for same in (text, f"  {text.upper().replace(' ', '  ')}! ", f"{text}."):
-        found = family.grammar.read(same)
-        assert found.said == expected.said, text
-        np.testing.assert_array_equal(found.contains(grid), rows)
-    assert family.grammar.read(f"{text} please") is None
+    for same in (text, f"  {text.upper().replace(' ', '  ')}! please"):
+        reading = family.grammar.read(same)
+        assert reading.said == reading.tasks.said and reading.factors is None and not reading.ignored, text
+        np.testing.assert_array_equal(reading.tasks.contains(grid), rows)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_no_sentence_is_of_two_constructions_and_every_wording_is_used(name):
+def test_every_wording_is_read_back(name):
     grammar = made(name)[0].grammar
     names = [c.name for c in grammar.constructions]
     assert len(set(names)) == len(names) >= 5
@@ -73,9 +71,10 @@ def test_no_sentence_is_of_two_constructions_and_every_wording_is_used(name):
         for wording in (*own.wordings, *own.held_out):
             slots = {slot for _, slot, *_ in string.Formatter().parse(wording) if slot}
             drawn = own.draw(random)
-            assert slots == drawn.keys() <= grammar.slots.keys()
+            assert slots == drawn.keys() and {s for s in slots if not isinstance(drawn[s], str)} <= grammar.slots
             text = wording.format(**{s: v if isinstance(v, str) else f"{v:g}" for s, v in drawn.items()})
-            assert {region for pattern, region in grammar._patterns if pattern.fullmatch(text)} == {own.region}, text
+            expected = own.region(drawn).contains(made(name)[1])
+            np.testing.assert_array_equal(said_by(name, text), expected, err_msg=text)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -84,22 +83,6 @@ def test_held_out_wordings_are_no_training_ones(name):
     trained, held_out = ([w for c in grammar.constructions for w in getattr(c, f)] for f in ("wordings", "held_out"))
     assert not set(trained) & set(held_out)
     assert len(set(trained)) == len(trained) and len(set(held_out)) == len(held_out)
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_no_precise_description_is_read_as_vague(name):
-    family, grid = made(name)
-    factors = [*grid[::31]] + [np.array(t.factors) for t in family.tasks[::5]]
-    texts = {d for row in factors for wordings in family.describe(tuple(row)) for d in wordings}
-    assert [t for t in texts if family.grammar.read(t) is not None] == []
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_other_families_sentences_are_not_read(name):
-    data = made(name)[0]
-    others = [t for n in SCENARIOS if {n, name} != {"class_subsets", "fashion_mnist"} and n != name
-              for t in sentences(n, 50)]  # fmt: skip
-    assert [t for t in others if data.grammar.read(t) is not None] == []
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -129,20 +112,11 @@ def test_a_tokenizer_trained_on_precise_and_on_some_vague_sentences_reads_all(na
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_wordings_have_no_character_that_precise_descriptions_lack(name):
-    """Sentencepiece drops the rarest ones, even if they are in what it is trained on. "upright" needs its p."""
-    family = made(name)[0]
-    known = {c for t in family.split("seen") for d in t.descriptions for c in d}
-    known |= {"p"} if name == "interp" else set()
-    assert {c for held_out in (False, True) for text in sentences(name, 2000, held_out) for c in text} <= known
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
 def test_examples_are_fixed_sentences(name):
     grammar = made(name)[0].grammar
     examples = grammar.examples(3)
     assert examples == grammar.examples(3) and len(set(examples)) == 3 and len(grammar.examples()) == 2
-    assert all(grammar.read(e) is not None for e in examples)
+    assert all(grammar.read(e).tasks is not None for e in examples)
 
 
 @pytest.mark.parametrize("name", ["class_subsets", "fashion_mnist"])
@@ -174,7 +148,7 @@ EMPTY = [
 
 @pytest.mark.parametrize("name, text", EMPTY)
 def test_sets_without_tasks_are_refused(name, text):
-    with pytest.raises(PdiffError, match="^prompt: got .*; allowed: "):
+    with pytest.raises(Unreadable, match="^prompt: .*(; allowed: |too large)"):
         made(name)[0].grammar.read(text)
 
 
@@ -198,7 +172,7 @@ def angles(text):
         ("digits rotated by more than 90 degrees", lambda x: (x >= 90) | (x == 0)),  # which is 360
         ("digits rotated by some angle", lambda x: x >= 0),
         ("digits that are roughly upright", lambda x: (x <= 45) | (x >= 315)),
-        ("digits upside down", lambda x: abs(x - 180) <= 45),
+        ("digits roughly upside down", lambda x: abs(x - 180) <= 45),
         ("digits that are not upside down", lambda x: abs(x - 180) > 45),
     ],
 )  # fmt: skip
@@ -209,10 +183,10 @@ def test_sets_of_angles(text, inside):
 
 def test_ends_of_a_range_belong_to_it_whatever_their_precision():
     found = made("interp")[0].grammar.read("digits rotated by between 59.99 and 90.07 degrees")
-    assert found.said == "any angle from 59.99 to 90.07 degrees (30.08 of 360)"
+    assert found.tasks.said == "any angle from 59.99 to 90.07 degrees (30.08 of 360)"
     ends = np.array([[59.99], [90.07], [59.98], [90.08]])
     for factors in (ends, ends.astype(np.float32)):
-        np.testing.assert_array_equal(found.contains(factors), [True, True, False, False])
+        np.testing.assert_array_equal(found.tasks.contains(factors), [True, True, False, False])
 
 
 @pytest.mark.parametrize(
@@ -238,8 +212,9 @@ def test_all_but_a_kind_are_the_others_and_only_kinds_in_use_are_known():
     but, own = (said_by("corruptions", f"digits under {t}") for t in ("any corruption but blur", "some blur"))
     np.testing.assert_array_equal(but, ~own)
     few = family_of("corruptions", corruptions=("blur", "noise"), num_seen=20).grammar
-    assert few.read("digits under some blur").contains(few.grid(20)).sum() == 10
-    assert few.read("digits under some shear") is None
+    assert few.read("digits under some blur").tasks.contains(few.grid(20)).sum() == 10
+    with pytest.raises(Unreadable, match="mean nothing here: 'shear'"):
+        few.read("digits under some shear")
     alone = family_of("corruptions", corruptions=("blur",), num_seen=20).grammar
     assert {"two kinds", "not a kind"}.isdisjoint(c.name for c in alone.constructions)
 

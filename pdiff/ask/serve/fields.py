@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pdiff.ask.api import LoadedGenerator
-from pdiff.ask.asked import Request, one_of
+from pdiff.ask.overview import ranges
+from pdiff.ask.request import Request, one_of
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Family
 
@@ -62,12 +63,6 @@ def image(pixels: Any, family: Family, refusal: str = "pixels: got something els
     if not right or not all(_is_number(p) and 0 <= p <= 1 for p in pixels):
         raise PdiffError(f"{refusal}; allowed: a list of {family.features} numbers from 0 to 1")
     return np.array(pixels, np.float32)
-
-
-def ranges(family: Family) -> list[tuple[float, float]]:
-    """The least and the largest value of each factor."""
-    columns = zip(family.factors().T, family.factor_periods, strict=True)
-    return [(0.0, period) if period else (float(column.min()), float(column.max())) for column, period in columns]
 
 
 def _read(request: dict, kinds: dict[str, type], usual: int, most: int) -> dict[str, Any]:

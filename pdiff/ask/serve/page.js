@@ -51,6 +51,7 @@ async function request(path, body, doing) {
     $("error").hidden = false;
     $("status").textContent = "";
     $("result").hidden = true;
+    placeControls(null);
   }
 }
 
@@ -63,6 +64,7 @@ function factors() {
 
 let waiting = null;
 function moved() {
+  setControls(true);
   clearTimeout(waiting);
   waiting = setTimeout(() => { $("task").value = ""; sample({factors: factors()}); }, 150);
 }
@@ -72,15 +74,20 @@ function moved() {
 function slider(control, i) {
   const step = (control.high - control.low) / 400;
   const value = control.low + (control.high - control.low) / 4;
-  const out = element("span", {"aria-hidden": "true"}, number(value));
+  const out = element("span", {"aria-hidden": "true"});
   const input = element("input", {
     id: `factor-${i}`, type: "range", min: control.low, max: control.high, value,
     step: step >= 0.5 ? Math.max(1, Math.round(step)) : Number(step.toPrecision(1)),
   });
-  out.textContent = number(input.value);
-  input.addEventListener("shown", () => { out.textContent = number(input.value); });
-  input.addEventListener("input", () => { out.textContent = number(input.value); moved(); });
-  const parts = [element("label", {for: `factor-${i}`}, element("span", {}, control.name), out), input];
+  input.addEventListener("shown", () => {
+    const set = !$("controls").classList.contains("unset");
+    out.textContent = set ? number(input.value) : "–";
+    if (set) input.removeAttribute("aria-valuetext");
+    else input.setAttribute("aria-valuetext", "none: what was asked for has no single value");
+  });
+  input.addEventListener("input", moved);
+  const name = control.turning ? `${control.name}, ${control.turning} ↺` : control.name;
+  const parts = [element("label", {for: `factor-${i}`}, element("span", {}, name), out), input];
   if (i === 0 && facts.regions.length) parts.push(strip(control), legend(control));
   return element("div", {class: "slider"}, ...parts);
 }
@@ -134,7 +141,16 @@ function choices(controls) {
   return element("div", {class: "choices"}, ...boxes);
 }
 
+// Whether the controls stand for what was asked for last.
+function setControls(set) {
+  $("controls").classList.toggle("unset", !set);
+  for (const input of $("controls").querySelectorAll("input[type=range]")) input.dispatchEvent(new Event("shown"));
+}
+
+// The controls as the factors that were asked for; null where these are none, or unknown.
 function placeControls(factors) {
+  setControls(Boolean(factors));
+  if (!factors) return;
   facts.controls.forEach((control, i) => {
     const input = $(`factor-${i}`), span = control.high - control.low, value = factors[i] / control.scale;
     if (control.binary) {
@@ -147,6 +163,9 @@ function placeControls(factors) {
 }
 
 function prepare() {
+  for (const input of document.querySelectorAll(".description"))
+    for (const [name, value] of [["type", "text"], ["maxlength", 1000], ["autocomplete", "off"], ["spellcheck", false]])
+      input.setAttribute(name, value);
   $("about").textContent = `This generator makes networks (${facts.target}) for the family “${facts.family}”. ` +
     `Sampler: ${facts.sampler}, chosen on validation tasks.`;
   $("prompt-row").hidden = !facts.reads_prompts;
@@ -164,6 +183,7 @@ function prepare() {
   const binary = numbered.filter(([c]) => c.binary);
   if (binary.length) $("controls").append(choices(binary));
   for (const [control, i] of numbered) if (!control.binary) $("controls").append(slider(control, i));
+  setControls(false);
   $("controls").hidden = !facts.controls.length;
   for (const split of new Set(facts.tasks.map((t) => t.split))) {
     const names = facts.tasks.filter((t) => t.split === split).map((t) => element("option", {value: t.name}, t.name));
@@ -185,9 +205,10 @@ function show(made, adapted) {
   if (!adapted) $("prompt").value = made.prompt;
   $("result").hidden = false;
   $("result-title").textContent = adapted ? "What it does" : "What they do";
-  if (made.factors) placeControls(made.factors);
+  placeControls(made.factors);
+  const ignored = made.ignored.length ? ` Words that changed nothing: ${made.ignored.join(", ")}.` : "";
   $("understood").hidden = !made.understood;
-  $("understood").textContent = made.understood ? `Read as ${made.understood}.` : "";
+  $("understood").textContent = made.understood ? `Read as ${made.understood}.${ignored}` : "";
   const networks = made.networks ?? [], first = networks[0]?.description;
   $("networks").hidden = !networks.length;
   $("networks").tBodies[0].replaceChildren(...networks.map((one) => element("tr", {},
@@ -202,9 +223,9 @@ function show(made, adapted) {
       ? `accuracy on ${a.images} validation images; ${a.networks} networks, ${a.low.toFixed(3)} to ${a.high.toFixed(3)}`
       : adapted ? "of your images are answered as labelled, which says little of others"
         : "Which task this is cannot be told from the prompt, so nothing labels its images.";
-  const parts = /^expect (\S+ ± \S+) \((.*)\)$/.exec(made.expected ?? "");
-  $("expected").textContent = parts ? parts[1] : "–";
-  $("expected-note").textContent = parts ? `expected on test images (${parts[2]})`
+  const expected = made.expected;
+  $("expected").textContent = expected ? expected.mean.toFixed(3) : "–";
+  $("expected-note").textContent = expected ? `on test images: ${expected.said}`
     : "What to expect is not known: the run measured nothing that is like this.";
   $("answers").hidden = !made.images.length;
   $("answers-title").textContent = adapted ? "Its answers to your images" : "The first network's answers";
@@ -222,7 +243,7 @@ function show(made, adapted) {
   $("draw").hidden = !(facts.drawable && made.images.length);
   $("draw-note").textContent = adapted ? "The network sees it as it is:"
     : first ? "Network 0 sees it as its task has it:" : "The networks see it as their task has it:";
-  $("status").textContent = `${made.known ? "" : "Like no description that the generator knows. "}` +
+  $("status").textContent = `${made.forced ? "Taken by force. " : ""}` +
     `Done in ${made.seconds.toFixed(2)} s${a ? `: accuracy ${a.mean.toFixed(3)}` : ""}.`;
   if (!$("draw").hidden && drawing.drawn) ask();
 }
@@ -231,6 +252,9 @@ function show(made, adapted) {
 
 // A canvas to draw on, by hand or by keys; `done` is called after each line and each clearing.
 function pad(canvas, done) {
+  const label = `${canvas.getAttribute("aria-label")}; arrow keys move the pen, space draws, delete clears`;
+  for (const [name, value] of [["width", 224], ["height", 224], ["tabindex", 0], ["aria-label", label]])
+    canvas.setAttribute(name, value);
   const pen = canvas.getContext("2d", {willReadFrequently: true}), side = canvas.width;
   let last = null, place = {x: side / 2, y: side / 5.6};
   const made = {drawn: false};

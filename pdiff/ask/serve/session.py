@@ -5,9 +5,10 @@ import dataclasses
 import functools
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,14 +16,15 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from pdiff.ask.api import LoadedGenerator
-from pdiff.ask.asked import Request
 from pdiff.ask.expect import Expectation
+from pdiff.ask.overview import indicators, ranges, turning
+from pdiff.ask.plan import Plan
+from pdiff.ask.request import Request
 from pdiff.ask.serve import fields, pictures
 from pdiff.ask.serve.fields import MOST_EXAMPLES, MOST_NETWORKS
 from pdiff.errors import PdiffError
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
-from pdiff.tasks.grammar import TaskSet
 from pdiff.tasks.support import UNKNOWN
 from pdiff.zoo import score
 
@@ -31,6 +33,7 @@ SHOWN = 30  # images in the grid
 KEPT = 8  # requests whose networks can still be downloaded
 KEPT_BYTES = 1 << 30  # most that they take together, but for the last
 MOST_TASKS = 400  # names in the list of tasks
+EXAMPLES = 8  # prompts to click
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,34 +92,28 @@ class Session:
         self.sample({"task": task.name})
         if self._loaded.reads_prompts:
             if longer := self._longer():
-                self._loaded.sample(prompt=longer)
-            self._examples = [task.descriptions[0], *self._vague_example()]
+                with _silence():  # it is nobody's prompt
+                    self._loaded.sample(longer, force=True)
+            self._examples = self._loaded.examples(EXAMPLES)
+            plans = (self._loaded.plan(Request(prompt)) for prompt in self._examples)
+            if vague := next((plan for plan in plans if plan.vague), None):
+                self._loaded.draw(vague)
         if self._drawable:
             self.draw({"id": next(reversed(self._made)), "pixels": [0.0] * self._family.features})
         self._made.clear()
         log.info("compiled in %.1f s", time.perf_counter() - start)
 
-    def _vague_example(self) -> list[str]:
-        """A vague prompt that the generator was trained to read, once sampled; none if there is no such."""
-        grammar = self._family.grammar
-        if grammar is None or not self._loaded.config.refined.vague:
-            return []
-        for example in grammar.examples(len(grammar.constructions)):
-            with suppress(PdiffError):  # of a set that has no network
-                self._loaded.sample(prompt=example)
-                return [example]
-        return []
-
     def facts(self) -> dict:
         """What the page has to know to be drawn: factors and their ranges, regions, tasks, the network."""
         family, loaded, values = self._family, self._loaded, self._family.factors()
-        indicators = [i for i, unit in enumerate(family.units) if not unit]
-        exclusive = bool(indicators) and bool((values[:, indicators].sum(1) == 1).all())
-        controls = []
-        columns = zip(family.factor_names, family.units, values.T, fields.ranges(family), strict=True)
-        for name, unit, column, (low, high) in columns:
-            binary, scale = unit == 0 or set(np.unique(column)) <= {0.0, 1.0}, unit or 1.0
-            controls.append({"name": name, "binary": binary, "low": low / scale, "high": high / scale, "scale": scale})
+        kinds = [i for i, unit in enumerate(family.units) if not unit]
+        exclusive = bool(kinds) and bool((values[:, kinds].sum(1) == 1).all())
+        controls, turns = [], turning(family)
+        columns = zip(family.factor_names, family.units, indicators(family), ranges(family), strict=True)
+        for name, unit, binary, (low, high) in columns:
+            scale = unit or 1.0
+            control = {"name": name, "binary": binary, "low": low / scale, "high": high / scale, "scale": scale}
+            controls.append(control | {"turning": turns.get(name)})
         tasks = family.tasks[:: max(1, -(-len(family.tasks) // MOST_TASKS))]
         return {
             "family": family.name,
@@ -143,20 +140,19 @@ class Session:
         Raises:
           PdiffError: a field is missing, unknown, of another type or out of range, or the prompt is refused.
         """
-        start, loaded, wanted = time.perf_counter(), self._loaded, fields.of_sample(request, self._loaded)
-        networks, tasks = loaded.draw(wanted), loaded.understood(wanted.prompt)
-        suited = loaded.suited(networks, wanted.prompt) if tasks is not None else []
-        variables, factors = (self._nearest(suited[0].factors), None) if suited else self._own(wanted)
-        said = wanted.prompt if wanted.prompt is not None else loaded.task(wanted.task).descriptions[0]
-        facts = {"prompt": said, "seed": str(wanted.seed), "sampler": loaded.sampler_for(wanted.prompt)}
-        if tasks is not None:
-            facts["understood"] = tasks.said
-        answer = Made(networks, variables, facts, 1 if suited else wanted.num_samples)
+        start, loaded = time.perf_counter(), self._loaded
+        with _warnings() as warnings:
+            plan = loaded.plan(fields.of_sample(request, loaded))
+            networks, expected = loaded.draw(plan), loaded.expected(plan)
+            suited = loaded.suited_in(networks, plan.reading.tasks) if plan.vague else []
+        variables, factors = (self._nearest(suited[0].factors), None) if suited else self._own(plan)
+        shown = 1 if suited else plan.request.num_samples
+        answer = Made(networks, variables, plan.facts | loaded.facts(expected, suited), shown)
         return self._answer(
-            start, answer, tasks, loaded.expected(wanted), prompt=said,
+            start, answer, plan, expected, warnings,
+            prompt=plan.request.prompt if plan.request.prompt is not None else plan.tasks[0].descriptions[0],
             networks=[{"index": i, **dataclasses.asdict(one)} for i, one in enumerate(suited)] or None,
             factors=None if factors is None else [float(f) for f in factors],
-            known=tasks is not None or loaded.descriptions.match(said).known,
             **self._on_images(answer),
         )  # fmt: skip
 
@@ -171,33 +167,36 @@ class Session:
         """
         start, loaded = time.perf_counter(), self._loaded
         x, y, given = fields.of_adapt(request, loaded)
-        prompt, room = given["prompt"], MOST_EXAMPLES - len(y)
+        room = MOST_EXAMPLES - len(y)
         with _warnings() as warnings:
-            networks = loaded.adapt(
+            networks, plan = loaded.adapted(
                 np.pad(x, ((0, room), (0, 0))),  # without labels, so not looked at: one program serves any number
                 np.pad(y, (0, room), constant_values=UNKNOWN),
                 **given,
             )
+        expected = loaded.expect_adapted(y, given["prompt"] is not None)
         labels = ", ".join(self._family.classes[c] for c in y)
-        facts = {"prompt": prompt or "", "labels": labels, "seed": str(given["seed"])}
-        answer, expected = Made(networks, None, facts, 1, adapted=True), loaded.expect_adapted(y, prompt is not None)
+        facts = plan.facts | {"labels": labels, "num_samples": str(plan.request.num_samples)} | loaded.facts(expected)
+        answer = Made(networks, None, facts, 1, adapted=True)
         images = self._shown(x, y, self._as_is(networks, x)[0])
-        tasks = loaded.understood(prompt)
-        return self._answer(start, answer, tasks, expected, prompt=prompt, images=images, warnings=warnings)
+        return self._answer(start, answer, plan, expected, warnings, prompt=given["prompt"], images=images)
 
-    def _answer(self, start: float, answer: Made, tasks: TaskSet | None, expected: Expectation | None, **more) -> dict:
+    def _answer(
+        self, start: float, answer: Made, plan: Plan, expected: Expectation | None, warnings: list[str], **more
+    ) -> dict:
         """What the page is told of networks, which are kept; in place of some of it, and beside it, `more`."""
         return {
             "id": self._keep(answer),
-            "understood": None if tasks is None else tasks.said,
+            "understood": plan.said,
+            "ignored": list(plan.reading.ignored) if plan.reading else [],
+            "forced": bool(plan.doubt),
             "networks": None,
             "factors": None,
-            "expected": str(expected) if expected else None,
-            "known": True,  # of an adapted network a doubted prompt is among the warnings
+            "expected": {"mean": expected.mean, "said": str(expected)} if expected else None,
             "maps": pictures.heat_maps(answer.networks),
             "accuracy": None,
             "images": [],
-            "warnings": [],
+            "warnings": warnings,
             **more,
             "seconds": round(time.perf_counter() - start, 3),
         }
@@ -243,13 +242,12 @@ class Session:
             sizes.pop(0)
         return key
 
-    def _own(self, wanted: Request) -> tuple[Any, tuple[float, ...] | None]:
+    def _own(self, plan: Plan) -> tuple[Any, tuple[float, ...] | None]:
         """The variables and the factors of the task that is asked for, each None if it cannot be told."""
-        family, descriptions = self._family, self._loaded.descriptions
-        task = self._loaded.task(wanted.task) if wanted.task is not None else descriptions.task(wanted.prompt)
-        if task is not None:
+        family, factors = self._family, plan.reading and plan.reading.factors
+        if plan.tasks:
+            (task,) = plan.tasks
             return jax.tree.map(lambda v: v[task.id], family.variables), task.factors or None
-        factors = descriptions.factors(wanted.prompt)
         return (family.vary(factors) if factors is not None and family.vary is not None else None), factors
 
     def _nearest(self, factors: tuple[float, ...]) -> Any:
@@ -301,12 +299,23 @@ def _padded(networks: PyTree) -> PyTree:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What pdiff warns of meanwhile."""
-    said: list[str] = []
+    """What pdiff warns of meanwhile, in this thread: others answer other requests."""
+    said, here = [], threading.get_ident()
     handler = logging.Handler(logging.WARNING)
+    handler.addFilter(lambda record: record.thread == here)
     handler.emit = lambda record: said.append(record.getMessage().removeprefix("warning: "))
     log.addHandler(handler)
     try:
         yield said
     finally:
         log.removeHandler(handler)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is warned of meanwhile."""
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False

@@ -21,7 +21,7 @@ Of the fields of `tasks`, `data` and the four `num_…` of splits count; `num_se
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,9 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from pdiff.errors import PdiffError
-from pdiff.tasks import grammar
 from pdiff.tasks.base import SPLITS, Family, Images, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import Grammar, TaskSet, Values
+from pdiff.tasks.languages.camera_trap import HABITAT_STEP, describe, make_grammar
 
 SIDE = 12  # of an image, in pixels
 ANIMAL_SIDE = 8  # one of its pixels is one pixel of the image at distance 100 percent
@@ -56,7 +55,6 @@ HABITATS = {  # name in descriptions: photograph in skimage.data
     "page": "page",
     "tissue": "immunohistochemistry",
 }
-HABITAT_STEP = 100.0  # between two habitats in `factors`, so that the nearest location is one of the same habitat
 
 ROLL, LIGHT, DISTANCE = (-40.0, 40.0), (50.0, 110.0), (75.0, 125.0)  # degrees counter-clockwise, percent, percent
 MODERATE = ((-20.0, 20.0), (65.0, 110.0), (80.0, 120.0))  # of the locations that the base is pretrained on
@@ -64,21 +62,6 @@ PRETRAINING = 64  # such locations
 FIRST = 10  # seed of the locations: the base is right on 82% of validation images of the first seen one (paper: 81.4%)
 INTERP_ROLLS, VALIDATION_ROLLS = (8.0, 14.0), (-18.0, -10.0)
 STRIPS = {"seen": (0.0, 0.56), "validation": (0.56, 0.78), "unseen": (0.78, 1.0)}  # of a photograph's width
-
-WORDINGS = (
-    "a camera trap on {habitat}, light {light} percent, tilted {roll} degrees {side}, distance {distance} percent",
-    "camera on {habitat} at {light} percent light, distance {distance} percent, tilted {side} by {roll} degrees",
-    "{habitat} at distance {distance} percent, tilt {roll} degrees {side}, light {light} percent",
-    "animals on {habitat}: distance {distance} percent, {light} percent light, camera tilted {roll} degrees {side}",
-)
-HELD_OUT_WORDINGS = (
-    "a camera tilted {roll} degrees {side} on {habitat}, distance {distance} percent, light {light} percent",
-    "light {light} percent, {habitat}, camera trap tilted {side} {roll} degrees at distance {distance} percent",
-)
-FRAMES = (  # of vague descriptions: training ones, then held-out ones
-    ("a camera trap {}", "camera {}", "animals {}", "a classifier for animals {}"),
-    ("some camera trap {}", "a camera for animals {}"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,19 +159,6 @@ def shared_rows(part: Images, num_classes: int, seed: int) -> Images:
     return Images(np.concatenate([numbers, part.x[candidates].reshape(len(part.y), -1)], 1), part.y, part.index)
 
 
-def describe(factors: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and held-out wordings; numbers to a tenth."""
-    roll, light, distance, habitat = (float(f) for f in factors)
-    words = {
-        "roll": f"{round(abs(roll), 1):g}",
-        "side": "left" if roll >= 0 else "right",
-        "light": f"{round(light, 1):g}",
-        "distance": f"{round(distance, 1):g}",
-        "habitat": list(HABITATS)[round(habitat / HABITAT_STEP)],
-    }
-    return tuple(w.format(**words) for w in WORDINGS), tuple(w.format(**words) for w in HELD_OUT_WORDINGS)
-
-
 def region(roll: float, light: float) -> tuple[str, str]:
     """(split, strip of the photographs) that settings belong to."""
     if roll > 22 and light < 70:
@@ -252,57 +222,6 @@ def location_variables(
     }
 
 
-def _grammar(seen: Float[np.ndarray, "tasks factors"]) -> Grammar:
-    """Vague descriptions: of habitats and of the light.
-
-    The grid is of seen locations alone: factors do not say where in the photograph another one is.
-    """
-    habitats = tuple(HABITATS)
-
-    def cameras(*chosen: str, light: tuple[float, float] = LIGHT) -> TaskSet:
-        """Those in the chosen habitats, by default all, and in this light."""
-        places = [habitats.index(h) for h in dict.fromkeys(chosen or habitats)]
-        low, high = grammar.interval(*light, "percent light", LIGHT)
-        where = f"on {' or '.join(habitats[p] for p in places)}" if chosen else "anywhere"
-        width = f"{len(places)} of {len(habitats)} habitats, {high - low:g} of {LIGHT[1] - LIGHT[0]:g} percent"
-        return TaskSet(
-            f"any camera {where}, in {low:g} to {high:g} percent light ({width})",
-            lambda f: np.isin(np.round(f[:, 3] / HABITAT_STEP), places) & grammar.between(f[:, 1], low, high),
-        )
-
-    def draw(*slots: str, light: bool = False) -> Callable[[np.random.Generator], Values]:
-        def values(random: np.random.Generator) -> Values:
-            width = grammar.log_uniform(random, 10, 40)
-            start = random.uniform(LIGHT[0], LIGHT[1] - width)
-            words = grammar.pick(random, habitats, *slots)
-            return words | grammar.numbers(random, a=start, b=start + width) if light else words
-
-        return values
-
-    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
-        ordered = seen[np.lexsort((seen[:, 1], seen[:, 3]))]  # as they come, every sixth is of one habitat
-        most = min(count, len(seen))
-        return ordered[((np.arange(most) + 0.5) * len(seen) / most).astype(int)]
-
-    constructions = (
-        ("habitat", ("on {habitat}", "at some place on {habitat}", "on {habitat} in any light"),
-         ("at any place on {habitat}",), draw("habitat"), lambda habitat: cameras(habitat)),
-        ("two habitats", ("on either {habitat} or {other}", "on {habitat} or {other}"),
-         ("on {habitat} or else on {other}",), draw("habitat", "other"),
-         lambda habitat, other: cameras(habitat, other)),
-        ("light", ("in {a} to {b} percent light", "in light from {a} to {b} percent"),
-         ("at a light of {a} to {b} percent",), draw(light=True), lambda a, b: cameras(light=(a, b))),
-        ("habitat and light", ("on {habitat} in {a} to {b} percent light", "on {habitat}, light {a} to {b} percent"),
-         ("on {habitat} in light from {a} to {b} percent",), draw("habitat", light=True),
-         lambda habitat, a, b: cameras(habitat, light=(a, b))),
-        ("not a habitat", ("on anything but {habitat}", "not on {habitat}"),
-         ("on all but {habitat}",), draw("habitat"), lambda habitat: cameras(*(h for h in habitats if h != habitat))),
-        ("any", ("at any place", "on any ground"), ("on some ground",), draw(), cameras),
-    )  # fmt: skip
-    slots = dict.fromkeys(("habitat", "other"), grammar.any_of(habitats)) | dict.fromkeys("ab", grammar.NUMBER)
-    return Grammar(tuple(grammar.construction(name, FRAMES, *rest) for name, *rest in constructions), slots, grid)
-
-
 def make_family(config: ConfigDict) -> Family:
     """The family of `config` (the `tasks` part of a run's config).
 
@@ -315,10 +234,11 @@ def make_family(config: ConfigDict) -> Family:
     classes, photos = len(data.class_names), photographs()
     sizes = [p.shape for p in photos]
     by_split = locations({s: config[f"num_{s}"] for s in SPLITS}, sizes)
+    describe_here = functools.partial(describe, habitats=tuple(HABITATS))
     tasks, variables = [], []
     for split, places in by_split.items():
         for i, place in enumerate(places):
-            tasks.append(Task(f"{split}_{i}", len(tasks), split, place.factors, *describe(place.factors)))
+            tasks.append(Task(f"{split}_{i}", len(tasks), split, place.factors, *describe_here(place.factors)))
             variables.append(location_variables(place, photos[place.habitat], class_mix(place.habitat, classes)))
     random = np.random.RandomState(1)
     even, pretraining = np.full(classes, 1 / classes), []
@@ -336,10 +256,14 @@ def make_family(config: ConfigDict) -> Family:
         tasks=tuple(tasks),
         variables=stacked,
         render=render,
-        describe=describe,
+        describe=describe_here,
         relabel=relabel,
         pretraining=stacked_pretraining,
         backgrounds=stacked["shots"],
         class_names=data.class_names,
-        grammar=_grammar(np.array([t.factors for t in tasks if t.split == "seen"])),
+        grammar=make_grammar(
+            tuple(HABITATS),
+            {"roll": ROLL, "light": LIGHT, "distance": DISTANCE},
+            np.array([t.factors for t in tasks if t.split == "seen"]),
+        ),
     )

@@ -22,11 +22,6 @@ has seen every class, but says no to nearly everything, as the mixture of those 
 good as a constant answer.
 """
 
-import itertools
-import math
-import re
-from collections.abc import Callable, Sequence
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -35,33 +30,11 @@ from ml_collections import ConfigDict
 from pdiff.errors import PdiffError
 from pdiff.tasks.base import Family, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import Grammar, TaskSet, Values, any_of, construction, pick
+from pdiff.tasks.languages.class_subsets import SIZES, describe, every_subset, make_grammar
 
-SIZES = (2, 3, 4, 5)  # classes in a subset
 FEWEST_CLASSES, MOST_CLASSES = 7, 26  # of the images; with more, the list of all subsets would not fit in memory
 
 Subset = frozenset[int]
-
-# A wording, the word before the last class, and the order of the classes: see `_listed`. No wording may hold a class's
-# name, which rules out "one" and its like, and no held-out one a letter that the tokenizer has never seen.
-WORDINGS = (
-    ("recognise just {}", "and", "forward"),
-    ("tell images of {} from all others", "and", "backward"),
-    ("does an image show {}", "or", "turned"),
-    ("a detector of {}", "and", "inside out"),
-    ("{} against the rest", "or", "backward"),
-    ("say yes to {}, no to every other kind", "or", "forward"),
-)
-HELD_OUT_WORDINGS = (
-    ("tell {} from everything else", "and", "turned"),
-    ("does a network recognise {} in an image", "or", "inside out"),
-    ("images of {}, and no others", "and", "backward"),
-)
-FRAMES = (  # of vague descriptions, as above: training ones, then held-out ones
-    ("recognise {}", "tell images of {} from all others", "does an image show {}", "a detector of {}"),
-    ("tell {} from everything else", "does a network recognise {} in an image"),
-)
-NUMBER_WORDS = dict(zip(("two", "three", "four", "five"), SIZES, strict=True))
 
 
 def render(variables: dict[str, ArrayLike], x: Float[ArrayLike, "n pixels"]) -> Float[Array, "n pixels"]:
@@ -74,84 +47,6 @@ def relabel(
 ) -> Int[Array, " n"]:
     """1 where an image's class is in the subset, else 0."""
     return jnp.asarray(variables["member"])[y]
-
-
-def describe(factors: tuple[float, ...], class_names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and held-out wordings for a subset: the classes whose factor is above a half, "nothing" if none is."""
-    chosen = [name for name, factor in zip(class_names, factors, strict=True) if factor > 0.5] or ["nothing"]
-
-    def filled(wordings):
-        return tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
-
-    return filled(WORDINGS), filled(HELD_OUT_WORDINGS)
-
-
-def _grammar(names: tuple[str, ...]) -> Grammar:
-    """Vague descriptions: of classes that are in the subset or not, of its size, and of two subsets."""
-
-    def subsets(have: Sequence[str] = (), lack: Sequence[str] = (), sizes: tuple[int, ...] = SIZES) -> TaskSet:
-        """Those of these sizes that have all classes of `have` and none of `lack`."""
-        if both := sorted({*have} & {*lack}):
-            raise PdiffError(f"prompt: got {both[0]} both as a class to have and as one to lack; allowed: one of them")
-        inside, outside = ([names.index(n) for n in {*wanted}] for wanted in (have, lack))
-        free = len(names) - len(inside) - len(outside)
-        width = sum(math.comb(free, size - len(inside)) for size in sizes if size >= len(inside))
-        limits = [f"{word} {' and '.join(classes)}" for word, classes in (("with", have), ("without", lack)) if classes]
-        size = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-
-        def contains(factors):
-            chosen = factors > 0.5
-            fits = chosen[:, inside].all(1) & ~chosen[:, outside].any(1)
-            return fits & np.isin(chosen.sum(1), sizes)
-
-        return TaskSet(" ".join(["any", size, "classes", *limits, f"({width} of {total} subsets)"]), contains)
-
-    def either(a: str, b: str) -> TaskSet:
-        """One of the two listed subsets, exactly."""
-        rows = [np.isin(names, re.findall(known, text)) for text in (a, b)]
-        for text, row in zip((a, b), rows, strict=True):
-            if row.sum() not in SIZES:
-                raise PdiffError(f"prompt: got {text!r}; allowed: {SIZES[0]} to {SIZES[-1]} different classes")
-        return TaskSet(
-            f"either {a} or {b} ({len(np.unique(rows, axis=0))} of {total} subsets)",
-            lambda factors: np.any([((factors > 0.5) == row).all(1) for row in rows], axis=0),
-        )
-
-    def lists(random: np.random.Generator) -> Values:
-        sizes = random.choice(SIZES, 2)
-        drawn = [list(pick(random, names, *map(str, range(size))).values()) for size in sizes]
-        return {slot: _listed(those, "and", "forward") for slot, those in zip(("a", "b"), drawn, strict=True)}
-
-    def draw(*slots: str) -> Callable[[np.random.Generator], Values]:
-        return lambda random: pick(random, names, *slots)
-
-    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
-        # Not the order of the splits, whose first ones are held out.
-        every = _every(len(names))
-        chosen = [every[i] for i in np.random.RandomState(1).permutation(len(every))[:count]]
-        return np.array([[float(c in subset) for c in range(len(names))] for subset in chosen])
-
-    known, total = any_of(names), sum(math.comb(len(names), size) for size in SIZES)
-    constructions = [
-        ("with", ("{name} and some other classes", "{name} among other classes", "{name} and a few more"),
-         ("{name} together with some more classes",), draw("name"), lambda name: subsets([name])),
-        ("with two", ("{name} and {other} with or without others", "at least {name} and {other}"),
-         ("{name} and {other} and whatever else",), draw("name", "other"),
-         lambda name, other: subsets([name, other])),
-        ("without", ("classes without {name}", "classes that leave out {name}", "some classes, not {name}"),
-         ("classes with no {name} among them",), draw("name"), lambda name: subsets(lack=[name])),
-        ("with and without", ("{name} and some other classes without {other}", "classes with {name} and no {other}"),
-         ("{name} and a few more, not {other}",), draw("name", "other"),
-         lambda name, other: subsets([name], [other])),
-        ("size", ("any {size} classes", "{size} classes of any kind"),
-         ("just any {size} classes",), lambda random: pick(random, tuple(NUMBER_WORDS), "size"),
-         lambda size: subsets(sizes=(NUMBER_WORDS[size],))),
-        ("any", ("some classes", "any classes"), ("a few classes",), draw(), subsets),
-        ("either", ("either {a} or {b}", "{a} or else {b}"), ("{a} or instead {b}",), lists, either),
-    ]  # fmt: skip
-    listed = f"(?:{known})(?:, (?:{known}))* and (?:{known})"
-    slots = {"name": known, "other": known, "size": any_of(NUMBER_WORDS), "a": listed, "b": listed}
-    return Grammar(tuple(construction(name, FRAMES, *rest) for name, *rest in constructions), slots, grid)
 
 
 def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
@@ -192,7 +87,7 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         relabel=relabel,
         vary=lambda factors: {"member": np.array(factors, np.int32)},
         class_names=("other", "chosen"),
-        grammar=_grammar(names),
+        grammar=make_grammar(names),
         pretraining={"member": np.eye(len(names), dtype=np.int32)},
     )
 
@@ -204,7 +99,7 @@ def split_subsets(config: ConfigDict, num_classes: int) -> dict[str, list[Subset
       PdiffError: there is no room for that many.
     """
     whole = frozenset(range(num_classes))
-    every = _every(num_classes)
+    every = every_subset(num_classes)
     shuffled = [every[i] for i in np.random.RandomState(0).permutation(len(every))]
     held_out = shuffled[: config.num_unseen + config.num_validation]
     near = set().union(*(_near(s, whole) for s in held_out))
@@ -233,24 +128,7 @@ def split_subsets(config: ConfigDict, num_classes: int) -> dict[str, list[Subset
     }
 
 
-def _every(num_classes: int) -> list[Subset]:
-    """All subsets of SIZES classes."""
-    return [frozenset(s) for size in SIZES for s in itertools.combinations(range(num_classes), size)]
-
-
 def _near(subset: Subset, whole: Subset) -> set[Subset]:
     """The subset, its complement, and all that are one class away from either."""
     both = (subset, whole - subset)
     return {*both, *(s ^ {c} for s in both for c in whole)}
-
-
-def _listed(names: list[str], last: str, order: str) -> str:
-    """'two, five and seven' with the names forward, backward, turned by one place, or from the inside out."""
-    middle = len(names) // 2
-    ordered = {
-        "forward": names,
-        "backward": names[::-1],
-        "turned": names[1:] + names[:1],
-        "inside out": names[middle:] + names[:middle][::-1],
-    }[order]
-    return f" {last} ".join(filter(None, (", ".join(ordered[:-1]), ordered[-1])))

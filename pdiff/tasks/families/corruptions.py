@@ -21,10 +21,9 @@ from scipy import ndimage
 
 from pdiff import rng
 from pdiff.errors import PdiffError
-from pdiff.tasks import grammar
 from pdiff.tasks.base import SPLITS, Family, Task
 from pdiff.tasks.data import images
-from pdiff.tasks.grammar import Grammar, TaskSet, Values
+from pdiff.tasks.languages.corruptions import describe, make_grammar
 from pdiff.tasks.regions import Range, spread
 
 PERCENT = Range(100.0, "percent", wraps=False)
@@ -38,27 +37,6 @@ STEEPEST_SHEAR = 1.0  # columns that neighbouring rows move apart
 SMALLEST_SCALE = 0.5  # of the object; black surrounds it
 GREY = 0.5  # what contrast fades to, and the colour of the block
 PLACES = (30, 70)  # percent of the sides between which a block's centre lies, so that it is never cut off
-
-WORDINGS = (
-    "{what} under {kind} of severity {severity} percent{place}",
-    "{what} with {severity} percent {kind}{place}",
-    "recognise {what} after {kind} of {severity} percent{place}",
-    "images of {what}, {kind} at {severity} percent{place}",
-    "{kind} of severity {severity} percent{place} on {what}",
-    "a classifier for {what} under {severity} percent {kind}{place}",
-)
-HELD_OUT_WORDINGS = (
-    "{what} after {severity} percent {kind}{place}",
-    "recognise {what} under {kind} at {severity} percent{place}",
-    "images of {what} with {kind} of severity {severity} percent{place}",
-)
-PLACE = " at {} across, {} down"
-
-FRAMES = (  # of vague descriptions: training ones, then held-out ones
-    ("{what} under {}", "{what} with {}", "recognise {what} after {}", "a classifier for {what} under {}"),
-    ("{what} after {}", "images of {what} with {}"),
-)
-ABOUT, LISTED = 5.0, 0.5  # percent of severity that "about" and a list's numbers may be off either way
 
 Shape = tuple[int, int]
 Variables = dict[str, np.ndarray]
@@ -170,80 +148,6 @@ def factor_names(kinds: Sequence[str]) -> tuple[str, ...]:
     return ("severity", *kinds, *(("across", "down") if "occlusion" in kinds else ()))
 
 
-def describe(factors: tuple[float, ...], *, kinds: Sequence[str], what: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and held-out wordings for factors of one kind, numbers in percent, severities to a hundredth of one."""
-    kind = kinds[int(np.argmax(factors[1 : 1 + len(kinds)]))]
-    place = PLACE.format(*(f"{100 * f:.0f}" for f in factors[-2:])) if kind == "occlusion" else ""
-    words = {"what": what, "kind": kind, "severity": f"{round(100 * factors[0], 2):g}", "place": place}
-    return tuple(w.format(**words) for w in WORDINGS), tuple(w.format(**words) for w in HELD_OUT_WORDINGS)
-
-
-def _grammar(kinds: Sequence[str], what: str) -> Grammar:
-    """Vague descriptions: of kinds and of severities. They leave open where a block lies."""
-    frames = tuple(tuple(f.replace("{what}", what) for f in fs) for fs in FRAMES)
-
-    def tasks(*chosen: str, bands: Sequence[tuple[float, float]] = ((0.0, 100.0),), said: str = "") -> TaskSet:
-        """Those of a chosen kind, or of any if none is, in one of the bands, in percent."""
-        columns = [1 + kinds.index(k) for k in dict.fromkeys(chosen or kinds)]
-        parts = list(dict.fromkeys(grammar.interval(*band, "percent") for band in bands))
-        where = " or ".join(f"{a:g} to {b:g}" for a, b in parts)
-        width = f"{len(columns)} of {len(kinds)} kinds, {sum(b - a for a, b in parts):g} of 100 percent"
-        what = said or " or ".join(dict.fromkeys(chosen)) or "any corruption"
-
-        def contains(factors):
-            severe = np.any([grammar.between(100 * factors[:, 0], *part) for part in parts], axis=0)
-            return (factors[:, columns] > 0.5).any(1) & severe
-
-        return TaskSet(f"{what} of severity {where} percent ({width})", contains)
-
-    def around(margin: float, *percents: float) -> list[tuple[float, float]]:
-        return [(p - margin, p + margin) for p in percents]
-
-    def draw(*slots: str, kind: Sequence[str] = ("kind",)) -> Callable[[np.random.Generator], Values]:
-        def values(random: np.random.Generator) -> Values:
-            drawn = grammar.pick(random, kinds, *kind)
-            return drawn | grammar.numbers(random, **{slot: random.uniform(1, 99) for slot in slots})
-
-        return values
-
-    def ends(random: np.random.Generator) -> Values:
-        width = grammar.log_uniform(random, 5, 60)
-        start = random.uniform(0, 100 - width)
-        return grammar.pick(random, kinds, "kind") | grammar.numbers(random, a=start, b=start + width)
-
-    constructions = [
-        ("kind", ("some {kind}", "{kind} of any severity", "any amount of {kind}"),
-         ("{kind}", "{kind} at some severity"), draw(), lambda kind: tasks(kind)),
-        ("severity", ("some corruption of severity {a} percent", "{a} percent of some corruption"),
-         ("any corruption at {a} percent",), draw("a", kind=()), lambda a: tasks(bands=around(LISTED, a))),
-        ("range", ("{kind} between {a} and {b} percent", "{a} to {b} percent {kind}"),
-         ("{kind} of severity {a} to {b} percent",), ends, lambda kind, a, b: tasks(kind, bands=[(a, b)])),
-        ("about", ("about {a} percent {kind}", "{kind} of about {a} percent"),
-         ("{kind} at around {a} percent",), draw("a"), lambda kind, a: tasks(kind, bands=around(ABOUT, a))),
-        ("two severities", ("either {a} or {b} percent {kind}", "{kind} of {a} or {b} percent"),
-         ("{kind} at either {a} percent or {b} percent",), draw("a", "b"),
-         lambda kind, a, b: tasks(kind, bands=around(LISTED, a, b))),
-        ("any", ("some corruption", "any corruption"),
-         ("whatever corruption",), draw(kind=()), lambda: tasks()),
-    ]  # fmt: skip
-    if len(kinds) > 1:
-        constructions += [
-            ("two kinds", ("either {kind} or {other}", "some {kind} or {other}"),
-             ("{kind} or else {other}",), draw(kind=("kind", "other")), lambda kind, other: tasks(kind, other)),
-            ("not a kind", ("any corruption but {kind}", "some corruption other than {kind}"),
-             ("any corruption apart from {kind}",), draw(),
-             lambda kind: tasks(*(k for k in kinds if k != kind), said=f"any corruption but {kind}")),
-        ]  # fmt: skip
-
-    def grid(count: int) -> Float[np.ndarray, "tasks factors"]:
-        each = max(1, count // len(kinds))
-        percents = np.round((np.arange(each) + 0.5) * 100 / each, 2)
-        return np.array([_factors(kind, float(p), kinds) for kind in kinds for p in percents][:count])
-
-    slots = dict.fromkeys(("kind", "other"), grammar.any_of(kinds)) | dict.fromkeys("ab", grammar.NUMBER)
-    return Grammar(tuple(grammar.construction(name, frames, *rest) for name, *rest in constructions), slots, grid)
-
-
 def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Family:
     """The family of `config` (the `tasks` part of a run's config), on the images `data`, by default `config.data`.
 
@@ -269,6 +173,10 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
             tasks.append(Task(f"{kind}_{percent:g}", len(tasks), split, factors, *describe_here(factors)))
             variables.append(vary(factors))
     names = factor_names(kinds)
+
+    def factors_of(kind: str, percent: float, *place: float) -> tuple[float, ...]:
+        return _factors(kind, percent, kinds, *place)
+
     return Family(
         name="corruptions",
         factor_names=names,
@@ -283,17 +191,18 @@ def make_family(config: ConfigDict, data: images.DataSet | None = None) -> Famil
         describe=describe_here,
         vary=vary,
         class_names=data.class_names,
-        grammar=_grammar(kinds, what),
+        grammar=make_grammar(tuple(kinds), what, factors_of),
         arcs={split: tuple((a / 100, b / 100) for a, b in held) for split, held in bands.items()},
     )
 
 
-def _factors(kind: str, percent: float, kinds: Sequence[str]) -> tuple[float, ...]:
-    """The factors of a kind at a severity; where a block lies is drawn from the task's seed."""
+def _factors(kind: str, percent: float, kinds: Sequence[str], *place: float) -> tuple[float, ...]:
+    """The factors of a kind at a severity, and of a place in percent; else a block's is drawn from the task's seed."""
     known = {"severity": percent / 100, kind: 1.0}
     if kind == "occlusion":
-        across, down = np.random.default_rng(_seed(kind, percent)).integers(*PLACES, 2, endpoint=True) / 100
-        known |= {"across": float(across), "down": float(down)}
+        drawn = np.random.default_rng(_seed(kind, percent)).integers(*PLACES, 2, endpoint=True)
+        across, down = place or drawn.tolist()
+        known |= {"across": across / 100, "down": down / 100}
     return tuple(known.get(n, 0.0) for n in factor_names(kinds))
 
 

@@ -20,7 +20,6 @@ task's accuracy is therefore the mean over its classes of the accuracy within a 
 for one row more or less of each). All tables lie in memory, one byte for a pixel.
 """
 
-import collections
 import difflib
 import itertools
 import math
@@ -33,7 +32,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
-from pdiff.tasks.base import SPLITS, Family, Images, Task, hold_out, words_of
+from pdiff.tasks.base import SPLITS, Family, Images, Task, hold_out, same_descriptions, words_of
 from pdiff.tasks.data.image_files import ENDED, as_rgb, folders, is_named_as_image, read_image, resized, visible
 from pdiff.tasks.data.image_folder import ImageFolder, read_folder, some
 
@@ -100,7 +99,12 @@ def make_family(config: ConfigDict) -> Family:
         pretraining={key: v[[t.split == "seen" for t in tasks]] for key, v in variables.items()},
         pretraining_on_all=True,
         resizes=images.resized,
-        notes=(*_summary(names, split_of, images), *images.notes, *astray, *_same_descriptions(tasks)),
+        notes=(
+            *_summary(names, split_of, images),
+            *images.notes,
+            *astray,
+            *same_descriptions({t.name: t.descriptions for t in tasks}),
+        ),
     )
 
 
@@ -206,17 +210,6 @@ def _summary(names: Collection[str], split_of: Mapping[str, str], images: ImageF
     if validation := by_split["validation"]:
         notes.append(f"held out to make choices (validation): {some(validation, MOST_VALIDATION)}")
     return notes
-
-
-def _same_descriptions(tasks: Sequence[Task]) -> list[str]:
-    """A note on tasks that a description cannot tell apart."""
-    having = collections.defaultdict(list)
-    for task in tasks:
-        for text in {d.lower() for d in task.descriptions}:
-            having[text].append(task.name)
-    same = {" = ".join(names[:3]): text for text, names in sorted(having.items()) if len(names) > 1}
-    told = [f"{names} ('{text}')" for names, text in same.items()]
-    return [f"tasks with the same description, which cannot be told apart by it: {some(told)}"] if told else []
 
 
 def read_support(

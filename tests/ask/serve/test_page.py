@@ -51,7 +51,9 @@ def test_a_prompt_gives_accuracy_and_images(page):
     accuracy = float(page.locator("#accuracy").inner_text())
     assert 0 <= accuracy <= 1 and "200 validation images" in page.locator("#accuracy-note").inner_text()
     assert f"accuracy {accuracy:.3f}" in page.locator("#status").inner_text()
-    assert "±" in page.locator("#expected").inner_text() and "unseen" in page.locator("#expected-note").inner_text()
+    assert 0 < float(page.locator("#expected").inner_text()) < 1
+    note = page.locator("#expected-note").inner_text()
+    assert note.startswith("on test images: expect 0.") and "unseen" in note
     images = page.locator("#images img")
     assert images.count() == 30
     for mark, alt in zip(page.locator("#images span").all()[:9], images.all()[:9], strict=True):
@@ -69,6 +71,7 @@ def test_a_vague_prompt_gives_a_table_of_networks(page):
     ask(page, VAGUE)
     page.locator("#networks tbody tr").first.wait_for()
     assert page.locator("#understood").inner_text() == "Read as any angle from 60 to 90 degrees (30 of 360)."
+    assert page.locator(".slider label").inner_text().split("\n")[-1] == "–"  # no single angle
     rows = page.locator("#networks tbody tr").all()
     assert len(rows) == 4
     _, first, accuracy = rows[0].locator("td").all_inner_texts()
@@ -77,7 +80,8 @@ def test_a_vague_prompt_gives_a_table_of_networks(page):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     page.locator("#try button").first.click()  # a precise one
     page.locator("#networks").wait_for(state="hidden")
-    assert not page.locator("#understood").is_visible()
+    assert page.locator("#understood").inner_text() == "Read as 13.2 degrees counter-clockwise; seen."
+    assert page.locator("#try button").count() == 8
 
 
 def test_a_slider_asks_too_and_the_keyboard_moves_it(page):
@@ -89,22 +93,31 @@ def test_a_slider_asks_too_and_the_keyboard_moves_it(page):
     asked = page.get_by_label("Description", exact=True).input_value()
     assert asked == f"digits rotated by {before + 1:g} degrees"
     assert "unseen: 60 to 90, 216 to 234" in page.locator(".legend").inner_text()
+    assert "degrees, counter-clockwise ↺" in page.locator(".slider label").inner_text()
 
 
 def test_a_refused_prompt_says_why_and_can_be_forced(page):
-    ask(page, "<b>order</b> a pizza")
-    alert = page.get_by_role("alert")
-    alert.wait_for()
-    assert "looks like none" in alert.inner_text() and "<b>order</b>" in alert.inner_text()  # as text
-    assert not page.locator("#result").is_visible()
+    slider, alert = page.get_by_role("slider", name="degrees"), page.get_by_role("alert")
     ask(page, PROMPT)
     page.locator("#images li").first.wait_for()
-    assert not alert.is_visible()
+    assert slider.get_attribute("aria-valuetext") is None
+    ask(page, "<b>order</b> a pizza")
+    alert.wait_for()
+    assert "pizza" in alert.inner_text() and "<b>order</b>" in alert.inner_text()  # as text
+    assert not page.locator("#result").is_visible()
+    assert page.locator(".slider label").inner_text().split("\n")[-1] == "–"
+    assert "no single value" in slider.get_attribute("aria-valuetext")
+    ask(page, "kindly, digits just 75 degrees clockwise")
+    page.locator("#images li").first.wait_for()
+    assert not alert.is_visible() and slider.input_value() == "285"
+    read = "Read as 285 degrees counter-clockwise (75 clockwise); seen. Words that changed nothing: kindly, just."
+    assert page.locator("#understood").inner_text() == read
     page.locator("#more summary").click()
     page.get_by_label("Take any prompt").check()
     ask(page, "digits")
     page.get_by_text("nothing labels its images").wait_for()
-    assert "Like no description" in page.locator("#status").inner_text()
+    assert "Taken by force" in page.locator("#status").inner_text()
+    assert "Warning: prompt 'digits': does not say an angle" in page.locator("#warnings").inner_text()
 
 
 def test_a_drawing_is_answered(page):

@@ -3,6 +3,8 @@
 import base64
 import dataclasses
 import io
+import json
+import threading
 
 import jax
 import numpy as np
@@ -12,9 +14,10 @@ from PIL import Image
 from pdiff.ask.expect import Expectation
 from pdiff.ask.serve import pictures
 from pdiff.ask.serve.fields import MOST_DRAWN, MOST_EXAMPLES, MOST_NETWORKS
-from pdiff.ask.serve.session import KEPT
+from pdiff.ask.serve.session import KEPT, _warnings
 from pdiff.errors import PdiffError
 from pdiff.measures.accuracy import Scorer
+from pdiff.system.logs import log
 
 PROMPT = "digits rotated by 75 degrees"
 VAGUE = "digits rotated by between 60 and 90 degrees"
@@ -44,7 +47,7 @@ def test_accuracy_is_that_of_these_networks_on_the_task_s_validation_images(sess
     assert made["accuracy"]["mean"] == pytest.approx(right.mean(), abs=1e-6)
     assert (made["accuracy"]["low"], made["accuracy"]["high"]) == pytest.approx((right.min(), right.max()), abs=1e-6)
     assert made["accuracy"]["images"] == len(loaded.family.data["validation"].y) and made["accuracy"]["networks"] == 3
-    assert "unseen task" in made["expected"] and made["factors"] == list(task.factors)
+    assert "unseen task" in made["expected"]["said"] and made["factors"] == list(task.factors)
 
 
 def test_pictures_are_the_task_s_images_and_marks_the_network_s_answers(session, loaded):
@@ -67,7 +70,7 @@ def test_pictures_are_the_task_s_images_and_marks_the_network_s_answers(session,
 def test_a_vague_prompt_gives_networks_of_different_tasks(session, loaded):
     made = session.sample({"prompt": VAGUE, "num_samples": 3, "seed": 2})
     assert made["understood"] == "any angle from 60 to 90 degrees (30 of 360)"
-    assert made["prompt"] == VAGUE and made["known"] and made["factors"] is None
+    assert made["prompt"] == VAGUE and not made["forced"] and made["factors"] is None
     networks = loaded.sample(prompt=VAGUE, num_samples=3, seed=2)
     suited = loaded.suited(networks, VAGUE)
     assert [n["index"] for n in made["networks"]] == [0, 1, 2]
@@ -84,19 +87,34 @@ def test_a_vague_prompt_gives_networks_of_different_tasks(session, loaded):
     said = session.draw({"id": made["id"], "pixels": [0.5] * 64})
     assert sum(count for _, count in said["votes"]) == 1  # of the first one, whose task that is
     facts = session.made(made["id"]).facts
+    assert facts["model"] == loaded.model and facts["sampler"] == "heun" and json.loads(facts["best"]) == [
+        {"for": one.description, "accuracy": round(one.accuracy, 4)} for one in suited
+    ]  # fmt: skip
     assert facts["understood"] == made["understood"] and len(jax.tree.leaves(session.made(made["id"]).networks)[0]) == 3
 
 
 def test_a_precise_prompt_has_one_task(session):
     made = session.sample({"prompt": PROMPT, "num_samples": 2})
-    assert made["understood"] is None and made["networks"] is None and made["warnings"] == []
+    assert made["understood"] == "75 degrees counter-clockwise; unseen, degrees from 60 to 90"
+    assert made["networks"] is None and made["warnings"] == made["ignored"] == [] and made["factors"] == [75.0]
 
 
-def test_one_example_is_precise_and_one_is_vague(session, loaded):
-    precise, vague = session.facts()["examples"]
-    assert loaded.understood(precise) is None and loaded.understood(vague) is not None
-    assert vague == loaded.family.grammar.examples(1)[0]
-    assert session.sample({"prompt": precise})["factors"] and session.sample({"prompt": vague})["networks"]
+def test_words_in_other_orders_are_shown_the_task_that_was_read(session, loaded):
+    made = session.sample({"prompt": "kindly, digits just 75 degrees clockwise", "num_samples": 1})
+    assert made["factors"] == [285.0] and made["ignored"] == ["kindly", "just"]
+    facts = session.made(made["id"]).facts
+    assert facts["understood"] == "285 degrees counter-clockwise (75 clockwise)" and facts["ignored"] == "kindly, just"
+    x = loaded.family.render(loaded.family.vary((285.0,)), loaded.family.data["validation"].x)
+    right = loaded.apply(session.made(made["id"]).networks, x)[0].argmax(-1) == loaded.family.data["validation"].y
+    assert made["accuracy"]["mean"] == pytest.approx(float(right.mean()), abs=1e-6)
+
+
+def test_examples_are_precise_and_vague_and_work(session, loaded):
+    examples = session.facts()["examples"]
+    assert examples == loaded.examples(8)
+    made = [session.sample({"prompt": example, "num_samples": 1}) for example in examples]
+    assert any(m["factors"] for m in made) and any(m["networks"] for m in made)
+    assert not any(m["forced"] or m["warnings"] for m in made)
 
 
 def test_where_factors_do_not_say_all_of_a_task_the_nearest_one_is_shown(session, loaded, monkeypatch):
@@ -107,11 +125,13 @@ def test_where_factors_do_not_say_all_of_a_task_the_nearest_one_is_shown(session
 
 def test_a_few_labelled_images_give_an_adapted_network(session, loaded, examples, monkeypatch):
     images, labels = examples
-    expected = Expectation(0.9, 0.01, 3, "made up")
+    expected = Expectation(0.9, 0.88, 0.92, 3, "made up")
     monkeypatch.setattr(loaded, "expect_adapted", lambda y, described: expected if len(y) == 10 else None)
     made = session.adapt({"images": images, "labels": labels, "num_samples": 20, "seed": 1})
     assert made["prompt"] is None and made["accuracy"] is None and made["networks"] is None and made["factors"] is None
-    assert made["expected"] == str(expected) and made["warnings"] == [] and made["maps"]
+    assert (
+        made["expected"] == {"mean": expected.mean, "said": str(expected)} and made["warnings"] == [] and made["maps"]
+    )
     networks = loaded.adapt(np.array(images, np.float32), np.arange(10), num_samples=20, seed=1)
     kept = session.made(made["id"]).networks
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, networks)
@@ -129,7 +149,7 @@ def test_labels_may_be_numbers_and_missing_classes_are_warned_of(session, loaded
     one, other = (session.adapt({"images": images[:8], "labels": some, "prompt": VAGUE, "num_samples": 4})
                   for some in (labels[:8], list(range(8))))  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, *(session.made(made["id"]).networks for made in (one, other)))
-    assert other["understood"].startswith("any angle from 60") and other["prompt"] == VAGUE
+    assert other["understood"].startswith("any angle from 60 to 90") and other["prompt"] == VAGUE
     (warning,) = other["warnings"]
     assert warning.startswith("no labelled image of eight, nine")
     assert session.made(other["id"]).facts["labels"].startswith("zero, one, two")
@@ -152,7 +172,8 @@ def test_labels_may_be_numbers_and_missing_classes_are_warned_of(session, loaded
         ({"labels": ["one", True]}, "labels: got 'True'"),
         ({"labels": ["one", [1] * 1000]}, "labels: got"),
         ({"num_samples": 0}, f"num_samples: got 0; allowed: 1 to {MOST_DRAWN}"),
-        ({"prompt": "order a pizza"}, "looks like none"),
+        ({"prompt": "order a pizza"}, "prompt: 'order a pizza'"),
+        ({"prompt": "?"}, "prompt: got '[?]', which has no word in it"),
         ({"task": "0"}, "'task': unknown field; allowed: images, labels"),
     ],
 )
@@ -171,14 +192,29 @@ def test_factors_become_a_description(session, loaded):
     made = session.sample({"factors": [75.0], "num_samples": 2})
     assert made["prompt"] == PROMPT and made["accuracy"] is not None
     facts = session.facts()
-    assert facts["controls"] == [{"name": "degrees", "binary": False, "low": 0, "high": 360, "scale": 1}]
+    assert facts["controls"] == [
+        {"name": "degrees", "binary": False, "low": 0, "high": 360, "scale": 1, "turning": "counter-clockwise"}
+    ]
     unseen = [[r["from"], r["to"]] for r in facts["regions"] if r["split"] == "unseen"]
     assert unseen == [list(a) for a in loaded.family.arcs["unseen"]]
 
 
 def test_a_prompt_that_names_no_task_has_no_accuracy(session):
     made = session.sample({"prompt": "digits", "force": True})
-    assert made["accuracy"] is None and made["images"] == [] and made["expected"] is None and not made["known"]
+    assert made["accuracy"] is None and made["images"] == [] and made["expected"] is None and made["forced"]
+    (warning,) = made["warnings"]
+    assert warning.startswith("prompt 'digits': does not say an angle")
+    facts = session.made(made["id"]).facts
+    assert facts["forced"] == "true" and facts["doubt"] in warning and facts["expected_accuracy"] == ""
+
+
+def test_warnings_of_one_request_are_not_told_to_another(session):
+    other = threading.Thread(target=log.warning, args=("warning: of another request",))
+    with _warnings() as said:
+        other.start()
+        other.join()
+        log.warning("warning: of this one")
+    assert said == ["of this one"]
 
 
 def test_a_drawing_is_seen_as_the_task_has_it(session, loaded):
@@ -209,7 +245,9 @@ def test_only_the_last_requests_are_kept(session):
         ({"prompt": PROMPT, "seed": -1}, "seed: got -1"),
         ({"prompt": PROMPT, "sampler": "heun"}, "unknown field"),
         ({"prompt": "x" * 2000}, "2000 characters"),
-        ({"prompt": "order a pizza"}, "looks like none"),
+        ({"prompt": "order a pizza"}, "prompt: 'order a pizza'"),
+        ({"prompt": " \t"}, "which has no word in it"),
+        ({"prompt": "?!"}, "which has no word in it"),
         ({"task": "rotation_999"}, "allowed: an id"),
         ({"factors": [1.0, 2.0]}, "allowed: 1 numbers: degrees"),
         ({"factors": [float("nan")]}, "factors: got"),

@@ -1,0 +1,1 @@
+"""The languages that tasks are described in: for each family a module that writes descriptions and reads them back."""
