@@ -195,9 +195,9 @@ def at_factors(bench: Bench, there: Family, sampler: str, stream: str, count: in
 
 
 def singular(bench: Bench, sampler: str) -> list[dict]:
-    """Accuracy at the `singular` values of the first factor, which that of no task tells: rows as in `per_task`."""
+    """Accuracy at the `singular` values of the factor, which that of no task tells: rows as in `per_task`."""
     family, config = bench.generator.family, bench.config
-    there = family.at([(value,) for value in family.singular])
+    there = family.at(np.array(family.singular)[:, None])
     tables = {
         "generated": {n: at_factors(bench, there, n, f"evaluate/singular/{n}") for n in config.sample.samplers},
         "by_condition": {

@@ -75,7 +75,7 @@ class Family:
       variables: pytree of arrays with a leading axis over tasks.
       render: (variables of one task, shared images) -> the task's images (n, features), pure JAX.
       arcs: held-out regions of the first factor by split, for plots; may be empty.
-      singular: values of the first factor at which images are unlike those just beside, so that nothing tells how good
+      singular: values of the only factor at which images are unlike those just beside, so that nothing tells how good
         networks are there but measuring them.
       describe: factors -> (training wordings, held-out wordings), for any factors; None if there are no factors.
       relabel: (variables of one task, shared images, shared labels) -> the task's labels, pure JAX.
@@ -171,11 +171,11 @@ class Family:
         return "validation" if self.split("validation") else "seen"
 
     def is_singular(self, factors: Sequence[float]) -> bool:
-        """Whether the first factor is one of the `singular` values."""
+        """Whether the only factor is one of the `singular` values."""
         period = self.factor_periods[0] if self.factor_periods else 0.0
         return any((factors[0] - value) % period == 0 if period else factors[0] == value for value in self.singular)
 
-    def at(self, factors: Sequence[Sequence[float]]) -> "Family":
+    def at(self, factors: Float[np.ndarray, "tasks factors"]) -> "Family":
         """The family with a task for each of these factors in place of its own, all of them seen; it needs `vary`."""
         rows = [tuple(map(float, f)) for f in factors]
         tasks = tuple(Task(str(row), i, "seen", row, *self.describe(row)) for i, row in enumerate(rows))

@@ -65,7 +65,7 @@ def test_distances_go_the_short_way_round_and_round_again(family):
 
 
 def test_a_family_at_other_factors_has_a_task_for_each_of_them(family):
-    there = family.at([(90.0,), (12.34,)])
+    there = family.at(np.array([[90.0], [12.34]]))
     assert [t.factors for t in there.tasks] == [(90.0,), (12.34,)] and [t.id for t in there.tasks] == [0, 1]
     assert there.tasks[1].descriptions[0] == "digits rotated by 12.34 degrees"
     assert np.array_equal(there.variables[1], family.vary((12.34,)))
