@@ -7,7 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # Tests compile more than they compute, and half as long without LLVM's optimizations, without XLA's newer emitters of
 # fused loops, and without splitting programs for several threads to compile.
-_QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+_QUICK = (
+    "backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false",
+    "cpu_parallel_codegen_split_count=1",
+)  # fmt: skip
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _QUICK)])
 
 import jax  # noqa: E402  after the variables above
