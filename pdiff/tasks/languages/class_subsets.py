@@ -24,7 +24,8 @@ _FRAMES = (
     "{} against the rest", "say yes to {}, no to every other kind", "a network that knows {}, and nothing else",
     "is this image {}, or something else", "I need a classifier that spots {}", "only {}", "find images of {}",
     "a model which answers yes to {}", "the classes {}", "is it {}", "detect {}",
-    "recognising {} as against everything else",
+    "recognising {} as against everything else", "does this picture show {} in it", "can a model recognise {}",
+    "pictures of {}, and of nothing else", "tell {} from all other kinds",
 )  # fmt: skip
 # A wording, the word before the last class, and the order of the classes: see `_listed`. Each frame has two of them.
 _WAYS = (("and", "forward"), ("and", "backward"), ("or", "turned"), ("and", "inside out"), ("or", "backward"),
@@ -133,7 +134,7 @@ _WORDS = r"""
     AND.3: and | & | as well as | plus | together with | and also
     OR.4: or | and/or | nor
     TO.3: to | through | up to | until | till | -
-    REST.6: and no to everything else | and no to all others | and no to the rest | and no to any other
+    REST.6: from all other kinds | in it | and of nothing else | and no to everything else | and no to all others | and no to the rest | and no to any other
         | from all other digits | from the other digits | from other digits | against all other digits
         | from all others | from everything else | as against everything else | against the rest
         | against all others | no to every other kind | no to all others | and no others | and nothing else
