@@ -48,17 +48,13 @@ class ImageFolder:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """An image, where it lies below the root."""
+    """An image, where it lies below the root, and the (height, width) that it has there."""
 
     task: str
     label: str
     path: str
+    size: tuple[int, int]
     image: UInt8[np.ndarray, "height width *channels"]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.image.shape[0], self.image.shape[1]
 
 
 def read_folder(root: Path, names: Sequence[str], side: int, known: Sequence[str] = ()) -> ImageFolder:
@@ -79,10 +75,13 @@ def read_folder(root: Path, names: Sequence[str], side: int, known: Sequence[str
         for label, path in ((c, p) for c, paths in classes.items() for p in paths):
             place = path.relative_to(root).as_posix()
             try:
-                files.append(_File(name, label, place, read_image(path)))
+                image = read_image(path)
+                size = image.shape[0], image.shape[1]
+                if side and max(size) > side:  # at once, as memory may not hold all photos
+                    image = resized(image, (side, side))
+                files.append(_File(name, label, place, size, image))
             except PdiffError as e:
                 faults.append(str(e).replace(str(path), place))
-    before = {f.size for f in files}
     files, notes, wrong = _of_one_size(*_of_one_kind(files), side)
     digests = [hashlib.sha256(f"{f.image.shape}".encode() + f.image.tobytes()).hexdigest() for f in files]
     tasks: dict[str, dict[str, dict[str, None]]] = {n: {c: {} for c in classes} for n, classes in counts.items()}
@@ -95,7 +94,7 @@ def read_folder(root: Path, names: Sequence[str], side: int, known: Sequence[str
         tasks={n: {c: tuple(images) for c, images in classes.items()} for n, classes in tasks.items()},
         pixels={d: f.image.reshape(-1) for d, f in zip(digests, files, strict=True)},
         shape=files[0].image.shape,
-        resized=before != {files[0].size},
+        resized=any(f.size != f.image.shape[:2] for f in files),
         notes=(*notes, *_doubtful_classes(counts), *_copies(files, digests)),
     )
 
