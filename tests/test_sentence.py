@@ -103,12 +103,11 @@ def test_each_of_many_conditions_is_dropped_on_its_own(make):
 )
 def test_a_prompt_feeds_what_reads_it(make, encoder, use, sampled, given):
     generator, prompt = make(use, sampled), "digits at 8 degrees"
-    condition = LoadedGenerator(generator, None, {}).plan(Request(prompt)).condition
+    plan = LoadedGenerator(generator, None, {}).plan(Request(prompt))
+    condition = plan.condition
     assert {name for name, c in condition.items() if c["keep"].all()} == given
     if "sentence" in given:
-        np.testing.assert_array_equal(
-            condition["sentence"]["inputs"], encoder.encode_all(["digits rotated by 8 degrees"])
-        )
+        np.testing.assert_array_equal(condition["sentence"]["inputs"], encoder.encode_all([plan.reading.text]))
 
 
 def test_networks_follow_the_prompt(make, trained):

@@ -167,29 +167,23 @@ class Expectations:
         """A place in the region of a split, or in a family without regions."""
         if split == "validation":
             return self._on_validation(sampler) if self._is_usual(given) else None
-        near, rows, of = self._nearby(split, sampler, tuple(given))
+        near, rows = self._nearby(split, sampler, tuple(given))
         if near is None:
-            return None
+            return self._like_split(split, sampler, given)
         distance = self._distance(factors, rows)
         place, nearest = near.at(distance), rows[int(distance.argmin())]["task"]
         tuned = float(np.clip(place.weights @ [r["finetuned"] for r in rows], 0, 1))
-        basis = f"from {len(rows)} {of} tasks, the nearest {nearest}"
+        basis = f"from {len(rows)} {split or 'measured'} tasks, the nearest {nearest}"
         return self._bounded(place.mean, place.margin, len(rows), basis, tuned)
 
-    def _fitted(self, split: str, sampler: str, given: tuple[str, ...]) -> tuple[Nearby | None, list[dict], str]:
-        """What predicts in a split's region, or None with too few rows; these rows, and what they are.
-
-        They are all that were measured in a family without regions, and where the split itself has too few.
-        """
-        measured = self._measured(sampler, given)
-        rows, of = [row for s, row in measured if s == split], split
+    def _fitted(self, split: str, sampler: str, given: tuple[str, ...]) -> tuple[Nearby | None, list[dict]]:
+        """What predicts from the measured tasks of a split, or of all for "", and their rows; None with too few."""
+        rows = [row for s, row in self._measured(sampler, given) if s == split or not split]
         if len(rows) < FEWEST:
-            rows, of = [row for _, row in measured], "measured"
-        if len(rows) < FEWEST:
-            return None, rows, of
+            return None, rows
         factors = np.array([row["factors"] for row in rows], np.float32)
         values = np.array([self._value(row, sampler, given) for row in rows])
-        return Nearby(self._family.distance(factors, factors), values), rows, of
+        return Nearby(self._family.distance(factors, factors), values), rows
 
     def _on_singular(self, factors: Sequence[float], sampler: str, given: Sequence[str]) -> Expectation | None:
         """A place whose images are unlike those of its neighbours: measured there, or a stranger to all tasks."""
@@ -212,7 +206,7 @@ class Expectations:
         """Of tasks that are as good as drawn at random from a split."""
         rows = [row for s, row in self._measured(sampler, given) if s == split]
         values = np.array([self._value(row, sampler, given) for row in rows])
-        if len(values) < FEWEST:
+        if len(values) < 2:
             return None
         summary = {"mean": float(values.mean()), "sem": float(values.std(ddof=1)) / math.sqrt(len(values))}
         found = self._of_summary(summary, len(values), basis.format(f"{len(rows)} {split}"))
@@ -227,8 +221,8 @@ class Expectations:
         return self._of_summary(scores, count, f"{count} validation tasks, on validation images")
 
     def _of_summary(self, summary: dict, count: int, basis: str) -> Expectation | None:
-        """Of the mean and standard error of `count` independent values; None if they are too few to tell a spread."""
-        if count < FEWEST:
+        """Of the mean and standard error of `count` independent values; None of a single one, which has no spread."""
+        if count < 2:
             return None
         margin = student(count) * summary["sem"] * math.sqrt(count + 1)  # of one more value, not of the mean
         return self._bounded(summary["mean"], margin, count, basis)

@@ -23,7 +23,7 @@ def test_it_makes_the_networks_that_its_results_promise():
         promised = row["generated"][generator.default_sampler]
         mean = promised["mean"] if isinstance(promised, dict) else promised
         assert np.mean(generator.accuracy(networks, row["task"])) == pytest.approx(mean, abs=0.02)
-    assert str(generator.expect(prompt="digits rotated by 75 degrees")).startswith("expect 0.9")
+    assert 0.85 < generator.expect(prompt="digits rotated by 75 degrees").mean < 0.95
 
 
 def test_a_vague_prompt_gives_good_networks_all_over_its_set():
@@ -46,4 +46,4 @@ def test_a_few_images_of_a_held_out_task_lead_to_what_its_results_promise():
     expected = generator.expect_adapted(np.asarray(y), False)
     network = generator.adapt(np.asarray(x), np.asarray(y))
     assert "4 labelled images of each class" in expected.basis
-    assert generator.accuracy(network, task.name)[0] > expected.mean - max(0.05, 3 * expected.spread)
+    assert generator.accuracy(network, task.name)[0] > expected.low - 0.02

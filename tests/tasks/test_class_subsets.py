@@ -106,7 +106,7 @@ def test_descriptions_name_exactly_the_classes_of_the_subset(family):
             words = re.findall(r"\w+", text)
             assert sorted(w for w in words if w in names) == sorted(chosen)
             assert not re.search(r"\d", text)  # a digit's value would be a number to the text path
-        assert len(set(task.descriptions) | set(task.held_out_descriptions)) == 11
+        assert len({*task.descriptions, *task.held_out_descriptions}) >= 20
 
 
 def test_descriptions_by_hand():
@@ -123,7 +123,7 @@ def test_descriptions_by_hand():
 @pytest.mark.parametrize("factors, said", [((0.0,) * 10, "nothing"), ((0.2,) * 9 + (0.7,), "nine")])
 def test_any_factors_can_be_described(family, factors, said):
     trained, held_out = family.describe(factors)
-    assert trained[0] == f"recognise just {said}" and len(trained) == 8 and len(held_out) == 3
+    assert trained[0] == f"recognise just {said}" and len(trained) == 32 and len(held_out) == 3
 
 
 def test_majority_is_the_larger_share_of_a_subset_or_its_rest(family):

@@ -18,18 +18,18 @@ from pdiff.tasks.plain import figures
 
 SIZES = (2, 3, 4, 5)  # classes in a subset
 
-# A wording, the word before the last class, and the order of the classes: see `_listed`. No wording may hold a class's
-# name, which rules out "one" and its like.
-WORDINGS = (
-    ("recognise just {}", "and", "forward"),
-    ("tell images of {} from all others", "and", "backward"),
-    ("does an image show {}", "or", "turned"),
-    ("a detector of {}", "and", "inside out"),
-    ("{} against the rest", "or", "backward"),
-    ("say yes to {}, no to every other kind", "or", "forward"),
-    ("a network that knows {} from everything else", "and", "turned"),
-    ("is this image {}, or something else", "or", "inside out"),
-)
+# No frame may hold a class's name, which rules out "one" and its like.
+_FRAMES = (
+    "recognise just {}", "tell images of {} from all others", "does an image show {}", "a detector of {}",
+    "{} against the rest", "say yes to {}, no to every other kind", "a network that knows {}, and nothing else",
+    "is this image {}, or something else", "I need a classifier that spots {}", "only {}", "find images of {}",
+    "a model which answers yes to {}", "the classes {}", "is it {}", "detect {}",
+    "recognising {} as against everything else",
+)  # fmt: skip
+# A wording, the word before the last class, and the order of the classes: see `_listed`. Each frame has two of them.
+_WAYS = (("and", "forward"), ("and", "backward"), ("or", "turned"), ("and", "inside out"), ("or", "backward"),
+         ("or", "forward"), ("and", "turned"), ("or", "inside out"))  # fmt: skip
+WORDINGS = tuple((f, *_WAYS[(i + j) % len(_WAYS)]) for j in (0, 3) for i, f in enumerate(_FRAMES))
 HELD_OUT_WORDINGS = (
     ("tell {} from everything else", "and", "turned"),
     ("does a network recognise {} in an image", "or", "inside out"),
@@ -135,11 +135,12 @@ _WORDS = r"""
     TO.3: to | through | up to | until | till | -
     REST.6: and no to everything else | and no to all others | and no to the rest | and no to any other
         | from all other digits | from the other digits | from other digits | against all other digits
-        | from all others | from everything else | against the rest | against all others | no to every other kind
-        | no to all others | and no others | and nothing else | and no other | from the rest | versus the rest
-        | vs the rest | from all other classes | no others | nothing else | alone | or something else | from the others
-        | from other images | among them | from any other | no to everything else | no to the rest | and no more
-        | and only those | and only these | from anything else | against everything else | or not | from all the others
+        | from all others | from everything else | as against everything else | against the rest
+        | against all others | no to every other kind | no to all others | and no others | and nothing else
+        | and no other | from the rest | versus the rest | vs the rest | from all other classes | no others
+        | nothing else | alone | or something else | from the others | from other images | among them
+        | from any other | no to everything else | no to the rest | and no more | and only those
+        | and only these | from anything else | against everything else | or not | from all the others
     ABOVE.5: greater than | larger than | bigger than | more than | above | over | exceeding
     BELOW.5: less than | smaller than | lower than | below | under | fewer than
     OR_MORE.5: or more | and above | or larger | and up | or greater | and larger
