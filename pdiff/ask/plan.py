@@ -153,10 +153,10 @@ class Planner:
         """At most `count` prompts that work, precise and vague; none where no prompt is read."""
         if not self.reads_prompts:
             return []
-        grammar, seen = self._family.grammar, self._family.split("seen")
-        more = [t.descriptions[0] for t in seen[1:count]] if grammar is None else grammar.examples(count)
+        grammar, seen = self._family.grammar, self._family.split("seen")[:count]
+        some = [t.descriptions[0] for t in seen] if grammar is None else [grammar.example, *grammar.examples(count)]
         working = []
-        for prompt in dict.fromkeys([seen[0].descriptions[0], *more]):
+        for prompt in dict.fromkeys(some):
             with contextlib.suppress(PdiffError):  # a set of which this generator has no network
                 if self.understood(prompt).tasks is None or self._config.refined.vague:
                     working.append(prompt)
