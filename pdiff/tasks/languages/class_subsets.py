@@ -134,7 +134,8 @@ _WORDS = r"""
     AND.3: and | & | as well as | plus | together with | and also
     OR.4: or | and/or | nor
     TO.3: to | through | up to | until | till | -
-    REST.6: from all other kinds | in it | and of nothing else | and no to everything else | and no to all others | and no to the rest | and no to any other
+    REST.6: from all other kinds | in it | and of nothing else
+        | and no to everything else | and no to all others | and no to the rest | and no to any other
         | from all other digits | from the other digits | from other digits | against all other digits
         | from all others | from everything else | as against everything else | against the rest
         | against all others | no to every other kind | no to all others | and no others | and nothing else
