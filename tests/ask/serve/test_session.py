@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdiff.ask import prompts
 from pdiff.ask.expect import Expectation
 from pdiff.ask.serve import pictures
 from pdiff.ask.serve.fields import MOST_DRAWN, MOST_EXAMPLES, MOST_NETWORKS
@@ -107,6 +108,14 @@ def test_words_in_other_orders_are_shown_the_task_that_was_read(session, loaded)
     x = loaded.family.render(loaded.family.vary((285.0,)), loaded.family.data["validation"].x)
     right = loaded.apply(session.made(made["id"]).networks, x)[0].argmax(-1) == loaded.family.data["validation"].y
     assert made["accuracy"]["mean"] == pytest.approx(float(right.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, VAGUE])
+def test_a_prompt_is_read_once(session, monkeypatch, prompt):
+    read, real = [], prompts.read
+    monkeypatch.setattr(prompts, "read", lambda *args: read.append(args) or real(*args))
+    session.sample({"prompt": prompt, "num_samples": 2})
+    assert len(read) == 1
 
 
 def test_examples_are_precise_and_vague_and_work(session, loaded):
