@@ -162,7 +162,9 @@ def test_sample_writes_networks_that_flax_can_use(workdir, tmp_path):
         "params/Dense_1/bias": (3, 10),
     }
     assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in arrays.values())
-    assert re.search(r"expect 0\.\d+ ± 0\.\d+ \(.*fine-tuned", err)
+    assert re.search(
+        r"expect 0\.\d+, 90% of (such tasks|its networks) between 0\.\d+ and [01]\.\d+ \(.*fine-tuned", err
+    )
     loaded = pdiff.load(workdir)
     networks = loaded.sample(prompt=prompt, num_samples=3)
     # The same seed in another process, whose number of devices is another, gives the same networks.
@@ -186,8 +188,7 @@ def test_adapt_writes_one_network_for_a_folder_of_images(workdir, tmp_path):
     arrays = dict(np.load(out))
     assert arrays["params/Dense_0/kernel"].shape == (1, 64, 32)
     assert "1 network, the likeliest of 8 by 20 images" in err
-    # As many labelled images of a class as the run was measured with, in the held-out split that did worst.
-    assert re.search(r"expect 0\.\d+ ± 0\.\d+ \(2 (interp|unseen) tasks from 2 labelled images of each class", err)
+    assert "what accuracy to expect is not known" in err  # two measured tasks are too few to say how they spread
     images, labels = read_support(tmp_path / "mine", family)
     asked = {"prompt": "digits rotated by less than 20 degrees", "num_samples": 8}
     expected = pdiff.load(workdir).adapt(images, labels, steps=3, **asked)
@@ -201,7 +202,7 @@ def test_a_vague_prompt_samples_networks_of_its_set_and_says_so(workdir, tmp_pat
     )
     assert code == 0, err
     told = "any angle from 200 to 260 degrees (60 of 360)"
-    assert f"read as {told}; each network is drawn" in err and re.search(r"expect 0\.\d+ ± ", err)
+    assert f"read as {told}; each network is drawn" in err and re.search(r"expect 0\.\d+, 90% of ", err)
     assert len(re.findall(r"network \d: best for 'digits rotated by 2\d\d degrees', 0\.\d+ there", err)) == 3
     with safetensors.safe_open(out, "numpy") as file:
         facts = file.metadata()
