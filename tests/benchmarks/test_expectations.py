@@ -25,7 +25,7 @@ def test_random_tasks_are_new_and_ends_are_all():
 
 
 def test_the_packaged_generators_intervals_hold():
-    found = expectations.measure(None, 60, seed=1)
+    found = expectations.measure(None, 200, seed=1)
     for place, least, most in (("random", 0.85, 1.0), ("random, held out", 0.75, 1.0), ("ends", 0.8, 1.0)):
         assert least <= found[place].of_tasks <= most and found[place].of_networks >= least - 0.1
     assert found["random"].width < 0.03
