@@ -47,7 +47,7 @@ setup(
         "jinja2>=3.1,<4",
         "tensorboardX>=2.6.1,<3",
         "tqdm>=4.66,<5",
-        "lark>=1.2,<2",  # reads prompts by the grammar of a family
+        "lark>=1.2.1,<2",  # reads prompts by the grammar of a family
         "text2num>=3,<4",  # number words in prompts
         "packaging>=24,<27",  # --mode=check reads version ranges with it
         "filelock>=3.12,<5",  # JAX's cache of compiled programs is locked with it where its size is limited

@@ -60,8 +60,7 @@ class Grammar:
         """A random sentence, in a training or a held-out wording, and what it says."""
         chosen = self.constructions[random.integers(len(self.constructions))]
         wordings = chosen.held_out if held_out else chosen.wordings
-        wording, values = wordings[random.integers(len(wordings))], chosen.draw(random)
-        texts = {slot: v if isinstance(v, str) else f"{round(v, 2):g}" for slot, v in values.items()}
+        wording, texts = wordings[random.integers(len(wordings))], _texts(chosen, random)
         return wording.format(**texts), chosen.region(self._values(texts))
 
     def read(self, text: str) -> Reading:
@@ -73,12 +72,17 @@ class Grammar:
         return self.language.read(text, (self.example, *self.examples(1)))
 
     def examples(self, count: int = 2) -> list[str]:
-        """A sentence of each of the first constructions, always the same ones."""
-        firsts = (dataclasses.replace(self, constructions=(c,)) for c in self.constructions[:count])
-        return [one.sentence(np.random.default_rng(0))[0] for one in firsts]
+        """A short sentence of each of the first constructions, always the same ones."""
+        each = [[(c, np.random.default_rng(seed)) for seed in range(8)] for c in self.constructions[:count]]
+        return [min((c.wordings[0].format(**_texts(c, random)) for c, random in some), key=len) for some in each]
 
     def _values(self, texts: dict[str, str]) -> Values:
         return {slot: float(t) if slot in self.slots else t for slot, t in texts.items()}
+
+
+def _texts(chosen: Construction, random: np.random.Generator) -> dict[str, str]:
+    """Random values of the slots as they are written."""
+    return {s: v if isinstance(v, str) else f"{round(v, 2):g}" for s, v in chosen.draw(random).items()}
 
 
 def construction(
