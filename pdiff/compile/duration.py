@@ -2,8 +2,8 @@
 
 One thing is measured: a step of the mean's training, in the very program that the run then trains with and finds
 compiled, on zeros. Everything else follows from counts of products, at the rate that this step shows, and from
-constants that were fitted to a few runs on 2 cores: an order of magnitude is what to expect of it. Runs that took 4 to 7
-minutes (interp, camera_trap, folders of 16 x 16 images) were told 5 to 6. Many processes are told nothing.
+constants that were fitted to a few runs on 2 cores: an order of magnitude is what to expect of it. Runs that took 4 to
+7 minutes (interp, camera_trap, folders of 16 x 16 images) were told 5 to 6. Many processes are told nothing.
 """
 
 import dataclasses
