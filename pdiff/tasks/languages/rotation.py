@@ -10,7 +10,7 @@ from pdiff.tasks.language import TaskSet
 from pdiff.tasks.languages import angle_sets
 from pdiff.tasks.languages.angle_reading import LANGUAGE
 
-# Of one angle: frames with a phrase in the place of {}, and phrases with the angle or the turn clockwise.
+# Of one angle: frames with a phrase in the place of {}, and phrases with the angle, counter-clockwise.
 FRAMES = (
     "digits rotated by {}", "handwritten digits turned {}", "8x8 images of digits at an angle of {}",
     "recognise digits after a rotation of {}", "rotate every digit by {}", "a digit classifier for images rotated {}",
@@ -20,8 +20,8 @@ HELD_OUT_FRAMES = (
     "digits turned by {}", "recognise handwritten digits rotated through {}", "a classifier for digits at {}",
     "images of numbers that have been turned by {}",
 )  # fmt: skip
-PHRASES = ("{n} degrees", "{n} degrees counter-clockwise", "{n}°", "{n} deg", "{back} degrees clockwise")
-HELD_OUT_PHRASES = ("{n} degrees to the left", "{n} degrees anticlockwise", "{back}° to the right")
+PHRASES = ("{} degrees", "{} degrees counter-clockwise", "{}°", "{} deg")
+HELD_OUT_PHRASES = ("{} degrees to the left", "{} degrees anticlockwise")
 
 # Of sets of angles: training frames, then held-out ones.
 TURNED = (
@@ -37,10 +37,10 @@ STANDING = (
 def describe(factors: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Training and held-out wordings for an angle, to a hundredth of a degree. A wording is held out if its frame or
     its phrase is."""
-    values = {"n": f"{round(factors[0], 2):g}", "back": f"{round(-factors[0] % 360, 2):g}"}
+    angle = f"{round(factors[0], 2):g}"
 
     def filled(frames, phrases):
-        return tuple(frame.format(phrase.format(**values)) for phrase in phrases for frame in frames)
+        return tuple(frame.format(phrase.format(angle)) for phrase in phrases for frame in frames)
 
     held_out = filled(HELD_OUT_FRAMES, PHRASES + HELD_OUT_PHRASES) + filled(FRAMES, HELD_OUT_PHRASES)
     return filled(FRAMES, PHRASES), held_out
