@@ -18,6 +18,7 @@ from pdiff.tasks.base import Family, Task
 from pdiff.tasks.families.rotation import rotation_matrix
 from pdiff.tasks.grammar import Grammar
 from pdiff.tasks.language import TaskSet
+from pdiff.tasks.languages.angle_reading import LANGUAGE
 from pdiff.zoo.networks import Networks
 from tests.annotations import unchecked
 
@@ -30,7 +31,7 @@ def family_of(periods, factors, units=()):
     names = tuple("abc"[: rows.shape[1]])
     tasks = (Task("t", 0, "seen", tuple(rows[0]), ("words",), ()),)
     return Family("made", names, periods, 2, (1,), {}, tasks, None, lambda own, x: x, None, factor_units=units,
-                  vary=lambda f: np.float32(0), grammar=Grammar((), {}, lambda count: rows))  # fmt: skip
+                  vary=lambda f: np.float32(0), grammar=Grammar((), frozenset(), lambda count: rows, LANGUAGE, ""))  # fmt: skip
 
 
 def grid_of(mesh, *args, **more):
@@ -167,7 +168,7 @@ def test_tables_are_accuracies_on_the_grids_tasks(grid, tiny, upright, mesh):
 
 def test_what_networks_are_good_for_is_named_with_its_accuracy(grid, tiny, upright, mesh):
     angles = [90.0, 62.0, 300.0]
-    found = grid.suited_of(turned(upright, angles), tiny.family.grammar.read(ARC))
+    found = grid.suited_of(turned(upright, angles), tiny.family.grammar.read(ARC).tasks)
     for one, angle in zip(found[:2], angles, strict=False):
         assert abs(one.factors[0] - angle) < 12 and f"{one.factors[0]:g} degrees" in one.description
         assert one.accuracy > 0.75
@@ -259,10 +260,10 @@ def rows_of(tiny, members):
 
 
 def test_each_task_of_a_set_is_a_member_as_often_as_any_other(tiny):
-    random, tasks = np.random.default_rng(0), tiny.family.grammar.read(ARC)
+    random, tasks = np.random.default_rng(0), tiny.family.grammar.read(ARC).tasks
     counts = np.bincount(tiny.refined.draw(tasks, 310, random), minlength=len(tiny.refined.factors))
     assert set(counts[tiny.refined.rows_of(tasks)]) == {10} and counts.sum() == 310
-    narrow = tiny.family.grammar.read("digits rotated by between 10.5 and 11.5 degrees")
+    narrow = tiny.family.grammar.read("digits rotated by between 10.5 and 11.5 degrees").tasks
     assert len(tiny.refined.rows_of(narrow)) == 0 == len(tiny.refined.draw(narrow, 5, random))
     assert conditioning.set_condition(tiny, narrow, 4, random) is None
 
@@ -271,7 +272,7 @@ def test_prompts_are_those_that_are_named_or_one_of_each_kind(tiny, mesh):
     assert vague.prompts(Drawing(tiny, mesh, None)) == [ARC]
     every = vague.prompts(Drawing(tiny, mesh, None, vague_prompts=()))
     grammar = tiny.family.grammar
-    assert len(every) == len(grammar.constructions) and all(grammar.read(p) is not None for p in every)
+    assert len(every) == len(grammar.constructions) and all(grammar.read(p).tasks is not None for p in every)
     with pytest.raises(PdiffError, match="eval.vague_prompts: got 'digits rotated by 75 degrees'; allowed: vague ones"):
         vague.prompts(Drawing(tiny, mesh, None, vague_prompts=(ARC, "digits rotated by 75 degrees")))
 
