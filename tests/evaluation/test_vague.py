@@ -30,8 +30,9 @@ def family_of(periods, factors, units=()):
     rows = np.array(factors, float)
     names = tuple("abc"[: rows.shape[1]])
     tasks = (Task("t", 0, "seen", tuple(rows[0]), ("words",), ()),)
+    grammar = Grammar((), frozenset(), lambda count: rows, LANGUAGE, "")
     return Family("made", names, periods, 2, (1,), {}, tasks, None, lambda own, x: x, None, factor_units=units,
-                  vary=lambda f: np.float32(0), grammar=Grammar((), frozenset(), lambda count: rows, LANGUAGE, ""))  # fmt: skip
+                  vary=lambda f: np.float32(0), grammar=grammar)  # fmt: skip
 
 
 def grid_of(mesh, *args, **more):

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.refined.update(dict(networks=40, sentences=4))
     c.subspace.update(dict(components=8, networks=40))
     c.model.update(dict(width=16, num_heads=2, depth=1))
-    c.condition.update(dict(text_width=16, text_depth=0, text_vocab_size=300))
+    c.condition.update(dict(text_width=16, text_depth=0, text_vocab_size=300, text_max_length=96))
     c.train.update(dict(steps=6, batch_size=4, warmup_steps=1, log_every=1, validate_every=6, checkpoint_every=2))
     c.sample.update(dict(num_steps=4, batch_size=8, samplers=("posterior_mean",)))
     c.eval.update(dict(samples_per_task=1, chunk_size=8, closeup_tasks=0))
