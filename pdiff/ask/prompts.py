@@ -27,6 +27,7 @@ from pdiff.tasks.plain import NUMBER, figures, numbers, plain
 ALLOWED = 0.65  # distance: held-out wordings reach 0.61, other families' descriptions begin at 0.75 (test_prompts.py)
 MOST_CHARACTERS = 1000
 _WORD = re.compile(r"#|[^\W\d_]+(?:-[^\W\d_]+)*")
+_TURNING = {"not", "no", "never", "without", "except", "neither", "nor", "but", "or", "either"}  # what others mean
 _COMMON = 0.5  # weight of a word that all descriptions have
 _PERCENT = re.compile(rf"({NUMBER.pattern}) percent(?![^\W_])")
 
@@ -131,6 +132,8 @@ class Descriptions:
             raise PdiffError(f"prompt: {shortened(prompt)} has a number that is too large; allowed: up to {LARGEST:g}")
         match = self.match(text)
         doubt = "" if match.known else self.doubt(match)
+        if turned := sorted(_TURNING & {*words(text)} - self._index.keys()):
+            doubt = f"says {', '.join(map(repr, turned))}, which no description has, so that what is meant is not known"
         if doubt and not force:
             raise PdiffError(f"prompt: {shortened(prompt)} {doubt}. {FORCE}")
         strange = tuple(dict.fromkeys(w for w in words(text) if w not in self._index and w[0] != "#"))

@@ -20,6 +20,8 @@ from pdiff.tasks.plain import figures, plain
 MOST = 1e9  # of a number's size: beyond it, angles and the like have no digits left
 FORCE = "--force (force=True) gives the text to the model as it is"
 
+_PLUS_MINUS = re.compile(r"\b(?:plus (?:or )?minus|give or take)\b|\+/-")
+
 # Passed over without a word: they connect, address or introduce.
 FUNCTION_WORDS = (
     "a", "an", "the", "of", "by", "at", "in", "on", "for", "with", "that", "which", "who", "when", "where", "is",
@@ -27,7 +29,7 @@ FUNCTION_WORDS = (
     "them", "this", "these", "those", "can", "could", "would", "should", "will", "you", "i", "i'd", "i'm", "i've",
     "we", "me", "my", "us", "our", "your", "want", "wants", "need", "needs", "like", "give", "gives", "given",
     "make", "build", "create", "show", "shows", "find", "get", "tell", "tells", "does", "do", "please", "hi",
-    "hello", "thanks", "as", "so", "there", "here", "after", "under", "case", "cases", "if", "every", "each", "all",
+    "hello", "thanks", "as", "so", "there", "here", "after", "case", "cases", "if", "every", "each", "all",
     "kind", "kinds", "sort", "network", "networks", "net", "nets", "neural", "model", "models", "classifier",
     "classifiers", "recogniser", "recognizer", "detector", "recognise", "recognize", "recognises", "recognizes",
     "recognising", "recognizing", "recognition", "classify", "classifies", "classifying", "classification", "read",
@@ -39,7 +41,7 @@ FUNCTION_WORDS = (
 IDLE_WORDS = (
     "kindly", "just", "exactly", "precisely", "scanned", "scan", "scans", "document", "documents", "page", "pages",
     "paper", "mistake", "accident", "camera", "photographed", "written", "by hand", "sheet", "sheets", "form",
-    "forms", "scanner", "been told", "small", "grey", "gray", "black and white", "actually", "really", "simply",
+    "forms", "scanner", "been told", "grey", "gray", "black and white", "actually", "really", "simply",
     "only", "mnist", "arabic", "my own", "own", "good", "best", "accurate", "inclusive", "inclusively", "ideally",
     "preferably", "again",
 )  # fmt: skip
@@ -119,14 +121,18 @@ class Language:
     @functools.cached_property
     def _lark(self) -> lark.Lark:
         common = f"""
-            unknown: WORD
+            unknown: WORD | HEDGE
             NUMBER.6: /[+-]?\\d+(\\.\\d+)?(e[+-]?\\d+(?![^\\W_]))?/
             SILENT.1: {one_of((*FUNCTION_WORDS, *self.silent))}
+            DASH.4: /(?<= )-(?= )/
             IDLE.0: {one_of(IDLE_WORDS)}
             SIZE.8: /\\d+ ?[x×] ?\\d+(?![^\\W_])( pixels?)?/
             %ignore SIZE
             WORD.-5: /[^\\W_][\\w'-]*|[^\\s\\w]/
-            PUNCTUATION.2: /[.,;:!?'"()…]+|-(?= )|\\s+/
+            HEDGE.9: /(?:not (?:only|just|quite|exactly|really)|hardly|barely|multiples? of)(?![^\\W_])/
+                | /(?:percent|half|third|quarter|3rd) of (?:the |all )?(?:images|digits|pictures|pixels)(?![^\\W_])/
+                | /every(?= -?\\d)/ | /(?<=\\d)['"]/
+            PUNCTUATION.2: /[.,;:!?'"()…]+|(?<! )-|\\s+/
             %ignore SILENT
             %ignore IDLE
             %ignore PUNCTUATION
@@ -145,11 +151,12 @@ class Language:
           Unreadable: it has a word that means nothing here, says too little, too much, or what cannot be.
         """
         refused = functools.partial(Unreadable, text, examples=examples)
-        normal = figures(plain(text, self.decimal_comma)).replace("~", "≈")
+        normal = _PLUS_MINUS.sub("±", plain(text, self.decimal_comma)).replace("~", "≈")
+        normal = figures(re.sub(r"(?<=[a-z])-(?=[a-z])", " ", normal))
         tokens = list(self._lark.lex(normal, dont_ignore=True))
-        if unknown := list(dict.fromkeys(str(t) for t in tokens if t.type == "WORD")):
+        if unknown := list(dict.fromkeys(str(t) for t in tokens if t.type in ("WORD", "HEDGE"))):
             words = ", ".join(map(repr, unknown[:8]))
-            foreign = len(unknown) > len(normal.split()) / 2 or not normal.isascii()
+            foreign = len(unknown) > max(2, len(normal.split()) / 2) or not "".join(unknown).isascii()
             raise refused(
                 f"has words that mean nothing here: {words}" + (", and English is expected" if foreign else "")
             )

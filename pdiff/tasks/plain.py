@@ -10,11 +10,15 @@ import unicodedata
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+(?![^\W_]))?")
 
 _DASHES = re.compile("[\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d]")
-_PAUSE = re.compile(r"(?<!\d)\s[\u2013\u2014\u2015]\s")  # a long dash between spaces, which is no sign
+_PAUSE = re.compile(
+    r"(?<!\d)(?<!°)(?<!degrees)(?<!percent)\s[\u2013\u2014\u2015]\s"
+)  # a long dash between spaces, which is no sign
 _QUOTES = str.maketrans("\u2018\u2019\u201b\u02bc\u201c\u201d\u201e\u00ab\u00bb", "''''" + '"' * 5)
 _DEGREE = str.maketrans("\u00ba\u02da", "\u00b0\u00b0")  # what compatibility forms would make a letter of
 _FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
-_SPACED = r"(?<!\d)(?<!\d )(?<![^\W_])"  # before a sign: no number and no letter
+# Before a sign: no number, with its unit or without, and no letter.
+_SPACED = r"(?<!\d)(?<!\d )(?<!° )(?<!degrees )(?<!percent )(?<![^\W_])"
+_RAISED = re.compile("[\u00b2\u00b3\u00b9\u2070-\u208e]")
 _THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])(?! \d)")
 
 
@@ -30,6 +34,7 @@ def plain(text: str, decimal_comma: bool = True) -> str:
     if not text.isascii():
         text = _PAUSE.sub(", ", text.translate(_DEGREE))
         text = _FRACTION.sub(lambda m: f"{unicodedata.numeric(m.group()):g}", text)
+        text = _RAISED.sub("^", text)  # which compatibility forms would make a digit of the number before
         text = _DASHES.sub("-", unicodedata.normalize("NFKC", text).translate(_QUOTES))
         text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
     text = text.lower()

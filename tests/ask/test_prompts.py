@@ -84,6 +84,12 @@ def test_what_is_like_no_description_is_refused_or_taken_by_force_with_its_doubt
         cameras.read("recognise images of")
 
 
+@pytest.mark.parametrize("prompt, word", [("not old mill", "not"), ("old mill or river bank", "or")])
+def test_words_that_turn_a_meaning_are_not_passed_over(cameras, prompt, word):
+    with pytest.raises(PdiffError, match=f"says '{word}', which no description has"):
+        cameras.read(prompt)
+
+
 def test_words_and_their_units():
     assert words("rotated by 12.5 degrees") == ["rotated", "by", "#", "# degrees", "degrees"]
 

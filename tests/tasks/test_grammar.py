@@ -161,7 +161,7 @@ def angles(text):
     [
         ("digits rotated by between 60 and 90 degrees", lambda x: (x >= 60) & (x <= 90)),
         ("digits rotated from 350 to 10 degrees", lambda x: (x >= 350) | (x <= 10)),
-        ("digits rotated by between 90 and 60 degrees", lambda x: (x >= 90) | (x <= 60)),
+        ("digits rotated by between 90 and 60 degrees", lambda x: (x >= 60) & (x <= 90)),
         ("digits rotated by 350 up to 370 degrees", lambda x: (x >= 350) | (x <= 10)),
         ("digits rotated by between 0 and 360 degrees", lambda x: x >= 0),
         ("digits rotated by either 0 or 222.5 degrees",

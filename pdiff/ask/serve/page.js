@@ -225,7 +225,7 @@ function show(made, adapted) {
         : "Which task this is cannot be told from the prompt, so nothing labels its images.";
   const expected = made.expected;
   $("expected").textContent = expected ? expected.mean.toFixed(3) : "–";
-  $("expected-note").textContent = expected ? `on test images: ${expected.said}`
+  $("expected-note").textContent = expected ? expected.said
     : "What to expect is not known: the run measured nothing that is like this.";
   $("answers").hidden = !made.images.length;
   $("answers-title").textContent = adapted ? "Its answers to your images" : "The first network's answers";

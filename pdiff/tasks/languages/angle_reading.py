@@ -45,30 +45,36 @@ _WORDS = r"""
     MINUTE.3: minutes | minute | arc minutes | arcmin
     RADIAN.3: radians | radian | rad | rads
     GRADIAN.3: gradians | gradian | gon
-    TURN.3: turns | turn | revolutions | revolution | circles | circle
+    TURN.4: full rotation | full turn | full circle | whole turn | turns | turn
+        | revolutions | revolution | circles | circle
     PI.3: pi | π
     SLASH.3: / | over | divided by
     PERCENT.3: percent | per cent
-    HALF.3: half a | half of a | half
+    HALF.3: half a | half
     QUARTER.3: quarters of a | quarter of a | quarters | quarter
     THIRD.7: thirds of a | third of a | thirds | third | 3rds of a | 3rd of a | 3rds | 3rd
     EIGHTH.7: eighths of a | eighth of a | eighths | eighth | 8ths of a | 8th of a | 8ths | 8th
-    RIGHT_ANGLE.5: right angle
+    RIGHT_ANGLE.6: right angle | right angles
+    STRAIGHT_ANGLE.6: straight angle
+    HALVES.6: half of
     TWICE.3: twice | double
     TIMES.3: times
     CLOCKWISE.4: clockwise | cw | to the right | rightwards | rightward | right
-    COUNTER.4: counter~clockwise | anti~clockwise | contra~clockwise | ccw | acw | to the left | leftwards | leftward
+    COUNTER.4: counter clock wise | counter~clockwise
+        | anti~clockwise | contra~clockwise | ccw | acw | to the left | leftwards | leftward
         | left | widdershins
     BOTH_WAYS.6: in either direction | either direction | either way | in both directions | both ways | to either side
         | either side | to both sides | left or right | right or left | clockwise or counter~clockwise
         | clockwise or anti~clockwise
-    ABOUT.3: about | around | approximately | approx | roughly | circa | ca | nearly | almost | close to | near
+    ABOUT.6: just over | just under | just above | just below | a little over | a little under
+        | slightly over | slightly under | about | around | approximately | approx | roughly | circa | ca | nearly
+        | almost | close to | near
         | more or less | or so | somewhat | ≈
     PLUSMINUS.4: ± | +/- | plus or minus | plus minus | give or take
     WITHIN.3: within
     BETWEEN.3: between | from | anywhere between | anywhere from | somewhere between | in between | in the range
     UP_TO.6: up to
-    TO.3: to | through to | until | till | -
+    TO.3: to | through to | until | till
     AND.3: and | & | as well as
     OR.3: or | or else | or by | or instead
     EITHER.3: either | one of
@@ -87,7 +93,7 @@ _WORDS = r"""
         | everything but
     THEN.3: then | and then | followed by | and then by another | and then another | plus | and another
         | then by another | and then by
-    UPRIGHT.3: upright | unrotated | right way up | right side up | straight | straight up
+    UPRIGHT.5: upright | unrotated | right way up | right side up | straight | straight up
     DOWN.4: upside down | on its head | on their head | on their heads | head down | bottom up
     SIDEWAYS.3: sideways | on their side | on its side | on their sides | lying on their side | lying on its side
     TURNED.2: rotated | rotate | rotates | rotating | rotation | turned | turning | spun | spin | spinning
@@ -106,10 +112,12 @@ _RULES = r"""
         | any? (ABOUT | WITHIN)? spin PLUSMINUS spin -> within
         | any? WITHIN spin spin -> within_of
         | any? WITHIN spin place -> within_of_place
-        | any? way? BETWEEN spin (TO | UP_TO | AND) spin -> range
-        | any? spin (TO | UP_TO) spin -> range
+        | any? way? BETWEEN spin (_to | UP_TO | AND) spin -> range
+        | any? spin (_to | UP_TO) spin -> range
         | any? way? EITHER? spin ((OR | COMMA OR?) spin)+ -> listed
-        | spin ((AND | COMMA AND?) spin)+ -> listed
+        | spin ((AND | COMMA AND?) spin)+ -> joined
+        | ABOVE spin (BUT | AND)? BELOW spin -> range
+        | ABOUT spin (_to | UP_TO) spin -> range
         | any? way? (BELOW | UP_TO) spin -> below
         | spin BELOW DEGREE -> below
         | spin BELOW -> below
@@ -136,7 +144,7 @@ _RULES = r"""
     way: CLOCKWISE -> clockwise | COUNTER -> counter
     ?size.2: NUMBER -> bare
         | MINUS size -> minus
-        | NUMBER DEGREE (NOT (RADIAN | DEGREE))? -> degrees
+        | NUMBER DEGREE TURN? (NOT (RADIAN | DEGREE))? -> degrees
         | NUMBER DEGREE NUMBER MINUTE -> minutes
         | NUMBER RADIAN (NOT (RADIAN | DEGREE))? -> radians
         | NUMBER? PI (SLASH NUMBER)? RADIAN? -> of_pi
@@ -149,10 +157,13 @@ _RULES = r"""
         | NUMBER PERCENT size -> percent
         | TWICE size -> twice
         | NUMBER TIMES size -> times
-        | RIGHT_ANGLE -> right_angle
-    mixed.9: NUMBER AND fraction TURN
+        | NUMBER? RIGHT_ANGLE -> right_angle
+        | STRAIGHT_ANGLE -> straight_angle
+        | HALVES size -> halved
+    mixed.9: NUMBER AND fraction TURN | FULL? TURN AND fraction
     ?fraction: HALF -> half | NUMBER? QUARTER -> quarters | NUMBER? THIRD -> thirds | NUMBER? EIGHTH -> eighths
     any: ANY | ANY_ANGLE
+    _to: TO | DASH
 
     COMMA.4: /(?:(?<=\d)|(?<=°)|(?<=degrees)),(?= ?-?\d)/
     %ignore TURNED
@@ -169,6 +180,8 @@ class _Meaning(Transformer):
     """The angle or the set of angles that a tree says, and the words for it."""
 
     def start(self, *children):
+        if len(children) > 1 and str(children[0]) != "turn":  # the verb
+            raise Nonsense(f"says {str(children[0])!r} where nothing is counted")
         return children[-1]
 
     def bare(self, number):
@@ -185,7 +198,9 @@ class _Meaning(Transformer):
 
     def of_pi(self, *parts):
         numbers = [float(p) for p in parts if p.type == "NUMBER"]
-        below = any(p.type == "SLASH" for p in parts) and numbers.pop() or 1.0
+        below = numbers.pop() if any(p.type == "SLASH" for p in parts) else 1.0
+        if not below:
+            raise Nonsense("says a division by 0")
         return _Spin((numbers or [1.0])[0] / below, 180.0)
 
     def turns(self, number, _):
@@ -194,12 +209,13 @@ class _Meaning(Transformer):
     def part_turn(self, fraction, *_):
         return _Spin(fraction, 360.0)
 
-    def mixed(self, number, *parts):
-        return _Spin(float(number) + next(p for p in parts if isinstance(p, float)), 360.0)
+    def mixed(self, *parts):
+        whole = next((float(p) for p in parts if getattr(p, "type", "") == "NUMBER"), 1.0)
+        return _Spin(whole + next(p for p in parts if isinstance(p, float)), 360.0)
 
     def divided(self, above, _, below, __):
         if not float(below):
-            raise Nonsense("divides by 0")
+            raise Nonsense("says a division by 0")
         return _Spin(float(above) / float(below), 360.0)
 
     def percent(self, number, _, of):
@@ -220,8 +236,14 @@ class _Meaning(Transformer):
     def times(self, number, _, of):
         return dataclasses.replace(of, amount=float(number) * of.amount)
 
-    def right_angle(self, _):
-        return _Spin(90.0, 1.0)
+    def right_angle(self, *parts):
+        return _Spin(90.0 * (float(parts[0]) if len(parts) > 1 else 1.0), 1.0)
+
+    def straight_angle(self, _):
+        return _Spin(180.0, 1.0)
+
+    def halved(self, _, of):
+        return dataclasses.replace(of, amount=of.amount / 2)
 
     def half(self, _):
         return 0.5
@@ -296,6 +318,11 @@ class _Meaning(Transformer):
         spins = _spins(parts)
         return self._set(angle_sets.listed(*(s.like(spins[-1]).degrees for s in spins)))
 
+    def joined(self, *parts):
+        if len({s.unit for s in _spins(parts) if s.unit}) > 1:
+            raise Nonsense("says amounts of different units together, which could be a sum or a list")
+        return self.listed(*parts)
+
     def below(self, *parts):
         return self._set(angle_sets.below(_spins(parts)[0].degrees))
 
@@ -352,7 +379,19 @@ def _places(parts) -> list[float]:
 
 
 def _check(terminals: frozenset[str]) -> str:
-    units = {"DEGREE", "RADIAN", "GRADIAN", "TURN", "PI", "RIGHT_ANGLE", "HALF", "QUARTER", "THIRD", "EIGHTH"}
+    units = {
+        "DEGREE",
+        "RADIAN",
+        "GRADIAN",
+        "TURN",
+        "PI",
+        "RIGHT_ANGLE",
+        "STRAIGHT_ANGLE",
+        "HALF",
+        "QUARTER",
+        "THIRD",
+        "EIGHTH",
+    }
     if "NUMBER" in terminals and terminals.isdisjoint(units | {"TURNED", "ANY_ANGLE"}):
         return "has a number, but says neither that it is an angle nor its unit"
     if terminals.isdisjoint(units | {"TURNED", "UPRIGHT", "DOWN", "SIDEWAYS", "ANY", "ANY_ANGLE"}):

@@ -18,14 +18,15 @@ def arc(start: float, width: float, said: str) -> TaskSet:
 
 
 def range_of(a: float, b: float) -> TaskSet:
-    """From a to b, over 0 if b is the smaller; clockwise if b is negative and a is not positive."""
-    clockwise = a <= 0 and b < 0
-    start, end = (b, a) if clockwise else (a, b)
+    """Between a and b: clockwise if neither is positive, over 0 if that is shorter, as from 350 to 10."""
+    clockwise = max(a, b) <= 0 and min(a, b) < 0
+    over_zero = b < a and not clockwise and (b - a) % 360 < a - b
+    start, end = (a, b) if over_zero else (min(a, b), max(a, b))
     width = 360.0 if end - start >= 360 else round((end - start) % 360, 2)
     if not width:
         raise Nonsense(f"says from {a:g} to {b:g} degrees, where no angle is; allowed: two different angles")
-    first, last = (-a + 0.0, -b) if clockwise else (a, b)
-    plain = not clockwise and -360 <= a <= 360 and -360 <= b <= 360
+    first, last = (-end + 0.0, -start) if clockwise else (start, end)
+    plain = not clockwise and -360 <= start <= 360 and -360 <= end <= 360
     as_it_is = "" if plain else f", which is {start % 360:g} to {end % 360:g} counter-clockwise"
     return arc(start, width, f"from {first:g} to {last:g} degrees{' clockwise' * clockwise}{as_it_is}")
 

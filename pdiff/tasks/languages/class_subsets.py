@@ -124,16 +124,19 @@ _WORDS = r"""
     AT_LEAST.4: at least | including | among other things | which include
     WITHOUT.5: without | that leave out | leaving out | with no | lacking | that lack | not including | excluding
         | but without | but no | but not
-    NOT.3: not | no | never | isn't | don't | doesn't | rather than
+    NOT.3: not | no | never | but | isn't | don't | doesn't | rather than
     ALL_BUT.6: all but | everything but | anything but | everything except | all except | anything except | except
-        | everything other than | anything other than | all other than | other than | neither | apart from
-        | everything apart from | anything apart from | all classes but | all classes except | all digits but
-        | all digits except | every digit but | every digit except | everything that is not
+        | everything other than | anything other than | all other than | that are not | other than | neither
+        | apart from | everything apart from | anything apart from | everything that is not
     EITHER.3: either
     OR_ELSE.4: or else | or instead | , or else | , or instead
     AND.3: and | & | as well as | plus | together with | and also
     OR.4: or | and/or | nor
-    TO.3: to | through | up to | until | till | -
+    TO.3: to | through | until | till
+    UP_TO.6: up to
+    BETWEEN.3: between
+    ALL_CLASSES.6: all digits | all the digits | every digit | all classes | all the classes | every class
+        | all ten digits | all numbers | all the numbers
     REST.6: from all other kinds | in it | and of nothing else
         | and no to everything else | and no to all others | and no to the rest | and no to any other
         | from all other digits | from the other digits | from other digits | against all other digits
@@ -145,23 +148,27 @@ _WORDS = r"""
         | and only these | from anything else | against everything else | or not | from all the others
     ABOVE.5: greater than | larger than | bigger than | more than | above | over | exceeding
     BELOW.5: less than | smaller than | lower than | below | under | fewer than
-    OR_MORE.5: or more | and above | or larger | and up | or greater | and larger
-    OR_LESS.5: or less | and below | or smaller | and down | or fewer | and smaller
+    OR_MORE.5: or more | or above | and above | or larger | and up | or greater | and larger
+    OR_LESS.5: or less | or below | and below | or smaller | and down | or fewer | and smaller
 """
 _RULES = r"""
     start: meaning
     ?meaning: list -> one
         | list AND? (NOT | WITHOUT) list -> one
         | list OTHERS -> with_others
-        | AT_LEAST list -> with_others
+        | AT_LEAST list -> at_least
         | list OTHERS (WITHOUT | NOT) list -> with_without
         | any? CLASSES_WITH list AND? (WITHOUT | NOT) list -> with_without
         | any? CLASSES_WITH list -> with_others
-        | any? CLASSES (WITHOUT | NOT | ALL_BUT) list -> without
+        | any? CLASSES (WITHOUT | NOT) list -> without
+        | any CLASSES ALL_BUT list -> without
+        | CLASSES ALL_BUT list -> complement
+        | ALL_CLASSES (WITHOUT | NOT | ALL_BUT) list -> complement
         | any? CLASSES_WITH NOT list -> without
         | any CLASSES -> anything
         | size
         | (NOT | ALL_BUT | WITHOUT) list -> complement
+        | part (ALL_BUT | WITHOUT) list -> one
         | EITHER both OR both -> either
         | both OR_ELSE both -> either
     any: ANY
@@ -169,7 +176,8 @@ _RULES = r"""
     both.2: item (COMMA item)* COMMA? AND item
     list: CLASSES? EITHER? part ((AND | OR | COMMA | COMMA AND | COMMA OR) part)*
     ?part: item -> single
-        | item TO item -> span
+        | item (TO | DASH) item -> span
+        | BETWEEN item AND item -> span
     ?item: NUMBER -> number | CLASS -> named
     %ignore REST
 """
@@ -178,11 +186,12 @@ _RULES_OF_DIGITS = r"""
     EVEN.4: /even(?![^\W_])/
     PRIME.4: /(primes|prime)(?![^\W_])/
     %extend part: ODD CLASSES? -> odd | EVEN CLASSES? -> even | PRIME CLASSES? -> prime
-        | ABOVE item -> above | BELOW item -> below | item OR_MORE -> upwards | item OR_LESS -> downwards
+        | ABOVE item -> above | BELOW item -> below | UP_TO item -> up_to
+        | item OR_MORE -> upwards | item OR_LESS -> downwards
 """
 _SILENT = (
     "just", "only", "exactly", "say", "says", "yes", "yes to", "say yes to", "answer yes to", "answers yes to",
-    "something", "knows", "know", "distinguish", "distinguishes", "tell apart", "separate", "separates", "spot",
+    "something", "both", "knows", "know", "distinguish", "distinguishes", "tell apart", "separate", "separates", "spot",
     "spots", "contain", "contains", "figures", "figure", "from", "handwritten", "whether", "them", "one of",
     "anything", "among",
 )  # fmt: skip
@@ -194,6 +203,7 @@ class _Meaning(Transformer):
     def __init__(self, subsets: Subsets, known: dict[str, str]):
         super().__init__()
         self._subsets, self._known = subsets, known  # classes by what they are called in a plain text
+        self._digits = "0" in known
 
     def start(self, children):
         return children[0]
@@ -213,32 +223,40 @@ class _Meaning(Transformer):
         return [children[0]]
 
     def list(self, children):
-        return [name for part in children if isinstance(part, list) for name in part]
+        parts, joined = _lists(children), {getattr(c, "type", "") for c in children} & {"AND", "OR"}
+        if len(parts) == 1:
+            return parts[0]
+        if all(isinstance(p, _Property) for p in parts) and joined != {"OR"}:  # even and above 3
+            return _Property(n for n in parts[0] if all(n in p for p in parts))
+        return [name for part in parts for name in part]
 
     def both(self, children):
         return [name for name in children if name in self._subsets.names]
 
     def span(self, children):
         names = self._subsets.names
-        first, last = (names.index(n) for n in (children[0], children[-1]))
+        first, last = (names.index(c) for c in children if c in names)
         if first >= last:
             raise Nonsense(f"says {names[first]} to {names[last]}; allowed: the earlier class first")
-        return [*names[first : last + 1]]
+        return _Property(names[first : last + 1])
 
     def odd(self, _):
-        return [*self._subsets.names[1::2]]
+        return _Property(self._subsets.names[1::2])
 
     def even(self, _):
-        return [*self._subsets.names[::2]]
+        return _Property(self._subsets.names[::2])
 
     def prime(self, _):
-        return [self._subsets.names[i] for i in (2, 3, 5, 7)]
+        return _Property(self._subsets.names[i] for i in (2, 3, 5, 7))
 
     def above(self, children):
         return self._side(children[-1], 1, None)
 
     def below(self, children):
         return self._side(children[-1], None, 0)
+
+    def up_to(self, children):
+        return self._side(children[-1], None, 1)
 
     def upwards(self, children):
         return self._side(children[0], 0, None)
@@ -251,10 +269,12 @@ class _Meaning(Transformer):
         chosen = names[at + start :] if stop is None else names[: at + stop]
         if not chosen:
             raise Nonsense(f"says a side of {name} on which no class is")
-        return [*chosen]
+        return _Property(chosen)
 
     def one(self, children):
         those, *others = _lists(children)
+        if isinstance(those, _Property):  # even ones but not 4
+            return self._exactly([n for n in those if not any(n in other for other in others)])
         if lost := sorted({*those} & {n for other in others for n in other}):
             raise Nonsense(f"says {lost[0]} both as a class to have and as one to lack; allowed: one of them")
         return self._exactly(those)
@@ -267,6 +287,12 @@ class _Meaning(Transformer):
         factors = self._subsets.factors(those)
         there = [n for n, f in zip(self._subsets.names, factors, strict=True) if f]
         return factors, f"the {len(there)} classes {_listed(there)}, and no others"
+
+    def at_least(self, children):
+        those = _lists(children)[0]
+        if self._digits and len(those) == 1:  # five or more
+            return self._exactly(self._side(those[0], 0, None))
+        return _set(self._subsets.subsets(those))
 
     def with_others(self, children):
         return _set(self._subsets.subsets(_lists(children)[0]))
@@ -290,6 +316,10 @@ class _Meaning(Transformer):
         return _set(self._subsets.either(*_lists(children)))
 
 
+class _Property(list):
+    """The classes with a property, such as the even ones."""
+
+
 def _lists(children) -> list[list[str]]:
     return [c for c in children if isinstance(c, list)]
 
@@ -304,10 +334,13 @@ def _language(subsets: Subsets) -> Language:
     known = {figures(name).replace("-", " "): name for name in names}
     digits = list(known) == [str(i) for i in range(10)]
     ends = ("", "s", "es")
+    numerals = {f"{i}s": name for i, name in enumerate(names)} if digits else {}
     phrases = [name.replace("-", "~") + end for name in names for end in ends]
     known |= {f"{name.replace('-', ' ')}{end}": name for name in names for end in ends}
+    phrases += numerals
+    known |= numerals
     item = r"(?=\s*(?:(?:and|or) )?(?:(?:an?|the) )?(?:\d|" + one_of(phrases).strip("/") + "))"
-    classes = f"CLASS.4: {one_of(phrases)}\nCOMMA.3: /,{item}/\n"
+    classes = f"CLASS.7: {one_of(phrases)}\nCOMMA.3: /,{item}/\n"
     rules = _RULES + terminals(_WORDS) + classes + (_RULES_OF_DIGITS if digits else "")
     return Language(rules, _Meaning(subsets, known), "classes", _SILENT, decimal_comma=False)
 

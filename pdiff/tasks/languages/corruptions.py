@@ -87,7 +87,9 @@ _WORDS = r"""
         | corruption level | a severity | an amount
     ABOUT.3: about | around | approximately | approx | roughly | circa | ca | nearly | almost | near | close to | ≈
     BETWEEN.3: between | from | anywhere between | somewhere between | in the range
-    TO.3: to | up to | through | until | till | -
+    TO.3: to | through | until | till
+    UP_TO.6: up to
+    UNDER.3: under
     AND.3: and | & | as well as | plus | then | together with
     OR.3: or | or else | or instead
     EITHER.3: either | one of
@@ -100,7 +102,8 @@ _WORDS = r"""
     HALF.3: half
     ANY.3: any | some | whatever | arbitrary | unknown | random | a certain | certain
     CORRUPTION.3: corruption | corruptions | kind of corruption | distortion | corrupted | distorted | any kind
-    BUT.4: but | except | except for | other than | apart from | excluding | but not | all but | any but | rather than
+    BUT.4: anything but | everything but | but | except | except for | other than | apart from | excluding | but not
+        | all but | any but | rather than
     NOT.3: not | no | without | never | free of | isn't | aren't
     CLEAN.3: clean | uncorrupted | undistorted | unmodified | original | intact | undamaged
     CORRUPTED.6: corrupted by | distorted by | corrupted with | distorted with | degraded by | damaged by
@@ -108,10 +111,12 @@ _WORDS = r"""
     DOWN.3: down
 """
 _RULES = r"""
-    start: meaning
+    start: UNDER? meaning
     ?meaning: kinds severity place? -> together
         | severity kinds place? -> together
         | kinds place? severity? -> together
+        | kinds UNDER limit -> together
+        | severity UNDER kinds place? -> together
         | severity -> together
         | CLEAN NOT? CORRUPTION? -> clean
         | NOT CORRUPTION -> clean
@@ -126,12 +131,15 @@ _RULES = r"""
         | any kind -> one_kind
         | any kind OR kind -> listed_kinds
     any: ANY
+    limit: amount -> below
     ?kind: KIND
     ?severity: amount -> exact
         | ABOUT amount -> about
-        | BETWEEN? amount (TO | AND) amount -> band
+        | BETWEEN amount (TO | DASH | AND) amount -> band
+        | amount (TO | DASH) amount -> band
         | EITHER? amount (OR amount)+ -> listed
-        | (BELOW | TO) amount -> below
+        | amount (AND amount)+ -> listed
+        | (BELOW | UP_TO) amount -> below
         | amount BELOW -> below
         | ABOVE amount -> above
         | amount ABOVE -> above
@@ -167,29 +175,33 @@ class _Meaning(Transformer):
         self._kind_of = {" ".join(s.split()): k for k in kinds for s in (k, *SYNONYMS[k].split("|"))}
 
     def start(self, children):
-        return children[0]
+        return children[-1]
 
     def KIND(self, token):
         return ("kind", self._kind_of[" ".join(token.replace("-", " ").split())])
 
     def percent(self, children):
-        return self._amount(float(children[0]))
+        return float(children[0])
 
     def bare(self, children):
-        number = float(children[0])
-        return self._amount(100 * number if abs(number) <= 1 else number)
+        return _Bare(children[0])
 
     def full(self, _):
-        return 100.0
+        return _Worded(100.0)
 
     def half(self, _):
-        return 50.0
+        return _Worded(50.0)
 
     @staticmethod
     def _amount(percent):
         if not 0 <= percent <= 100:
             raise Nonsense(f"says {percent:g} percent; allowed: 0 to 100")
         return round(percent, 2)
+
+    def _amounts(self, children) -> list[float]:
+        amounts = [c for c in children if isinstance(c, float)]
+        shares = all(isinstance(a, _Bare) for a in amounts) and max(map(abs, amounts)) <= 1
+        return [self._amount(100 * a if shares else float(a)) for a in amounts]
 
     def one_kind(self, children):
         return ("kinds", _kinds(children), "")
@@ -204,25 +216,25 @@ class _Meaning(Transformer):
         return ("kinds", tuple(k for k in self._kinds if k not in out), f"any corruption but {' or '.join(out)}")
 
     def exact(self, children):
-        return ("exact", children[0])
+        return ("exact", *self._amounts(children), isinstance(children[0], _Worded))
 
     def about(self, children):
-        return ("bands", around(ABOUT, children[-1]))
+        return ("bands", around(ABOUT, *self._amounts(children)))
 
     def band(self, children):
-        return ("bands", [tuple(_amounts(children))])
+        return ("bands", [tuple(self._amounts(children))])
 
     def listed(self, children):
-        return ("bands", around(LISTED, *_amounts(children)))
+        return ("bands", around(LISTED, *self._amounts(children)))
 
     def below(self, children):
-        return ("bands", [(0.0, *_amounts(children))])
+        return ("bands", [(0.0, *self._amounts(children))])
 
     def above(self, children):
-        return ("bands", [(*_amounts(children), 100.0)])
+        return ("bands", [(*self._amounts(children), 100.0)])
 
     def third(self, children):
-        return ("bands", [THIRDS[children[0].type]])
+        return ("bands", [THIRDS[children[0].type]], str(children[0]))
 
     def open(self, _):
         return ("bands", [(0.0, 100.0)])
@@ -234,20 +246,22 @@ class _Meaning(Transformer):
         return ("place", across, down)
 
     def together(self, children):
-        parts = {c[0]: c[1:] for c in children}
+        parts = {c[0]: c[1:] for c in children if isinstance(c, tuple)}
         chosen, said = parts.get("kinds", ((), ""))
+        if "contrast" in chosen and (len(parts.get("bands", ())) > 1 or parts.get("exact", (0, False))[1]):
+            raise Nonsense("says in words how much contrast, which may mean much of it or little; allowed: percent")
         place = parts.get("place")
         if place and chosen != ("occlusion",):
             raise Nonsense("says a place; allowed: with an occlusion alone")
         if "exact" in parts and len(chosen) == 1 and (place or chosen != ("occlusion",)):
-            (percent,) = parts["exact"]
+            percent = parts["exact"][0]
             where = f" at {place[0]:g} across, {place[1]:g} down" if place else ""
             return self._factors_of(
                 chosen[0], percent, *place or ()
             ), f"{chosen[0]} of severity {percent:g} percent{where}"
         if place:
             raise Nonsense("says a place without a severity; allowed: both, or no place")
-        bands = around(LISTED, *parts["exact"]) if "exact" in parts else parts.get("bands", ([(0.0, 100.0)],))[0]
+        bands = around(LISTED, parts["exact"][0]) if "exact" in parts else parts.get("bands", ([(0.0, 100.0)],))[0]
         if bands == [(0.0, 0.0)]:
             bands = around(LISTED, 0.0)
         tasks = tasks_of(self._kinds, *chosen, bands=bands, said=said)
@@ -267,8 +281,12 @@ def _kinds(children) -> tuple[str, ...]:
     return tuple(c[1] for c in children if isinstance(c, tuple) and c[0] == "kind")
 
 
-def _amounts(children) -> list[float]:
-    return [c for c in children if isinstance(c, float)]
+class _Worded(float):
+    """An amount in percent that is said without a number."""
+
+
+class _Bare(float):
+    """A number without a unit: a share if it is at most 1, unless another number beside it has a percent sign."""
 
 
 def _check(terminals_in_text: frozenset[str]) -> str:
