@@ -77,6 +77,13 @@ def test_a_cpu_alone_compiles_lightly_unless_told_a_level(platforms, said, level
     assert os.environ["XLA_FLAGS"] == (f"--xla_backend_optimization_level={level}" if level else "")
 
 
+@pytest.mark.parametrize("said, seconds", [("", 600), ("--xla_cpu_collective_call_terminate_timeout_seconds=7", 7)])
+def test_a_busy_core_is_waited_for_unless_the_environment_says_how_long(said, seconds, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", said)
+    machine.wait_for_cores()
+    assert os.environ["XLA_FLAGS"] == f"{machine.PATIENCE}={seconds}"
+
+
 def test_the_level_reaches_the_compiler():
     """It is read when the first device starts, so set_up comes in time."""
     program = f"""{PROGRAM}
