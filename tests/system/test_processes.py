@@ -70,14 +70,6 @@ def ends(running, seconds):
     return [p.returncode for p in running], said
 
 
-def until_checkpoint(running, where, step):
-    """Waits for a whole checkpoint in that folder, of that step or a later one."""
-    deadline = time.monotonic() + 200
-    while not any(int(p.parent.name) >= step for p in where.glob("*/manifest.json")):
-        assert all(p.poll() is None for p in running) and time.monotonic() < deadline, ends(running, 1)
-        time.sleep(0.05)
-
-
 def launched(environment, number, workdir):
     command = [sys.executable, "-m", "launch.local", f"--processes={number}", f"--devices={DEVICES // number}", "--"]
     return subprocess.run(
@@ -85,14 +77,13 @@ def launched(environment, number, workdir):
     )
 
 
-# A run whose process 1 gets SIGTERM after the prior's first checkpoint, and whose steps are slow from there on: JAX
+# A run whose process 1 gets a SIGNAL after the first checkpoint in FOLDER, and whose steps are slow from there on: JAX
 # looks for signals once a second, and a fast machine would be done by then.
-STOPPED = """
+SIGNALLED = """
     import os, signal, time
     from absl import app
     from pdiff import config, main
     from pdiff.system import checkpoint, processes, stopping
-    from pdiff.training import stages
 
     save, requested = checkpoint.Checkpoints.save, stopping.StopSignal.requested
 
@@ -100,16 +91,20 @@ STOPPED = """
         time.sleep(0.25)
         return requested(self)
 
-    def save_and_stop(self, *args):
+    def save_and_signal(self, *args):
         save(self, *args)
-        if self.directory.name == stages.CHECKPOINTS and stopping.StopSignal.requested is requested:
+        if self.directory.name == FOLDER and stopping.StopSignal.requested is requested:
             stopping.StopSignal.requested = slow
             if not processes.is_first():
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGNAL)
 
-    checkpoint.Checkpoints.save = save_and_stop
+    checkpoint.Checkpoints.save = save_and_signal
     app.run(main.main, flags_parser=config.parse_flags)
 """
+
+
+def signalled(folder, name):
+    return "-c", textwrap.dedent(SIGNALLED).replace("FOLDER", repr(folder)).replace("signal.SIGNAL", f"signal.{name}")
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +121,9 @@ def eventful(environment, tmp_path_factory):
     """The same run, begun by two processes of which one is killed while they train the mean, gone on with by two and
     stopped while they train the prior, and finished by one with four devices."""
     workdir = tmp_path_factory.mktemp("eventful") / "w"
-    running = start(environment, 2, *pdiff_main(workdir))
-    until_checkpoint(running, workdir / stages.MEAN, EVERY)
-    running[1].kill()
-    killed = ends(running, 60)
-
-    running = start(environment, 2, "-c", textwrap.dedent(STOPPED), *pdiff_main(workdir)[2:])
-    stopped = ends(running, 200)
+    arguments = pdiff_main(workdir)[2:]
+    killed = ends(start(environment, 2, *signalled(stages.MEAN, "SIGKILL"), *arguments), 300)
+    stopped = ends(start(environment, 2, *signalled(stages.CHECKPOINTS, "SIGTERM"), *arguments), 300)
     return workdir, killed, stopped, launched(environment, 1, workdir)
 
 
