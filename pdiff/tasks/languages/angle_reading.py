@@ -31,13 +31,6 @@ class _Spin:
         return _Spin(self.amount, unit, self.direction or other.direction)
 
 
-def _words(degrees: float) -> str:
-    """An angle, both ways if it was said, or is shorter, the other way."""
-    angle = round(degrees % 360, 2) % 360
-    back = f" ({round(360 - angle, 2):g} clockwise)" if angle > 180 or degrees < 0 < angle else ""
-    return f"{angle:g} degrees counter-clockwise{back}" if angle else "0 degrees, upright"
-
-
 _WORDS = r"""
     MINUS.3: minus | negative
     FULL.3: full | whole | complete
@@ -361,7 +354,7 @@ class _Meaning(Transformer):
 
     @staticmethod
     def _angle(degrees):
-        return (round(degrees % 360, 2) % 360,), _words(degrees)
+        return (round(degrees % 360, 2) % 360,), angle_sets.words_of(degrees)
 
     @staticmethod
     def _set(tasks):

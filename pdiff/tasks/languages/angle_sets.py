@@ -1,4 +1,4 @@
-"""Sets of angles in degrees, counter-clockwise, each with the words for it."""
+"""Angles and sets of them in degrees, counter-clockwise, with the words for them."""
 
 import numpy as np
 
@@ -6,6 +6,13 @@ from pdiff.tasks import grammar
 from pdiff.tasks.language import Nonsense, TaskSet
 
 ABOUT, LISTED, UPRIGHT = 10.0, 0.5, 45.0  # degrees that an angle may be off either way
+
+
+def words_of(degrees: float) -> str:
+    """An angle, both ways if it was said, or is shorter, the other way."""
+    angle = round(degrees % 360, 2) % 360
+    back = f" ({round(360 - angle, 2):g} clockwise)" if angle > 180 or degrees < 0 < angle else ""
+    return f"{angle:g} degrees counter-clockwise{back}" if angle else "0 degrees, upright"
 
 
 def arc(start: float, width: float, said: str) -> TaskSet:
