@@ -53,7 +53,7 @@ def test_a_prompt_gives_accuracy_and_images(page):
     assert f"accuracy {accuracy:.3f}" in page.locator("#status").inner_text()
     assert 0 < float(page.locator("#expected").inner_text()) < 1
     note = page.locator("#expected-note").inner_text()
-    assert note.startswith("on test images: expect 0.") and "unseen" in note
+    assert note.startswith("expect 0.") and "unseen" in note
     images = page.locator("#images img")
     assert images.count() == 30
     for mark, alt in zip(page.locator("#images span").all()[:9], images.all()[:9], strict=True):
