@@ -59,7 +59,7 @@ def test_the_tutorials_family_is_sound(tutorial):
     with pytest.raises(
         Unreadable, match="mean nothing here: 'lamp'.*for example: 'digits at 120 percent of the light'"
     ):
-        family.grammar.read("digits under a lamp of 50 percent")
+        family.grammar.read("digits lit by a lamp of 50 percent")
 
 
 def test_the_tutorials_family_and_target_run_together(tutorial, tmp_path):
