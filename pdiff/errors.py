@@ -1,7 +1,9 @@
 """The one exception that a user is meant to see, how its message may look, and what messages have in common."""
 
 import sys
+from collections.abc import Iterable
 
+EXAMPLES = 3  # in a line that stands for many
 AGAIN = "run the same command again"
 RERUN = "run the run's command again"  # where the message is of another command than the run's own
 
@@ -9,6 +11,18 @@ RERUN = "run the run's command again"  # where the message is of another command
 def printable(text: str) -> str:
     """`text` with escapes for what a terminal would obey: names in files and folders of others end up in messages."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text in quotes, on one line, cut off after `most` characters."""
+    return repr(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def some(items: Iterable[str], most: int = EXAMPLES, separator: str = ", ") -> str:
+    """The first of the items, and how many there are besides."""
+    items = list(items)
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + rest
 
 
 def complain(message: str) -> None:

@@ -16,12 +16,11 @@ from tqdm import tqdm
 from pdiff import results as results_lib
 from pdiff import rng
 from pdiff.ask import inputs
-from pdiff.ask.expect import Expectation, Expectations
+from pdiff.ask.expect import Expectation
 from pdiff.ask.overview import Overview, overview
 from pdiff.ask.plan import Plan, Planner
-from pdiff.ask.prompts import shortened
 from pdiff.ask.request import Between, Request, whole
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, shortened
 from pdiff.evaluation.vague import Grid, Suited
 from pdiff.generator import generator, published
 from pdiff.generator.adapt import Adapter, check_examples, recipe_for
@@ -52,7 +51,7 @@ class LoadedGenerator:
 
     def __init__(self, static: Generator, params: PyTree, results: dict, model: str = ""):
         self.family, self.target, self.config, self.results = static.family, static.target, static.config, results
-        self._planner, self._expectations = Planner(static, results), Expectations(results, static.family)
+        self._planner = Planner(static, results)
         self.default_sampler, self.reads_prompts = self._planner.default_sampler, self._planner.reads_prompts
         self.tokenizer, self.model = static.tokenizer, model
         self._static, self._params, self._mesh = static, params, dist.make_mesh()
@@ -246,7 +245,8 @@ class LoadedGenerator:
         """The test accuracy to expect of what `adapt` returns for so many labelled images; None if nothing is known."""
         classes = self.family.num_classes
         known = np.asarray([] if labels is None else labels, int)
-        return self._expectations.adapted(int(np.bincount(known[known >= 0], minlength=classes).min()), described)
+        per_class = int(np.bincount(known[known >= 0], minlength=classes).min())
+        return self._planner.expectations.adapted(per_class, described)
 
     def _drawn(self, plan: Plan, purpose: str, progress: bool) -> PyTree[Float[np.ndarray, "samples ..."]]:
         """Generated parts of the networks that are planned; draws for another purpose are others."""

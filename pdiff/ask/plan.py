@@ -12,10 +12,10 @@ import numpy as np
 from pdiff import rng
 from pdiff.ask import prompts
 from pdiff.ask.expect import Expectation, Expectations
-from pdiff.ask.prompts import Descriptions, shortened
+from pdiff.ask.prompts import Descriptions
 from pdiff.ask.request import Request, check_task
 from pdiff.config.fields import DESCRIBING
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, shortened
 from pdiff.generator import conditioning
 from pdiff.generator.generator import Generator
 from pdiff.models.conditions import Mixture
@@ -88,13 +88,14 @@ class Planner:
     Attributes:
       default_sampler: the one that validation chose.
       reads_prompts: whether the generator was trained on any condition that a prompt is read by.
+      expectations: what the results lead to expect.
     """
 
     def __init__(self, static: Generator, results: dict):
         self._static, self._results, self._family, self._config = static, results, static.family, static.config
         self.default_sampler: str = results.get("selection", {}).get("sampler", static.config.sample.samplers[0])
         self.reads_prompts = not set(DESCRIBING).isdisjoint(static.config.condition.use)
-        self._expectations = Expectations(results, static.family)
+        self.expectations = Expectations(results, static.family)
         self._descriptions = Descriptions(static.family) if static.family.grammar is None else None
         self._described_by = {t.descriptions[0]: t for t in reversed(static.family.tasks)}
         self._ids_explained = False
@@ -141,13 +142,13 @@ class Planner:
             return None
         if reading is not None:
             if reading.tasks is not None:
-                return self._expectations.for_set(reading.tasks, name, given)
+                return self.expectations.for_set(reading.tasks, name, given)
             if reading.factors is not None:
-                return self._expectations.for_factors(reading.factors, name, self._described())
-            return self._expectations.for_task(plan.tasks[0], name, self._described()) if plan.tasks else None
+                return self.expectations.for_factors(reading.factors, name, self._described())
+            return self.expectations.for_task(plan.tasks[0], name, self._described()) if plan.tasks else None
         if request.between is not None:
-            return self._expectations.between(*plan.tasks, request.between[2], name, given)
-        return self._expectations.for_task(plan.tasks[0], name, given)
+            return self.expectations.between(*plan.tasks, request.between[2], name, given)
+        return self.expectations.for_task(plan.tasks[0], name, given)
 
     def examples(self, count: int = 6) -> list[str]:
         """At most `count` prompts that work, precise and vague; none where no prompt is read."""
@@ -202,7 +203,7 @@ class Planner:
         """The split, and of a prompt the held-out region, of the one task that is meant; '' if that is not known."""
         if reading is None or reading.factors is None or not any(self._family.arcs.values()):
             return tasks[0].split if len(tasks) == 1 else ""
-        split, region = self._expectations.region_at(reading.factors[0])
+        split, region = self.expectations.region_at(reading.factors[0])
         return (
             split if region is None else f"{split}, {self._family.factor_names[0]} from {region[0]:g} to {region[1]:g}"
         )

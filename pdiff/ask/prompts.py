@@ -18,11 +18,10 @@ import re
 
 import numpy as np
 
-from pdiff.errors import PdiffError
-from pdiff.models.text import LARGEST
+from pdiff.errors import PdiffError, shortened
 from pdiff.tasks.base import Family, Task
 from pdiff.tasks.language import FORCE, Reading, Unreadable
-from pdiff.tasks.plain import NUMBER, figures, numbers, plain
+from pdiff.tasks.plain import LARGEST, NUMBER, figures, numbers, plain
 
 ALLOWED = 0.65  # distance: held-out wordings reach 0.61, other families' descriptions begin at 0.75 (test_prompts.py)
 MOST_CHARACTERS = 1000
@@ -39,13 +38,11 @@ class Match:
     Attributes:
       distance: 0 (the same words) to 1 (none in common).
       description: the nearest training description, with the nearest numbers.
-      task: the seen task that it describes.
       tells: whether the prompt has something that tells tasks apart.
     """
 
     distance: float
     description: str
-    task: Task
     tells: bool
 
     @property
@@ -105,10 +102,11 @@ class Descriptions:
         self._family = family
         wordings = [(d, t) for t in family.tasks for d in (*t.descriptions, *t.held_out_descriptions, t.name)]
         self._tasks = {plain(d): t for d, t in reversed(wordings)}
-        self._like: dict[tuple[str, ...], list[tuple[str, Task]]] = {}  # by words, descriptions that differ in numbers
+        self._like: dict[tuple[str, ...], dict[str, list[float]]] = {}  # by words, descriptions with their numbers
         for task in family.split("seen"):
             for description in task.descriptions:
-                self._like.setdefault(tuple(sorted(words(description))), []).append((description, task))
+                same = self._like.setdefault(tuple(sorted(words(description))), {})
+                same[description] = numbers(plain(description))
         bags = [collections.Counter(bag) for bag in self._like]
         count = collections.Counter(w for bag in bags for w in bag)
         self._index = {w: i for i, w in enumerate(sorted(count))}
@@ -176,15 +174,14 @@ class Descriptions:
         total = self._table.sum(1) + weights.sum() + strange
         distance = 1 - 2 * np.minimum(self._table, weights).sum(1) / np.maximum(total, 1e-9)
         like, wanted = list(self._like.values())[int(distance.argmin())], numbers(plain(prompt))
-        apart = [sum(abs(a - b) for a, b in zip(numbers(plain(text)), wanted, strict=False)) for text, _ in like]
-        description, task = like[int(np.argmin(apart))]
+        description = min(like, key=lambda d: sum(abs(a - b) for a, b in zip(like[d], wanted, strict=False)))
         tells = not self.telling or not self.telling.isdisjoint(bag)
-        return Match(float(distance.min()), description, task, tells)
+        return Match(float(distance.min()), description, tells)
 
     def _beyond(self, text: str, match: Match) -> str:
         """'' or, for a number outside of what descriptions in the words of the match have, a warning that says so."""
         like = self._like[tuple(sorted(words(match.description)))]
-        columns = zip(numbers(text), zip(*(numbers(plain(d)) for d, _ in like), strict=False), strict=False)
+        columns = zip(numbers(text), zip(*like.values(), strict=False), strict=False)
         for value, known in columns:
             if not min(known) <= value <= max(known):
                 return f"{value:g} lies beyond the numbers that it was trained on, {min(known):g} to {max(known):g}"
@@ -201,8 +198,3 @@ class Descriptions:
         examples = [w for w in words(match.description) if w in self.telling]
         example = examples[0].replace("# ", "a number and ").removesuffix(" and ") if examples else "those in it"
         return f"{said}, and something that tells its tasks apart, such as '{example}')"
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """The text in quotes, on one line, cut off after `most` characters."""
-    return repr(text if len(text) <= most else text[: most - 1] + "…")

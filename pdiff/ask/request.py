@@ -5,9 +5,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from pdiff.ask.prompts import shortened
 from pdiff.config.fields import SAMPLERS
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, shortened
 
 Between = tuple[int | str, int | str, float]
 MOST_SEED = 2**32 - 1

@@ -18,12 +18,11 @@ import sentencepiece as spm
 from jaxtyping import Bool, Float, Int
 
 from pdiff.errors import PdiffError
-from pdiff.tasks.plain import NUMBER, plain
+from pdiff.tasks.plain import LARGEST, NUMBER, plain
 
 PAD, UNKNOWN, DIGIT = 0, 1, 2  # DIGIT stands for every piece of a number
 LENGTH_STEP = 4  # padded lengths are multiples of it
 USUAL_SIZE = 400  # of a vocabulary by default, beside a piece for each character
-LARGEST = 1e9  # value of a number; larger ones are as good as this one
 DIGITS = "0123456789.-+e"  # so that prompts may have any number, whatever digits the zoo's tasks have
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 from ml_collections import ConfigDict
 
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, some
 from pdiff.tasks.grammar import Grammar
 from pdiff.tasks.plain import plain
 
@@ -256,11 +256,6 @@ def same_descriptions(descriptions: Mapping[str, Sequence[str]], most: int = 5) 
     for name, texts in descriptions.items():
         for text in {plain(t) for t in texts}:
             having.setdefault(text, []).append(name)
-    same = [
-        f"{' = '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)} ('{text}')"
-        for text, names in sorted(having.items())
-        if len(names) > 1
-    ]
-    more = f" and {len(same) - most} more" * (len(same) > most)
-    said = f"tasks with the same description, which cannot be told apart by it: {'; '.join(same[:most])}{more}"
+    same = [f"{some(names, 3, ' = ')} ('{text}')" for text, names in sorted(having.items()) if len(names) > 1]
+    said = f"tasks with the same description, which cannot be told apart by it: {some(same, most, '; ')}"
     return [said] if same else []

@@ -5,6 +5,7 @@ for tests. Descriptions of one task are written by `Family.describe`. Both, and 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -69,12 +70,17 @@ class Grammar:
         Raises:
           Unreadable: it has words that mean nothing here, says too little, or a set without tasks.
         """
-        return self.language.read(text, (self.example, *self.examples(1)))
+        return self.language.read(text, self._hints)
 
     def examples(self, count: int = 2) -> list[str]:
         """A short sentence of each of the first constructions, always the same ones."""
         each = [[(c, np.random.default_rng(seed)) for seed in range(8)] for c in self.constructions[:count]]
         return [min((c.wordings[0].format(**_texts(c, random)) for c, random in some), key=len) for some in each]
+
+    @functools.cached_property
+    def _hints(self) -> tuple[str, ...]:
+        """What a refused text is told to be like: one task, and a set of them."""
+        return self.example, *self.examples(1)
 
     def _values(self, texts: dict[str, str]) -> Values:
         return {slot: float(t) if slot in self.slots else t for slot, t in texts.items()}

@@ -14,10 +14,9 @@ import lark
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pdiff.errors import PdiffError
-from pdiff.tasks.plain import figures, plain
+from pdiff.errors import PdiffError, shortened
+from pdiff.tasks.plain import LARGEST, figures, plain
 
-MOST = 1e9  # of a number's size: beyond it, angles and the like have no digits left
 FORCE = "--force (force=True) gives the text to the model as it is"
 
 _PLUS_MINUS = re.compile(r"\b(?:plus (?:or )?minus|give or take)\b|\+/-")
@@ -89,8 +88,9 @@ class Unreadable(PdiffError):
     """
 
     def __init__(self, prompt: str, reason: str, examples: Iterable[str]):
-        short = repr(prompt if len(prompt) <= 80 else prompt[:79] + "…")
-        super().__init__(f"prompt: {short} {reason}; for example: {' or '.join(map(repr, examples))}. {FORCE}")
+        super().__init__(
+            f"prompt: {shortened(prompt)} {reason}; for example: {' or '.join(map(repr, examples))}. {FORCE}"
+        )
         self.reason = reason
 
 
@@ -162,8 +162,8 @@ class Language:
             )
         spoken = [t for t in tokens if t.type not in self._lark.ignore_tokens]
         for token in spoken:
-            if token.type == "NUMBER" and not abs(float(token)) <= MOST:
-                raise refused(f"has the number {token}, which is too large; allowed: up to {MOST:g}")
+            if token.type == "NUMBER" and not abs(float(token)) <= LARGEST:
+                raise refused(f"has the number {token}, which is too large; allowed: up to {LARGEST:g}")
         if not spoken:
             raise refused(f"does not say {self.about}")
         if reason := self.check(frozenset(t.type for t in tokens)):

@@ -7,6 +7,7 @@ prompts. `figures` also turns English number words into figures, for readers tha
 import re
 import unicodedata
 
+LARGEST = 1e9  # of numbers: beyond it, angles and the like have no digits left
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+(?![^\W_]))?")
 
 _DASHES = re.compile("[\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d]")

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from pdiff.errors import Faults, PdiffError
+from pdiff.errors import Faults, PdiffError, some
 from pdiff.tasks.data.image_files import ENDED, as_rgb, folders, is_named_as_image, read_image, resized, visible
 
 FEWEST = 3  # different images of a class: one each for training, validation and testing
 ODD_SIZES = 8  # files of another size than most that are named one by one
-EXAMPLES = 3  # in a line that stands for many
 LONG_ENOUGH = 4  # letters in the name of a class from which a single other one may be a slip
 
 
@@ -97,13 +96,6 @@ def read_folder(root: Path, names: Sequence[str], side: int, known: Sequence[str
         resized=any(f.size != f.image.shape[:2] for f in files),
         notes=(*notes, *_doubtful_classes(counts), *_copies(files, digests)),
     )
-
-
-def some(items: Iterable[str], most: int = EXAMPLES) -> str:
-    """The first of the items, and how many there are besides."""
-    items = list(items)
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest
 
 
 def _listed(task: Path) -> tuple[dict[str, list[Path]], list[str]]:

@@ -31,10 +31,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, some
 from pdiff.tasks.base import SPLITS, Family, Images, Task, hold_out, same_descriptions, words_of
 from pdiff.tasks.data.image_files import ENDED, as_rgb, folders, is_named_as_image, read_image, resized, visible
-from pdiff.tasks.data.image_folder import ImageFolder, read_folder, some
+from pdiff.tasks.data.image_folder import ImageFolder, read_folder
 
 PARTS = ("train", "validation", "test")
 DESCRIPTION = "description.txt"
