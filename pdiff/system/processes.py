@@ -29,6 +29,7 @@ SILENCE = 20.0  # seconds without a sign of life after which a process counts as
 PATIENCE = 6 * 3600.0  # seconds that a barrier waits: one process may train or check what all others wait for
 _FAILED, _ALIVE = "pdiff/failed", "pdiff/alive"
 _counter = itertools.count()
+_chances_to_stop = itertools.count()  # without gaps: JAX stops at one number, and a number that is left out is missed
 _leaving = threading.Event()
 
 
@@ -113,7 +114,7 @@ def all_hold(mine: bool) -> bool:
 
 def asked_to_stop() -> bool:
     """Whether any process got a SIGTERM; all learn of it at the same one of their calls."""
-    return multihost_utils.reached_preemption_sync_point(next(_counter))
+    return multihost_utils.reached_preemption_sync_point(next(_chances_to_stop))
 
 
 def fail(message: str, code: int) -> None:

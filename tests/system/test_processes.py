@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -246,6 +247,19 @@ def test_one_process_needs_nothing(tmp_path):
     processes.barrier("here")
     assert made == [1] and processes.is_first() and processes.count() == 1
     assert processes.all_hold(True) and not processes.all_hold(False)
+
+
+def test_barriers_between_them_leave_no_gap_in_the_chances_to_stop(monkeypatch):
+    """JAX tells all processes to stop at one number, and only a call with that very number hears of it."""
+    asked, waited = [], []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    client = SimpleNamespace(wait_at_barrier=lambda *given: waited.append(given))
+    monkeypatch.setattr(processes.distributed.global_state, "client", client)
+    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda n: bool(asked.append(n)))
+    for _ in range(3):
+        processes.asked_to_stop()
+        processes.barrier("here")
+    assert len(waited) == 3 and np.all(np.diff(asked) == 1)
 
 
 def test_a_process_without_a_new_beat_is_silent(monkeypatch):
