@@ -63,7 +63,9 @@ def read(folder: Path, budget: arrays.Budget) -> Adapter:
         pickled = f"{others[0]} {arrays.refusal(folder / others[0])}" if others else f"allowed: {MODEL} beside {CONFIG}"
         raise PdiffError(f"has no {MODEL}; {pickled}")
     try:
-        return Adapter(_tree(arrays.read(path, budget), config["r"]), config)
+        leaves = arrays.read(path, budget).arrays
+        arrays.check_floats(leaves)
+        return Adapter(_tree(leaves, config["r"]), config)
     except PdiffError as e:
         raise PdiffError(f"{MODEL}: {e}") from e
 

@@ -59,11 +59,10 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
-    budget = arrays.Budget(megabytes)
     networks, faults = [], []
     for row in rows:
         try:
-            networks.append(_network(source, row, rules, budget))
+            networks.append(_network(source, row, rules, arrays.Budget(megabytes)))
             faults += [f"{row.file}: {fault}" for fault in _unlike(networks[0], networks[-1])]
         except (PdiffError, OSError) as e:
             if isinstance(e, PdiffError) and "zoo.import_mb" in str(e):  # all later files would only say the same
@@ -75,7 +74,7 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     first = networks[0]
     leaves = {p: Leaf(a.shape, str(a.dtype), first.places[p]) for p, a in first.arrays.items()}
     params = {p: np.stack([n.arrays[p].astype(np.float32) for n in networks]) for p in leaves}
-    base = _base(source, rules, budget)
+    base = _base(source, rules, arrays.Budget(megabytes))
     digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
     digest.update(b"" if base is None else _digest(base).encode())
     return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
@@ -104,8 +103,11 @@ def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, bud
     elif path.is_dir() and arrays.kind_of(path) is None:
         raise PdiffError("is a folder without a network; allowed: one of PEFT or of Orbax, or the path of a file")
     else:
-        leaves = arrays.read(path, budget)
+        for file in arrays.files_of(path):
+            inside(source, str(file.relative_to(source)))
+        leaves = arrays.read(path, budget).arrays
         leaves, places = mapping.apply(rules, leaves) if rules is not None else (leaves, {p: Place(p) for p in leaves})
+        arrays.check_floats(leaves)
     leaves = dict(sorted(leaves.items()))
     return _Network(leaves, places, adapter, _digest(leaves))
 
@@ -131,8 +133,9 @@ def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.B
     if len(names) > 1:
         raise PdiffError(f"{source}: holds {' and '.join(names)}; allowed: one base")
     try:
-        leaves = arrays.read(inside(source, names[0]), budget)
+        leaves = arrays.read(inside(source, names[0]), budget).arrays
         leaves = leaves if rules is None else mapping.apply(rules, leaves)[0]
+        arrays.check_floats(leaves)
     except PdiffError as e:
         raise PdiffError(f"{source / names[0]}: {e}") from e
     return {p: a.astype(np.float32) for p, a in leaves.items()}
