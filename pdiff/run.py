@@ -162,7 +162,7 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     logs.set_up()
     config_lib.validate(config)
     zoo.check_workdir(workdir)
-    networks, facts = zoo.read(config, source, manifest)
+    networks, facts = zoo.read(config, source, manifest, workdir)
     if zoo.check_workdir(workdir, facts):
         config_lib.check_same(config, workdir)
         log.info("%s holds this import already", workdir)

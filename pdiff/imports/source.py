@@ -2,20 +2,24 @@
 
 import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
-from pdiff.errors import Faults, PdiffError
+from pdiff.errors import AGAIN, Faults, PdiffError
 from pdiff.imports import arrays, manifest, mapping, peft
 from pdiff.imports.arrays import Arrays, shown
+from pdiff.imports.columns import Columns
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
 from pdiff.system import files
 
+BAR_AFTER_S = 3  # what takes longer shows how far it is and how long it will take
 BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
 
 
@@ -34,7 +38,7 @@ class Source:
 
     Attributes:
       rows: one for each network.
-      params: by path, float32, which holds every value of the allowed dtypes; the leading axis is that of `rows`.
+      columns: the arrays by path, float32, which holds every value of the allowed dtypes, in the order of `rows`.
       leaves: by path.
       base: the whole tree that the networks started from, if the folder has it.
       adapter: the config of the first, where the networks are adapters of PEFT; they agree in what counts.
@@ -42,15 +46,22 @@ class Source:
     """
 
     rows: tuple[Row, ...]
-    params: dict[str, Float[np.ndarray, "nets ..."]]
+    columns: Columns
     leaves: dict[str, Leaf]
     base: dict[str, Float[np.ndarray, "..."]] | None
     adapter: dict[str, Any] | None
     digest: str
 
 
-def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> Source:
-    """Everything in the folder `source`, of which at most `megabytes` (of 10^6 bytes) are read.
+def read(source: Path, megabytes: float, manifest_path: Path | None = None, scratch: Path | None = None) -> Source:
+    """Everything in the folder `source`, network by network.
+
+    All are read twice: to check them, so that all faults are told at once, and to keep them.
+
+    Args:
+      megabytes: of 10^6 bytes; what a single network may take, and what all may take in memory, half for their arrays.
+        More lie on disk.
+      scratch: a folder on that disk; by default that of the system for temporary files.
 
     Raises:
       PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
@@ -59,26 +70,40 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
-    budget = arrays.Budget(megabytes)
-    networks, faults = [], []
-    for row in rows:
+    first, digests, faults = None, [], []
+    for row in tqdm(rows, desc="check", unit="network", delay=BAR_AFTER_S):
         try:
-            networks.append(_network(source, row, rules, budget))
-            faults += [f"{row.file}: {fault}" for fault in _unlike(networks[0], networks[-1])]
+            network = _network(source, row, rules, arrays.Budget(megabytes))
+            first = first or network.outline
+            faults += [f"{row.file}: {fault}" for fault in _unlike(first, network.outline)]
+            digests.append(network.digest)
         except (PdiffError, OSError) as e:
-            if isinstance(e, PdiffError) and "zoo.import_mb" in str(e):  # all later files would only say the same
-                raise PdiffError(f"{source / row.file}: {e}") from e
             faults.append(f"{row.file}: {e}")
-    faults = faults or _twice(rows, networks)
+    faults = faults or _twice(rows, digests)
     if faults:
         raise Faults(str(source), faults)
-    first = networks[0]
-    leaves = {p: Leaf(a.shape, str(a.dtype), first.places[p]) for p, a in first.arrays.items()}
-    params = {p: np.stack([n.arrays[p].astype(np.float32) for n in networks]) for p in leaves}
-    base = _base(source, rules, budget)
-    digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
+    leaves = {p: Leaf(shape, dtype, first.places[p]) for p, (shape, dtype) in first.arrays.items()}
+    shapes = {p: leaf.shape for p, leaf in leaves.items()}
+    columns = Columns(shapes, len(rows), megabytes * 1e6 / 2, scratch or Path(tempfile.gettempdir()))
+    for i, row in enumerate(tqdm(rows, desc="read", unit="network", delay=BAR_AFTER_S)):
+        network = _network(source, row, rules, arrays.Budget(megabytes))
+        if network.digest != digests[i]:
+            raise PdiffError(f"{source / row.file}: has changed while it was read; {AGAIN}")
+        for path, value in network.arrays.items():
+            columns.write(path, i, value.astype(np.float32))
+    base = _base(source, rules, arrays.Budget(megabytes))
+    digest = hashlib.sha256("\n".join([*digests, repr(rows)]).encode())
     digest.update(b"" if base is None else _digest(base).encode())
-    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
+    return Source(tuple(rows), columns, leaves, base, first.adapter, digest.hexdigest())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outline:
+    """What is compared of networks: shape and dtype of each array, what it was called, and the adapter's config."""
+
+    arrays: dict[str, tuple[tuple[int, ...], str]]
+    places: dict[str, Place]
+    adapter: dict[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +112,10 @@ class _Network:
     places: dict[str, Place]
     adapter: dict[str, Any] | None
     digest: str
+
+    @property
+    def outline(self) -> _Outline:
+        return _Outline({p: (a.shape, str(a.dtype)) for p, a in self.arrays.items()}, self.places, self.adapter)
 
 
 def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
@@ -138,7 +167,7 @@ def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.B
     return {p: a.astype(np.float32) for p, a in leaves.items()}
 
 
-def _unlike(first: _Network, other: _Network) -> list[str]:
+def _unlike(first: _Outline, other: _Outline) -> list[str]:
     """How a network differs from the first that could be read; one line, of what differs first."""
     if (first.adapter is None) != (other.adapter is None):
         return ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
@@ -149,19 +178,18 @@ def _unlike(first: _Network, other: _Network) -> list[str]:
         return [f"lacks {shown(lacking[0])}, which the first network has ({len(odd)} such arrays)"]
     if odd:
         return [f"has also {shown(odd[0])}, which the first network lacks ({len(odd)} such arrays)"]
-    for name, a in sorted(first.arrays.items()):
-        b = other.arrays[name]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return [f"{shown(name)} is {b.dtype} {b.shape}; the first network has {a.dtype} {a.shape}"]
+    for name, (shape, dtype) in sorted(first.arrays.items()):
+        if (theirs := other.arrays[name]) != (shape, dtype):
+            return [f"{shown(name)} is {theirs[1]} {theirs[0]}; the first network has {dtype} {shape}"]
     return []
 
 
-def _twice(rows: Sequence[Row], networks: Sequence[_Network]) -> list[str]:
+def _twice(rows: Sequence[Row], digests: Sequence[str]) -> list[str]:
     """A line for each network that is another bit for bit: it would count twice, or be in two splits."""
     files: dict[str, str] = {}
     lines = []
-    for row, network in zip(rows, networks, strict=True):
-        if (first := files.setdefault(network.digest, row.file)) != row.file:
+    for row, digest in zip(rows, digests, strict=True):
+        if (first := files.setdefault(digest, row.file)) != row.file:
             lines.append(f"{row.file}: is bit for bit {first}; leave one of them out")
     return lines
 
