@@ -164,7 +164,7 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     zoo.check_workdir(workdir)
     networks, facts = zoo.read(config, source, manifest, workdir)
     if zoo.check_workdir(workdir, facts):
-        config_lib.check_same(config, workdir)
+        workdir_lib.check_import(config, workdir)
         log.info("%s holds this import already", workdir)
         return
     family, target = scenario.family_and_target_of(config, facts)

@@ -39,6 +39,10 @@ class Facts:
       leaves: by path: [shape, dtype in the file, name in the file, transform to its layout here].
       adapter: adapter_config.json of the first network, where these are adapters of PEFT.
       accuracies: those in the manifest, by split, in the order of its tasks and networks, where it has all of them.
+      metadata: of safetensors, what all networks share.
+      constants: arrays of whole numbers, the same in all networks, which are written as they came: by name in the file
+        [shape, dtype, bytes as base64].
+      beside: config.json of transformers, where each network has one beside it.
     """
 
     digest: str
@@ -48,6 +52,9 @@ class Facts:
     leaves: dict[str, list]
     adapter: dict[str, Any] | None
     accuracies: dict[str, list[float]]
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    constants: dict[str, list] = dataclasses.field(default_factory=dict)
+    beside: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def save(facts: Facts, workdir: Path) -> None:

@@ -57,9 +57,9 @@ class Columns:
             return np.array(self._arrays[path][rows])
         numbers = np.arange(self._count)[rows]
         values = np.empty((len(numbers), *self.shapes[path]), np.float32)
-        for value, number in zip(values, numbers.tolist(), strict=True):
+        for flat, number in zip(values.reshape(len(numbers), -1), numbers.tolist(), strict=True):
             self._seek(path, number)
-            self._file.readinto(memoryview(value.reshape(-1)).cast("B"))
+            self._file.readinto(memoryview(flat).cast("B"))
         return values
 
     def write(self, path: str, row: int, value: Float[np.ndarray, "..."]) -> None:
@@ -75,7 +75,7 @@ class Columns:
         total = np.zeros(self.shapes[path])
         for row in rows:
             total += self.read(path, [row])[0]
-        return (total / len(rows)).astype(np.float32)
+        return np.asarray(total / len(rows), np.float32)
 
     def _seek(self, path: str, row: int) -> None:
         self._file.seek(self._starts[path] + 4 * row * math.prod(self.shapes[path]))

@@ -10,8 +10,10 @@ rounding.
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from pdiff.imports.columns import Columns
+from pdiff.zoo.store import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 
@@ -24,7 +26,8 @@ def of_all(columns: Columns, seen: np.ndarray) -> None:
     B A stays what it was to the rounding of float32, as the factors of a pair are of one size. One module of all
     networks is in memory at a time.
     """
-    for module in (p[:-2] for p in columns.shapes if p.endswith("/A")):
+    modules = [p[:-2] for p in columns.shapes if p.endswith("/A")]
+    for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
         factors = canonical(columns.read(f"{module}/B"), columns.read(f"{module}/A"), seen)
         for kind, values in zip("BA", factors, strict=True):
             for row, value in enumerate(values.astype(np.float32)):

@@ -1,5 +1,6 @@
 """Imported networks as the zoo of a run, checked as a whole and written to a new workdir or not at all."""
 
+import base64
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path)
     if config.zoo.dir:
         allowed = "allowed with --mode=import: '', its zoo lies in the workdir"
         raise PdiffError(f"zoo.dir: got {config.zoo.dir!r}; {allowed}")
-    imported = source.read(folder, config.zoo.import_mb, manifest, _disk_of(workdir))
+    imported = source.read(folder, config.zoo.import_mb, manifest, _disk_of(workdir), config.zoo.rank)
+    for note in imported.notes:
+        log.warning("import: %s", note)
     gathered = tasks.gathered(imported.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
         described, factor_names = tasks.described(gathered, config)
@@ -49,7 +52,22 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path)
     for task in described:
         accuracies[task["split"]] += [imported.rows[i].accuracy for i in task["rows"]]
     accuracies = {split: values for split, values in accuracies.items() if values and None not in values}
-    facts = Facts(imported.digest, str(folder), described, factor_names, leaves, imported.adapter, accuracies)
+    constants = {
+        name: [list(value.shape), str(value.dtype), base64.b64encode(value.tobytes()).decode()]
+        for name, value in imported.constants.items()
+    }
+    facts = Facts(
+        digest=imported.digest,
+        source=str(folder),
+        tasks=described,
+        factor_names=factor_names,
+        leaves=leaves,
+        adapter=imported.adapter and dataclasses.asdict(imported.adapter),
+        accuracies=accuracies,
+        metadata=imported.metadata,
+        constants=constants,
+        beside=imported.beside,
+    )
     return imported, facts
 
 
