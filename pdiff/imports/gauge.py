@@ -26,7 +26,7 @@ def of_all(params: Params, seen: np.ndarray) -> Params:
     for module in (p[:-2] for p in params if p.endswith("/A")):
         b, a = canonical(params[f"{module}/B"], params[f"{module}/A"], seen)
         turned |= {f"{module}/A": a.astype(np.float32), f"{module}/B": b.astype(np.float32)}
-    return {p: turned[p] for p in params}
+    return {p: turned.get(p, v) for p, v in params.items()}  # heads and biases stay as they are
 
 
 def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:

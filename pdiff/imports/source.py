@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports import arrays, manifest, mapping, peft
+from pdiff.imports import arrays, lora, manifest, mapping
 from pdiff.imports.arrays import Arrays, shown
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
 from pdiff.system import files
+from pdiff.system.logs import log
 
 BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
 
@@ -37,7 +38,7 @@ class Source:
       params: by path, float32, which holds every value of the allowed dtypes; the leading axis is that of `rows`.
       leaves: by path.
       base: the whole tree that the networks started from, if the folder has it.
-      adapter: the config of the first, where the networks are adapters of PEFT; they agree in what counts.
+      adapter: how the first came, where the networks are adapters (`lora.Adapter` as JSON); they agree in what counts.
       digest: sha256 of all of this.
     """
 
@@ -78,34 +79,47 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     base = _base(source, rules, budget)
     digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
     digest.update(b"" if base is None else _digest(base).encode())
-    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
+    adapter = first.adapter
+    for network in networks[1:] if adapter is not None else ():
+        adapter = lora.shared(adapter, network.adapter)
+    facts = None if adapter is None else dataclasses.asdict(adapter)
+    return Source(tuple(rows), params, leaves, base, facts, digest.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
     arrays: Arrays
     places: dict[str, Place]
-    adapter: dict[str, Any] | None
+    adapter: lora.Adapter | None
     digest: str
 
 
 def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
     path, adapter = inside(source, row.file), None
     files.verify_sums(path)
-    if peft.is_adapter(path):
-        for name in (peft.CONFIG, peft.MODEL):
-            if (path / name).is_symlink():
-                inside(source, f"{row.file}/{name}")
+    if (folder := lora.folder_of(path)) is not None:
+        for name in (lora.CONFIG, *lora.FILES):
+            if (folder / name).is_symlink():
+                inside(source, str((folder / name).relative_to(source)))
         if rules is not None:
             raise PdiffError(f"is a LoRA folder, which needs no {mapping.NAME}; allowed: a source without it")
-        lora = peft.read(path, budget)
-        leaves, adapter = lora.arrays, lora.config
-        places = {p: Place(name) for p, name in peft.names(list(leaves)).items()}
+        leaves, adapter, notes = lora.read(folder, budget)
     elif path.is_dir() and arrays.kind_of(path) is None:
         raise PdiffError("is a folder without a network; allowed: one of PEFT or of Orbax, or the path of a file")
     else:
-        leaves = arrays.read(path, budget)
-        leaves, places = mapping.apply(rules, leaves) if rules is not None else (leaves, {p: Place(p) for p in leaves})
+        file = arrays.read(path, budget)
+        network = None if rules is not None else lora.recognise(path, file)
+        leaves, adapter, notes = network or (file.arrays, None, file.notes)
+        if rules is not None:
+            leaves, places = mapping.apply(rules, leaves)
+        elif adapter is None:
+            places = {p: Place(p) for p in leaves}
+        if adapter is None:
+            arrays.check_floats(leaves)
+    if adapter is not None:
+        places = {p: Place(name) for p, name in lora.names(adapter).items()}
+    for note in notes:
+        log.info("%s: %s", row.file, note)
     leaves = dict(sorted(leaves.items()))
     return _Network(leaves, places, adapter, _digest(leaves))
 
@@ -131,7 +145,7 @@ def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.B
     if len(names) > 1:
         raise PdiffError(f"{source}: holds {' and '.join(names)}; allowed: one base")
     try:
-        leaves = arrays.read(inside(source, names[0]), budget)
+        leaves = arrays.read(inside(source, names[0]), budget).arrays
         leaves = leaves if rules is None else mapping.apply(rules, leaves)[0]
     except PdiffError as e:
         raise PdiffError(f"{source / names[0]}: {e}") from e
@@ -141,9 +155,9 @@ def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.B
 def _unlike(first: _Network, other: _Network) -> list[str]:
     """How a network differs from the first that could be read; one line, of what differs first."""
     if (first.adapter is None) != (other.adapter is None):
-        return ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
-    if first.adapter is not None and (fields := peft.differing(other.adapter, first.adapter)):
-        return [f"{peft.CONFIG} differs from the first: {'; '.join(fields)}"]
+        return ["is an adapter and the first network is not, or the other way round; allowed: one kind"]
+    if first.adapter is not None and (fields := lora.differing(other.adapter, first.adapter)):
+        return [f"differs from the first: {'; '.join(fields)}"]
     odd = sorted(set(first.arrays) ^ set(other.arrays))
     if lacking := [n for n in odd if n in first.arrays]:
         return [f"lacks {shown(lacking[0])}, which the first network has ({len(odd)} such arrays)"]
