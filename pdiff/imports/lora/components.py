@@ -156,7 +156,7 @@ def in_pipeline(adapter: Adapter) -> dict[str, tuple[str, str]]:
 
 
 def renamed(adapter: Adapter, module: Module, a: str, b: str, alpha: str | None = None) -> Module:
-    """A module of `adapter` with its arrays under other names and as PyTorch orders them; with one for alpha, or none."""
+    """A module of `adapter` with its arrays under other names and as PyTorch orders them, and one for alpha or none."""
     order = -1 if adapter.spelling == "mlx" else 1
     arrays = (Array(name, x.shape[::order], x.dtype) for name, x in ((a, module.a), (b, module.b)))
     return Module(
