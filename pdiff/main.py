@@ -46,7 +46,7 @@ flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas."
 flags.DEFINE_string(
     "out", None, "sample, adapt: the file (.safetensors, .npz) or folder to write; publish: a folder; compare: a page."
 )
-flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, peft or files, if --out does not say.")
+flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, files, or of LoRAs peft, diffusers, kohya, mlx.")
 flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
 flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes them, if not in --source.")
 

@@ -37,7 +37,7 @@ class Facts:
       tasks: name, split, factors, descriptions and rows (numbers of networks) of each task, by id.
       factor_names: one per factor.
       leaves: by path: [shape, dtype in the file, name in the file, transform to its layout here].
-      adapter: adapter_config.json of the first network, where these are adapters of PEFT.
+      adapter: how the networks came, where they are adapters: `imports.lora.Adapter` as JSON.
       accuracies: those in the manifest, by split, in the order of its tasks and networks, where it has all of them.
       metadata: of safetensors, what all networks share.
       constants: arrays of whole numbers, the same in all networks, which are written as they came: by name in the file

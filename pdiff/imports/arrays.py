@@ -4,6 +4,7 @@ Nothing is unpickled or run. The size that a file claims in its index is checked
 or allocated, and the index is compared with the contents.
 """
 
+import dataclasses
 import json
 import math
 import stat
@@ -25,8 +26,14 @@ from jaxtyping import Shaped
 
 from pdiff.errors import PdiffError
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-ALLOWED = tuple(str(d) for d in DTYPES.values())
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = FLOATS | {
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
+ALLOWED = tuple(str(d) for d in FLOATS.values())
 MOST_LEAVES, LONGEST_NAME = 20_000, 400
 HEADER_BYTES = 64 << 20  # most of a safetensors header, or of the text beside networks
 FILES = (".safetensors", ".npz", ".msgpack")
@@ -34,6 +41,15 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 ORBAX_INDEX = "_METADATA"  # in the folder of each tree that Orbax saved
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What a file holds: arrays by name, its metadata, and what was read otherwise than it was written."""
+
+    arrays: Arrays
+    metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 class Budget:
@@ -68,7 +84,7 @@ def kind_of(path: Path) -> str | None:
     return ending[1:] if ending in FILES else None
 
 
-def read(path: Path, budget: Budget) -> Arrays:
+def read(path: Path, budget: Budget) -> File:
     """The leaves of the network at `path` by name ('/' joins the keys of a tree), in their own dtypes, in sorted order.
 
     Raises:
@@ -79,8 +95,14 @@ def read(path: Path, budget: Budget) -> Arrays:
     kind = kind_of(path)
     if kind is None:
         raise PdiffError(refusal(path))
-    leaves = readers[kind](path, budget)
+    metadata: dict[str, str] = {}
+    leaves = _safetensors(path, budget, metadata) if kind == "safetensors" else readers[kind](path, budget)
     check_names(leaves)
+    return File(dict(sorted(leaves.items())), metadata)
+
+
+def check_floats(leaves: Arrays) -> None:
+    """Raises PdiffError unless all arrays are finite floats of the dtypes that are learned."""
     for name, value in leaves.items():
         if str(value.dtype) not in ALLOWED:
             raise PdiffError(f"{shown(name)} is {value.dtype}; allowed: {', '.join(ALLOWED)}")
@@ -88,7 +110,6 @@ def read(path: Path, budget: Budget) -> Arrays:
             raise PdiffError(f"{shown(name)} has shape {value.shape}, no elements")
         if not np.isfinite(value.astype(np.float32, copy=False)).all():
             raise PdiffError(f"{shown(name)} holds values that are not finite")
-    return dict(sorted(leaves.items()))
 
 
 def check_names(names: Mapping[str, Any]) -> None:
@@ -186,7 +207,7 @@ def _size(path: Path) -> int:
     return status.st_size
 
 
-def _safetensors(path: Path, budget: Budget) -> Arrays:
+def _safetensors(path: Path, budget: Budget, metadata: dict[str, str]) -> Arrays:
     size = _size(path)
     with open(path, "rb") as f:
         start = f.read(8)
@@ -201,6 +222,7 @@ def _safetensors(path: Path, budget: Budget) -> Arrays:
         if not isinstance(header, dict):
             raise PdiffError("is no safetensors: its header is no JSON object")
         _known_dtypes(header)
+        metadata |= header.get("__metadata__", {})
         budget.take(size)
         f.seek(0)
         data = f.read(size)

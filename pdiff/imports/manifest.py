@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports import arrays, peft
+from pdiff.imports import arrays, lora
 from pdiff.imports.arrays import shown
 from pdiff.system import files
 from pdiff.tasks.base import SPLITS
@@ -230,7 +230,7 @@ def _by_folders(source: Path) -> list[Row]:
 
 def is_network(path: Path) -> bool:
     """Whether `path` is one network: a file or checkpoint that is read, or a folder with an adapter."""
-    return peft.is_adapter(path) or arrays.kind_of(path) is not None
+    return lora.is_adapter(path) or arrays.kind_of(path) is not None
 
 
 def _networks_below(folder: Path, depth: int) -> list[Path]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from pdiff.errors import AGAIN, Faults, PdiffError, some
-from pdiff.imports import arrays, lora, manifest, mapping, network
+from pdiff.imports import bases, links, lora, manifest, mapping, network
 from pdiff.imports.arrays import Arrays
 from pdiff.imports.columns import Columns
 from pdiff.imports.manifest import Row
@@ -73,55 +73,48 @@ def read(
       megabytes: of 10^6 bytes; what a single network may take, and what all may take in memory, half for their arrays.
         More lie on disk.
       scratch: a folder on that disk; by default that of the system for temporary files.
-      rank: that all adapters are brought to; 0 keeps theirs, or takes the largest where they differ.
+      rank: that all adapters are brought to; 0 keeps theirs, which then have to agree.
 
     Raises:
       PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
     """
+    source = links.opened(source)
     listing = manifest.rows(source, manifest_path)
     files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
-    read_one = functools.partial(network.read, source, rules=rules, megabytes=megabytes)
+    read_one = functools.partial(network.read, source, rules=rules, megabytes=megabytes, rank=rank)
     outlines = _checked(source, listing.rows, read_one)
-    rank = rank or _common_rank(outlines)
-    columns, errors = None, []
+    first = outlines[0]
+    base, unfit = _base(source, first, read_one)
+    shapes = {p: shape for p, (shape, _) in first.shapes.items()}
+    columns = Columns(shapes, len(listing.rows), megabytes * 1e6 / 2, scratch or Path(tempfile.gettempdir()))
     for i, row in enumerate(tqdm(listing.rows, desc="read", unit="network", delay=BAR_AFTER_S)):
         one = read_one(row)
         if one.outline.digest != outlines[i].digest:
             raise PdiffError(f"{source / row.file}: has changed while it was read; {AGAIN}")
-        if rank:
-            one, error = _at_rank(one, rank)
-            errors.append(error)
-        if columns is None:
-            shapes = {p: shape for p, (shape, _) in one.outline.shapes.items()}
-            place = scratch or Path(tempfile.gettempdir())
-            columns, first = Columns(shapes, len(listing.rows), megabytes * 1e6 / 2, place), one
         for path, value in one.arrays.items():
             columns.write(path, i, value.astype(np.float32))
-    outline = first.outline
-    base = _base(source, listing, rules, arrays.Budget(megabytes), rank)
     digest = hashlib.sha256("\n".join([*(o.digest for o in outlines), repr(listing.rows), str(rank)]).encode())
     digest.update(b"" if base is None else network.digest_of(base).encode())
     metadata, dropped = _shared([o.metadata for o in outlines])
-    beside, differing = _shared([o.beside for o in outlines])
-    notes = [*listing.notes, *_counted(outlines)]
+    _, differing = _shared([o.beside for o in outlines])
+    notes = [*listing.notes, *unfit, *_counted(outlines)]
     if dropped:
         notes.append(f"metadata that differs between networks is left out: {some(dropped)}")
     if differing:
-        notes.append(f"{network.CONFIG} differs between networks in {some(differing)}; those of the first are kept")
+        notes.append(f"{network.CONFIG} differs between networks in {some(differing)}; that of the first is kept")
     if rank:
-        notes += _about_rank(listing.rows, errors, rank)
+        notes.append(_about_rank(listing.rows, outlines, rank))
     return Source(
         rows=tuple(listing.rows),
         columns=columns,
-        leaves={p: Leaf(*outline.shapes[p], outline.places[p]) for p in outline.shapes},
+        leaves={p: Leaf(*first.shapes[p], first.places[p]) for p in first.shapes},
         base=base,
-        adapter=outline.adapter,
+        adapter=first.adapter and functools.reduce(lora.shared, (o.adapter for o in outlines)),
         metadata=metadata,
-        constants=first.constants,
-        beside=outlines[0].beside
-        and (beside | {n: outlines[0].beside[n] for n in differing if n in outlines[0].beside}),
+        constants=one.constants,
+        beside=first.beside if all(o.beside for o in outlines) else {},
         notes=tuple(notes),
         digest=digest.hexdigest(),
     )
@@ -151,32 +144,39 @@ def _checked(source: Path, rows: Sequence[Row], read_one: Callable[[Row], Networ
     return outlines
 
 
-def _common_rank(outlines: Sequence[Outline]) -> int:
-    """The largest rank of adapters that differ in the rank of a module; 0 where none do."""
-    if outlines[0].adapter is None or all(o.shapes == outlines[0].shapes for o in outlines):
-        return 0
-    return max(o.adapter.rank for o in outlines)
-
-
-def _at_rank(one: Network, rank: int) -> tuple[Network, float]:
-    """The same adapter with each module at that rank, and the relative error of its updates."""
-    if one.outline.adapter is None:
-        raise PdiffError(f"zoo.rank: got {rank}; allowed where the networks are LoRAs; here 0")
-    leaves, adapter, error = lora.to_rank(one.arrays, one.outline.adapter, rank)
-    shapes = {p: (a.shape, str(a.dtype)) for p, a in sorted(leaves.items())}
-    outline = dataclasses.replace(one.outline, shapes=shapes, places={p: Place(p) for p in shapes}, adapter=adapter)
-    return dataclasses.replace(one, arrays=leaves, outline=outline), error
-
-
-def _about_rank(rows: Sequence[Row], errors: Sequence[float], rank: int) -> list[str]:
+def _about_rank(rows: Sequence[Row], outlines: Sequence[Outline], rank: int) -> str:
     """What the common rank costs: the relative error of each network's updates, where it is more than rounding."""
-    worst = [f"{r.file} {e:.2%}" for e, r in sorted(zip(errors, rows, strict=True), key=lambda x: -x[0]) if e > 1e-6]
-    kept = f"lost of the updates: {some(worst, 8)}" if worst else "all updates are kept exactly"
-    return [f"adapters are brought to rank {rank} with scale 1, by the SVD of their updates; {kept}"]
+    worst = sorted(((o.lost, r.file) for o, r in zip(outlines, rows, strict=True) if o.lost > 1e-6), reverse=True)
+    lost = f"lost of the updates: {some((f'{file} {e:.2%}' for e, file in worst), 8)}"
+    return f"zoo.rank: adapters are brought to rank {rank}; {lost if worst else 'no update loses anything'}"
 
 
-def _base(source: Path, listing: manifest.Listing, rules, limit: arrays.Budget, rank: int) -> Arrays | None:
-    raise NotImplementedError
+def _base(source: Path, first: Outline, read_one: Callable[[Row], Network]) -> tuple[Arrays | None, tuple[str, ...]]:
+    """The base, and a line if one that lies there is left out."""
+    if first.adapter is not None and (unfit := bases.left_out(source)):
+        return None, (unfit,)
+    file = bases.file_of(source)
+    if file is None:
+        return None, ()
+    try:
+        base = read_one(Row(file))
+        if unfit := _unlike_base(first, base.outline):
+            raise PdiffError(unfit)
+    except PdiffError as e:
+        if first.adapter is None or lora.is_adapter(source / file):
+            raise PdiffError(f"{source / file}: {e}") from e
+        return None, (bases.of_adapters(f"{file} {e}"),)
+    return {p: a.astype(np.float32) for p, a in base.arrays.items()}, ()
+
+
+def _unlike_base(first: Outline, base: Outline) -> str | None:
+    """Why networks like `first` cannot have started from `base`; plain ones may lack some of its arrays."""
+    if first.adapter is None:
+        return "is an adapter, and the networks are not" if base.adapter is not None else None
+    if base.adapter is not None and (fields := lora.differing(base.adapter, first.adapter)):
+        return f"differs from the first network: {'; '.join(fields)}"
+    shapes = [{p: shape for p, (shape, _) in outline.shapes.items()} for outline in (first, base)]
+    return None if shapes[0] == shapes[1] else "holds other arrays than the adapters"
 
 
 def _shared(found: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
