@@ -39,6 +39,7 @@ class Facts:
       leaves: by path: [shape, dtype in the file, name in the file, transform to its layout here].
       adapter: adapter_config.json of the first network, where these are adapters of PEFT.
       accuracies: those in the manifest, by split, in the order of its tasks and networks, where it has all of them.
+      has_base: whether the base that the networks started from was among them; else the zoo's base is their mean.
     """
 
     digest: str
@@ -48,6 +49,7 @@ class Facts:
     leaves: dict[str, list]
     adapter: dict[str, Any] | None
     accuracies: dict[str, list[float]]
+    has_base: bool = False
 
 
 def save(facts: Facts, workdir: Path) -> None:

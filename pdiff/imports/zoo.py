@@ -48,7 +48,10 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
     for task in described:
         accuracies[task["split"]] += [imported.rows[i].accuracy for i in task["rows"]]
     accuracies = {split: values for split, values in accuracies.items() if values and None not in values}
-    facts = Facts(imported.digest, str(folder), described, factor_names, leaves, imported.adapter, accuracies)
+    facts = Facts(
+        imported.digest, str(folder), described, factor_names, leaves, imported.adapter, accuracies,
+        imported.base is not None,
+    )  # fmt: skip
     return imported, facts
 
 

@@ -21,7 +21,7 @@ from pdiff.report.style import (
     png,
     styled,
 )
-from pdiff.results import CONTROLS
+from pdiff.results import CONTROLS, MERGED
 
 MAX_VECTOR_POINTS = 2000  # scatters of more are drawn as pixels, so that the page stays small
 MARKERS = {"seen": ("o", 2.5), "interp": ("D", 4.5), "unseen": ("s", 4.5)}
@@ -30,6 +30,7 @@ CONTROL_LINES = {
     "nearest_seen": (ORANGE, (0, (1, 1))),
     "ridge": (VERMILLION, (0, (5, 1, 1, 1))),
 }
+MERGES = {"mean": "mean", "svd": "mean", "ties": "TIES", "dare": "DARE", "lerp": "line", "slerp": "arc"}
 KINDS = {  # of novelty points: colour, marker, what they are
     "zoo": (MUTED, "o", "zoo networks among themselves"),
     "generated": (BLUE, "D", "generated"),
@@ -39,6 +40,10 @@ KINDS = {  # of novelty points: colour, marker, what they are
 
 def label(name: str) -> str:
     """A sampler's or control's name as prose."""
+    if name in MERGED:
+        method, _, end = name.removeprefix("merged_").partition("_")
+        at_rank = end or method == "svd"
+        return f"merge: {MERGES[method]}{', cut to the adapters’ rank' if at_rank else ''}"
     return name.replace("_", " ")
 
 

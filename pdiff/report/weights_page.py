@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pdiff import results as results_lib
+from pdiff.errors import some
 from pdiff.report import contents, html, markdown, plots, style
 from pdiff.report.figures import Figure
 from pdiff.report.rows import Row
 from pdiff.system import files
 
 TITLES = {"distance": "distance, in the zoo's units", "relative_error": "relative error", "cosine": "cosine"}
+SIMPLE = ("nearest_seen", "ridge", "linear_interpolation", *results_lib.MERGED)  # what needs no generator
 SPACES = {"updates": "updates B·A", "weights": "weights"}
 
 
@@ -41,6 +43,8 @@ def render(results: dict, drawn: list[Figure]) -> str:
             spaces=[(space, SPACES[space], rows(results, space, TITLES)) for space in space_results["spaces"]],
             splits=_ordered(results),
             titles=TITLES,
+            standing=standing(results),
+            merging=merging(results),
             novelty=[(SPACES[s], n) for s, n in space_results["novelty"].items()],
             figures=html.embedded(drawn),
             facts=contents.facts(results, html.score),
@@ -62,10 +66,45 @@ def rows(results: dict, space: str, measures: Iterable[str]) -> list[Row]:
         compared.append((kind, f"generated, {plots.label(n)}", [e["generated"].get(n) for e in splits]))
     compared += [("control", plots.label(c), [e["controls"].get(c) for e in splits]) for c in controls]
     return [
-        Row(kind, title, [e[space][m] if e else None for e in entries for m in measures])
+        Row(kind, title, [e[space][m] if e and space in e else None for e in entries for m in measures])
         for kind, title, entries in compared
-        if any(entries)
+        if any(e and space in e for e in entries)
     ]
+
+
+def standing(results: dict) -> list[str]:
+    """For each split of held-out tasks with merges of seen networks, how near what is generated comes beside them."""
+    space, chosen = results["weight_space"]["spaces"][0], results["selection"]["sampler"]
+    lines = []
+    for split, entry in _ordered(results):
+        distance = {n: e[space]["distance"]["mean"] for n, e in entry["controls"].items() if n in SIMPLE}
+        merges = {n: d for n, d in distance.items() if n in results_lib.MERGED}
+        if split == "seen" or not merges:
+            continue
+        ours, nearest = entry["generated"][chosen][space]["distance"]["mean"], min(merges, key=merges.__getitem__)
+        tasks = "the one task" if entry["num_tasks"] == 1 else f"the {entry['num_tasks']} tasks"
+        best = f"the nearest of them is at {merges[nearest]:.3f} ({plots.label(nearest)})"
+        beside = f"nearer than every merge of seen networks: {best}" if ours < merges[nearest] else (
+            f"and merges of seen networks come as near or nearer: {best}"
+        )  # fmt: skip
+        nearer = [f"{plots.label(n)} {d:.3f}" for n, d in sorted(distance.items(), key=lambda x: x[1]) if d <= ours]
+        others = [text for text in nearer if not text.startswith("merge")]
+        lines.append(
+            f"On {tasks} of the split {split}, what is generated is at distance {ours:.3f}, {beside}."
+            + (f" As near or nearer is also: {', '.join(others)}." if others else "")
+        )
+    return lines
+
+
+def merging(results: dict) -> str:
+    """What the controls that merge have chosen, in a sentence or two; "" where there are none."""
+    chosen = results["weight_space"].get("merging")
+    if chosen is None:
+        return ""
+    kept = [f"{plots.MERGES[n]} keeps {d:.0%} of the numbers" for n, d in chosen["densities"].items()]
+    places = [f"for {n} from {' to '.join(p['tasks'])}, at {p['t']:.2f}" for n, p in chosen["between"].items()]
+    lines = f"Lines and arcs go {some(places, 6, '; ')}."
+    return f"{' and '.join(kept)}, as validation chose. {lines}" if kept else lines
 
 
 def tables(results: dict) -> str:
