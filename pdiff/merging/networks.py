@@ -49,7 +49,7 @@ class Members:
     """
 
     params: Params
-    groups: Sequence[Int[np.ndarray, " some"]]
+    groups: Sequence[Int[np.ndarray, "..."]]
     base: Arrays | None = None
     adapters: bool = False
 

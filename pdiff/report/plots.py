@@ -30,7 +30,10 @@ CONTROL_LINES = {
     "nearest_seen": (ORANGE, (0, (1, 1))),
     "ridge": (VERMILLION, (0, (5, 1, 1, 1))),
 }
-MERGES = {"mean": "mean", "svd": "mean", "ties": "TIES", "dare": "DARE", "lerp": "line", "slerp": "arc"}
+MERGES = {  # of seen networks; the SVD is of their mean
+    "merged_mean": "merge: mean", "merged": "merge: mean", "merged_ties": "merge: TIES", "merged_dare": "merge: DARE",
+    "merged_lerp": "merge: line between two", "merged_slerp": "merge: arc between two",
+}  # fmt: skip
 KINDS = {  # of novelty points: colour, marker, what they are
     "zoo": (MUTED, "o", "zoo networks among themselves"),
     "generated": (BLUE, "D", "generated"),
@@ -41,9 +44,7 @@ KINDS = {  # of novelty points: colour, marker, what they are
 def label(name: str) -> str:
     """A sampler's or control's name as prose."""
     if name in MERGED:
-        method, _, end = name.removeprefix("merged_").partition("_")
-        at_rank = end or method == "svd"
-        return f"merge: {MERGES[method]}{', cut to the adapters’ rank' if at_rank else ''}"
+        return f"{MERGES[name.removesuffix('_svd')]}{', cut to rank' if name.endswith('_svd') else ''}"
     return name.replace("_", " ")
 
 
