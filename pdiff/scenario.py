@@ -43,6 +43,7 @@ class Facts:
       constants: arrays of whole numbers, the same in all networks, which are written as they came: by name in the file
         [shape, dtype, bytes as base64].
       beside: config.json of transformers, where each network has one beside it.
+      has_base: whether the base that the networks started from was among them; else the zoo's base is their mean.
     """
 
     digest: str
@@ -55,6 +56,7 @@ class Facts:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     constants: dict[str, list] = dataclasses.field(default_factory=dict)
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
+    has_base: bool = False
 
 
 def save(facts: Facts, workdir: Path) -> None:

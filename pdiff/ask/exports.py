@@ -13,6 +13,7 @@ in a folder. Each is written beside its place and renamed, so it is there as a w
 `<name>.sha256`, which `sha256sum -c` reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
 """
 
+import base64
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from jaxtyping import Float, PyTree, Shaped
 
 from pdiff.errors import PdiffError
 from pdiff.imports import lora, mapping
+from pdiff.imports.network import CONFIG
 from pdiff.scenario import Facts
 from pdiff.system import files
 
@@ -145,7 +147,7 @@ def _writer(form: str, facts: Facts | None) -> Callable[[Flat, Path], None]:
     if form == "orbax":
         return _orbax
     if facts.adapter is None:
-        return lambda network, where: _file(_as_imported(network, facts), {"format": "pt"}, where)
+        return lambda network, where: _plain(network, facts, where)
     came = lora.Adapter.of(facts.adapter)
     adapter = came if form == "files" else lora.translated(came, form)
     return lambda network, where: _adapter(network, adapter, where)
@@ -156,6 +158,24 @@ def _orbax(network: Flat, where: Path) -> None:
 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(where.absolute(), traverse_util.unflatten_dict(network, sep="/"))
+
+
+def _plain(network: Flat, facts: Facts, where: Path) -> None:
+    """As the networks of an import that are no adapters: a file, or a folder with config.json if each had one."""
+    arrays, metadata = _as_imported(network, facts) | _constants(facts), {"format": "pt"} | facts.metadata
+    if facts.beside:
+        where.mkdir()
+        (where / CONFIG).write_bytes(json.dumps(facts.beside, indent=2, sort_keys=True).encode())
+        where = where / "model"
+    _file(arrays, metadata, where)
+
+
+def _constants(facts: Facts) -> Flat:
+    """The arrays of whole numbers that all imported networks share, as they came."""
+    return {
+        name: np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
+        for name, (shape, dtype, data) in facts.constants.items()
+    }
 
 
 def _adapter(network: Flat, adapter: lora.Adapter, where: Path) -> None:

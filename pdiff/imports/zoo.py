@@ -67,6 +67,7 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path)
         metadata=imported.metadata,
         constants=constants,
         beside=imported.beside,
+        has_base=imported.base is not None,
     )
     return imported, facts
 
