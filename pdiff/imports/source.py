@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from pdiff.errors import AGAIN, Faults, PdiffError, some
+from pdiff.errors import AGAIN, Faults, PdiffError, in_words, some
 from pdiff.imports import bases, links, lora, manifest, mapping, network
 from pdiff.imports.arrays import Arrays
 from pdiff.imports.columns import Columns
@@ -21,7 +22,11 @@ from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
 from pdiff.imports.network import Network, Outline
 from pdiff.system import files
+from pdiff.system.logs import log
 from pdiff.zoo.store import BAR_AFTER_S
+
+RATES = {"read": 250.0, "gauge": 40.0, "write": 60.0}  # MB of float32 in a second, measured on two cores
+TELL_ABOVE_S = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,7 @@ def read(
     read_one = functools.partial(network.read, source, rules=rules, megabytes=megabytes, rank=rank)
     outlines = _checked(source, listing.rows, read_one)
     first = outlines[0]
+    _tell_time(first, len(outlines))
     base, unfit = _base(source, first, read_one)
     shapes = {p: shape for p, (shape, _) in first.shapes.items()}
     columns = Columns(shapes, len(listing.rows), megabytes * 1e6 / 2, scratch or Path(tempfile.gettempdir()))
@@ -142,6 +148,16 @@ def _checked(source: Path, rows: Sequence[Row], read_one: Callable[[Row], Networ
     if faults:
         raise Faults(str(source), faults)
     return outlines
+
+
+def _tell_time(first: Outline, count: int) -> None:
+    """Says how much a large import is, and how long the rest of it may take."""
+    numbers = sum(math.prod(shape) for shape, _ in first.shapes.values())
+    megabytes = 4e-6 * numbers * count
+    seconds = megabytes * sum(1 / rate for kind, rate in RATES.items() if kind != "gauge" or first.adapter is not None)
+    if seconds > TELL_ABOVE_S:
+        size = f"{count} networks of {numbers / 1e6:.1f} M parameters, {megabytes / 1e3:.1f} GB as float32"
+        log.info("import: %s; about %s on two cores", size, in_words(seconds))
 
 
 def _about_rank(rows: Sequence[Row], outlines: Sequence[Outline], rank: int) -> str:
