@@ -10,13 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports import arrays, manifest, mapping, peft
+from pdiff.imports import arrays, bases, links, manifest, mapping, peft
 from pdiff.imports.arrays import Arrays, shown
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
 from pdiff.system import files
-
-BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Source:
       base: the whole tree that the networks started from, if the folder has it.
       adapter: the config of the first, where the networks are adapters of PEFT; they agree in what counts.
       digest: sha256 of all of this.
+      notes: a line on what was left out or read otherwise than it was written.
     """
 
     rows: tuple[Row, ...]
@@ -47,6 +46,7 @@ class Source:
     base: dict[str, Float[np.ndarray, "..."]] | None
     adapter: dict[str, Any] | None
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> Source:
@@ -55,7 +55,9 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     Raises:
       PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
     """
-    rows = manifest.rows(source, manifest_path)
+    source = links.opened(source)
+    listing = manifest.rows(source, manifest_path)
+    rows = listing.rows
     files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
@@ -75,10 +77,10 @@ def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> S
     first = networks[0]
     leaves = {p: Leaf(a.shape, str(a.dtype), first.places[p]) for p, a in first.arrays.items()}
     params = {p: np.stack([n.arrays[p].astype(np.float32) for n in networks]) for p in leaves}
-    base = _base(source, rules, budget)
+    base, unfit = _base(source, rules, budget, first)
     digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
     digest.update(b"" if base is None else _digest(base).encode())
-    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
+    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest(), (*listing.notes, *unfit))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +91,10 @@ class _Network:
     digest: str
 
 
-def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
-    path, adapter = inside(source, row.file), None
+def _network(source: Path, row: Row, rules: mapping.Layout | None, budget: arrays.Budget) -> _Network:
+    path, adapter = links.inside(source, row.file), None
     files.verify_sums(path)
     if peft.is_adapter(path):
-        for name in (peft.CONFIG, peft.MODEL):
-            if (path / name).is_symlink():
-                inside(source, f"{row.file}/{name}")
         if rules is not None:
             raise PdiffError(f"is a LoRA folder, which needs no {mapping.NAME}; allowed: a source without it")
         lora = peft.read(path, budget)
@@ -110,32 +109,34 @@ def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, bud
     return _Network(leaves, places, adapter, _digest(leaves))
 
 
-def inside(source: Path, file: str) -> Path:
-    """The path of `file` below `source`.
-
-    Raises:
-      PdiffError: there is nothing, or what is there lies elsewhere, through a link or upwards.
-    """
-    path = source / file
-    if not path.exists():
-        raise PdiffError("does not exist")
-    if not path.resolve().is_relative_to(source.resolve()):
-        raise PdiffError(f"leads out of {source}, through a link or '..'; copy the files themselves into it (cp -L)")
-    return path
-
-
-def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> Arrays | None:
-    names = [name for name in BASES if (source / name).exists()]
-    if not names:
-        return None
-    if len(names) > 1:
-        raise PdiffError(f"{source}: holds {' and '.join(names)}; allowed: one base")
+def _base(
+    source: Path, rules: mapping.Layout | None, budget: arrays.Budget, first: _Network
+) -> tuple[Arrays | None, tuple[str, ...]]:
+    """The base, and a line if one that lies there is left out."""
+    if first.adapter is not None and (unfit := bases.left_out(source)):
+        return None, (unfit,)
+    file = bases.file_of(source)
+    if file is None:
+        return None, ()
     try:
-        leaves = arrays.read(inside(source, names[0]), budget)
-        leaves = leaves if rules is None else mapping.apply(rules, leaves)[0]
+        base = _network(source, Row(file), rules, budget)
+        if unfit := _unlike_base(first, base):
+            raise PdiffError(unfit)
     except PdiffError as e:
-        raise PdiffError(f"{source / names[0]}: {e}") from e
-    return {p: a.astype(np.float32) for p, a in leaves.items()}
+        if first.adapter is None or peft.is_adapter(source / file):
+            raise PdiffError(f"{source / file}: {e}") from e
+        return None, (bases.of_adapters(f"{file} {e}"),)
+    return {p: a.astype(np.float32) for p, a in base.arrays.items()}, ()
+
+
+def _unlike_base(first: _Network, base: _Network) -> str | None:
+    """Why networks like `first` cannot have started from `base`; plain ones may lack some of its arrays."""
+    if first.adapter is None:
+        return "is a LoRA folder, and the networks are not" if base.adapter is not None else None
+    if base.adapter is not None and (fields := peft.differing(base.adapter, first.adapter)):
+        return f"{peft.CONFIG} differs from the first network's: {'; '.join(fields)}"
+    shapes = [{path: a.shape for path, a in network.arrays.items()} for network in (first, base)]
+    return None if shapes[0] == shapes[1] else "holds other arrays than the adapters"
 
 
 def _unlike(first: _Network, other: _Network) -> list[str]:

@@ -38,6 +38,8 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
         allowed = "allowed with --mode=import: '', its zoo lies in the workdir"
         raise PdiffError(f"zoo.dir: got {config.zoo.dir!r}; {allowed}")
     imported = source.read(folder, config.zoo.import_mb, manifest)
+    for note in imported.notes:
+        log.warning("%s", note)
     gathered = tasks.gathered(imported.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
         described, factor_names = tasks.described(gathered, config)
