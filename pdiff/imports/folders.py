@@ -182,7 +182,7 @@ def _task(source: Path, entry: Path, left: Left) -> list[Row]:
         return [Row(str(entry.relative_to(source)), task)]
     if ending in arrays.PICKLES and not STATE.fullmatch(entry.name):
         if not any(entry.with_suffix(e).exists() for e in arrays.FILES):
-            raise PdiffError(_pickled(entry))
+            raise PdiffError(_pickled(source, entry))
         left[PICKLED].append(entry.name)
     if ending in UNREAD:
         left[STRANGE].append(entry.name)
@@ -202,7 +202,7 @@ def _networks(source: Path, folder: Path, depth: int, left: Left) -> list[Path]:
 
     own = network_of(folder)
     if own is not None:
-        holding = [p for p in inner if arrays.kind_of(folder) is None and _holds(p, depth + 1)]
+        holding = [p for p in inner if arrays.kind_of(folder) != "orbax" and _holds(p, depth + 1)]
         leave(CHECKPOINTS, [p for p in holding if STEP.fullmatch(p.name)])
         leave(BELOW, [p for p in holding if not STEP.fullmatch(p.name)])
         parts = _parts(folder, own)
@@ -225,16 +225,17 @@ def _networks(source: Path, folder: Path, depth: int, left: Left) -> list[Path]:
     if networks:
         leave(PICKLED, pickles)
     elif pickles and not set(folder.relative_to(source).parts) & set(TOOLS):
-        raise PdiffError(_pickled(pickles[0]))
+        raise PdiffError(_pickled(source, pickles[0]))
     return networks
 
 
 def _parts(folder: Path, own: Path) -> tuple[str, ...]:
     """The names in a folder that belong to the one network that it is."""
-    if own == folder:
+    if peft.is_adapter(folder):
         return ADAPTER_FILES
-    shards = own.name.endswith(links.INDEX)
-    return (own.name, *(p.name for p in folder.iterdir() if shards and SHARD.fullmatch(p.name)))
+    if own != folder and not own.name.endswith(links.INDEX):
+        return (own.name,)
+    return tuple(p.name for p in folder.iterdir() if p.name.endswith(links.INDEX) or SHARD.fullmatch(p.name))
 
 
 def _holds(folder: Path, depth: int) -> bool:
@@ -281,8 +282,8 @@ def _lone_shard(path: Path) -> str:
     return f"{path.name} is a part of one network, whose *{links.INDEX} is not there; bring all of its parts and that"
 
 
-def _pickled(path: Path) -> str:
-    way = f"python -m pdiff.convert --source={path.parent} --out=DIR makes safetensors of it"
+def _pickled(source: Path, path: Path) -> str:
+    way = f"python -m pdiff.convert --source={source} --out=DIR makes safetensors of it"
     return f"{path.name} is a pickle in the place of a network, which could run anything if it were read; {way}"
 
 

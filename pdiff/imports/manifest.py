@@ -3,7 +3,7 @@
 A CSV manifest has the columns `file`, `task`, `description` (as often as there are wordings), `factor:NAME`,
 `accuracy` and `split`; a JSON one is a list of objects with these keys, or `{"networks": [...]}`, in which
 `description` may be a list and `factors` an object. Only `file` is required; what one row of a task has, the others may
-leave blank.
+leave blank. A file in the folder of an adapter stands for the folder; FILE.npy#ROW is a row of an array of networks.
 """
 
 import dataclasses

@@ -94,7 +94,7 @@ def _csv(content: str) -> Table:
 
 def _separator(content: str) -> str:
     """That by which the first line falls into columns of which one is `file`; ',' if there is none such."""
-    header = next((line for line in io.StringIO(content) if line.strip(f" \r\n\"'{SEPARATORS}")), "")
+    header = next((line for line in io.StringIO(content, newline="") if line.strip(f" \r\n\"'{SEPARATORS}")), "")
     for separator in SEPARATORS:
         try:
             names = next(csv.reader([header], delimiter=separator), [])

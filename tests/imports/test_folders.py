@@ -102,8 +102,7 @@ def test_a_pickle_in_the_place_of_a_network_is_refused_with_the_way_on(tmp_path,
     with pytest.raises(Faults) as e:
         manifest.rows(tmp_path, None)
     (line,) = e.value.lines
-    where = (tmp_path / name).parent
-    assert line.startswith(name.split("/")[0]) and f"python -m pdiff.convert --source={where} --out=DIR" in line
+    assert line.startswith(name.split("/")[0]) and f"python -m pdiff.convert --source={tmp_path} --out=DIR" in line
 
 
 def test_adapters_below_an_adapter_are_left_out_with_a_line(tmp_path):

@@ -106,6 +106,7 @@ def test_encodings_are_told(tmp_path):
         ("Unnamed: 0,FILE, Task \n0,a,one\n1,b,two\n", "left alone: 'Unnamed: 0'"),
         ("file,task,seed,lr\na,one,1,1e-3\nb,two,2,\n", "left alone: 'seed', 'lr'"),
         ("file;task\na;one\nb;two\n", ""),
+        ("file;task\ra;one\rb;two\r", ""),
         ("sep=;\r\nfile;task\r\na;one\r\nb;two\r\n", ""),
         ("\n\t\nfile\ttask\na\tone\nb\ttwo\n", ""),
         ('"task";"file"\none;.\\a\ntwo;.\\b\\\n', ""),
