@@ -21,7 +21,7 @@ from pdiff import results as results_lib
 from pdiff import run, scenario
 from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
-from pdiff.imports import arrays, peft
+from pdiff.imports import arrays, lora
 from pdiff.measures.weight_space import Reference, gram_of_updates
 from pdiff.report import weights_page
 from pdiff.tasks.families import folder
@@ -84,8 +84,8 @@ def test_what_is_generated_is_nearer_than_every_seen_task(results):
 
 def test_asked_for_what_no_task_had_the_update_is_right(home):
     """Between the tasks the truth is known, as the adapters were made by a formula."""
-    made = [peft.read(home / "new_loras" / f"sample_{i}", arrays.Budget(1)) for i in range(2)]
-    networks = {p: np.stack([m.arrays[p] for m in made]) for p in made[0].arrays}
+    made = [lora.read(home / "new_loras" / f"sample_{i}", arrays.Budget(1)) for i in range(2)]
+    networks = {p: np.stack([tree[p] for tree, *_ in made]) for p in made[0][0]}
 
     def truth(strength):
         factors = {m: zoos.update(strength, i) for i, m in enumerate(zoos.MODULES)}
@@ -96,7 +96,7 @@ def test_asked_for_what_no_task_had_the_update_is_right(home):
     assert (reference.measures(networks, np.zeros(2, int))["distance"] < 0.6 * reference.nearest(truth(0.50))[0]).all()
     asked = json.loads((home / "new_loras" / "pdiff.json").read_text())
     assert asked["prompt"] == "strength 0.50" and len(asked["model"]) == 64
-    assert made[0].config == zoos.lora_config(inference_mode=True)
+    assert made[0][1].config == zoos.lora_config(inference_mode=True)
 
 
 def test_the_report_says_what_the_results_say(home, results):
@@ -131,7 +131,7 @@ def test_names_from_outside_are_escaped_and_drawn_as_they_are(results):
 def test_python_gives_the_same_and_refuses_what_needs_images(home, results):
     loaded = pdiff.load(home / "runs/mine")
     networks = loaded.sample(prompt="strength 0.50", num_samples=2)
-    written = peft.read(home / "new_loras" / "sample_0", arrays.Budget(1)).arrays
+    written, *_ = lora.read(home / "new_loras" / "sample_0", arrays.Budget(1))
     for path, value in traverse_util.flatten_dict(networks, sep="/").items():
         np.testing.assert_allclose(value[0], written[path], atol=1e-4)
     with pytest.raises(PdiffError, match="no images"):
