@@ -9,8 +9,6 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
 from pdiff.errors import Faults, PdiffError, some
 from pdiff.imports import arrays, links, lora
 from pdiff.imports.arrays import shown
@@ -19,7 +17,7 @@ from pdiff.system import files
 DESCRIPTION = "description.txt"
 MOST_WORDINGS, LONGEST_TEXT, MOST_ROWS = 32, 1000, 100_000
 DEEPEST = 3  # folders below the source: a task, a seed of it, the network itself
-ROWS, SHAPES = "weights.npy", "shapes.json"  # one array with a row for each network, and what the rows consist of
+SHAPES = "shapes.json"  # beside an array with a row for each network: what the rows consist of
 BASES = (*(f"base{ending}" for ending in arrays.FILES), "base")
 ADAPTER_FILES = (lora.CONFIG, *lora.FILES, "adapter_model.bin")
 MODELS = ("model", "diffusion_pytorch_model")  # as transformers and diffusers call the weights beside config.json
@@ -29,7 +27,7 @@ STATE = re.compile(  # of a training, which is no network
     r"(training_args|optimizer|(lr_)?scheduler|scaler|rng_state|random_states|sampler|custom_checkpoint)[\w.-]*", re.I
 )
 TOOLS = ("__MACOSX", "__pycache__", "logs", "mlruns", "runs", "tensorboard", "wandb")  # folders of other tools
-UNREAD = (".npy", ".h5", ".hdf5", ".keras", ".gguf", ".onnx", ".tflite", ".pb")
+UNREAD = (".gguf", ".onnx", ".tflite", ".pb")
 
 # What is told of what is left out, before the names.
 NOTHING = "left out, no network lies in"
@@ -136,13 +134,13 @@ def placed(source: Path, file: str, left: Left) -> str:
     name, row = links.row_of(file)
     path = source / name
     if row is not None:
-        count = _count(path) if path.is_file() else row + 1
-        if row >= count:
+        count = _rows_in(path)
+        if count is not None and row >= count:
             raise PdiffError(f"file {shown(file)}; allowed: rows 0 to {count - 1}")
         return f"{name}#{row}"
     if SHARD.fullmatch(path.name):
         raise PdiffError(f"file {shown(file)} is a part of a network; allowed: its folder, or its *{links.INDEX}")
-    if path.name == ROWS and (path.parent / SHAPES).exists():
+    if _rows_in(path) is not None:
         raise PdiffError(f"file {shown(file)} has a network in each row; allowed: {file}#ROW, from {file}#0 on")
     if path.name in ADAPTER_FILES and lora.is_adapter(path.parent) and path.parent != source:
         path = path.parent
@@ -158,7 +156,7 @@ def task_of(file: str) -> str:
     first, *below = Path(name).parts
     if row is not None and not below:
         return f"row_{row:05d}"
-    alone = Path(first).stem if Path(first).suffix.lower() in arrays.FILES else first  # strength_0.5 is a folder
+    alone = arrays.stem_of(first)  # strength_0.5 is a folder, and stays
     return (first if below else alone).removeprefix(links.REPOSITORY)
 
 
@@ -173,9 +171,9 @@ def _task(source: Path, entry: Path, left: Left) -> list[Row]:
         wordings = _wordings(source, folder) if paths else ()
         return [Row(str(p.relative_to(source)), task, wordings) for p in paths]
     ending = entry.suffix.lower()
-    if entry.name == ROWS and (entry.parent / SHAPES).exists():
+    if (count := _rows_in(entry)) is not None:
         file = str(entry.relative_to(source))
-        return [Row(f"{file}#{i}", task_of(f"{entry.name}#{i}")) for i in range(_count(entry))]
+        return [Row(f"{file}#{i}", task_of(f"{entry.name}#{i}")) for i in range(count)]
     if SHARD.fullmatch(entry.name):
         raise PdiffError(_lone_shard(entry))
     if arrays.kind_of(entry) is not None:
@@ -265,17 +263,15 @@ def _snapshot(repository: Path, left: Left) -> Path:
     return path
 
 
-def _count(path: Path) -> int:
-    """The rows of a .npy by its header, which cannot say more than the file holds."""
-    if not path.is_file():
-        raise PdiffError("is no regular file")
-    try:
-        shape = np.lib.format.open_memmap(path, mode="r").shape
-    except (OSError, ValueError, TypeError, EOFError, OverflowError, RecursionError, MemoryError) as e:
-        raise PdiffError(f"is damaged or no .npy: {e}") from e
-    if len(shape) != 2 or not 0 < shape[0] <= MOST_ROWS:
-        raise PdiffError(f"has shape {shape}; allowed: a row for each network, at most {MOST_ROWS}")
-    return shape[0]
+def _rows_in(path: Path) -> int | None:
+    """How many networks lie in the rows of a file with shapes.json beside it; None for any other."""
+    shapes = path.parent / SHAPES
+    if not path.is_file() or not shapes.is_file():
+        return None
+    count = arrays.rows_of(path, shapes)
+    if count is not None and not 0 < count <= MOST_ROWS:
+        raise PdiffError(f"has {count} rows; allowed: a row for each network, at most {MOST_ROWS}")
+    return count
 
 
 def _lone_shard(path: Path) -> str:

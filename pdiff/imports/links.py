@@ -4,7 +4,6 @@ That cache keeps models--ORG--NAME/{blobs,refs,snapshots/REVISION}, and a snapsh
 to anywhere else could bring in a file that nobody meant to give, so it is refused.
 """
 
-import re
 from pathlib import Path
 
 from pdiff.errors import PdiffError
@@ -36,8 +35,8 @@ def inside(source: Path, file: str) -> Path:
 
 def row_of(file: str) -> tuple[str, int | None]:
     """'weights.npy' and 12 for 'weights.npy#12', a row of an array of networks; else the file itself and None."""
-    match = re.fullmatch(r"(.+\.npy)#([0-9]{1,9})", file, re.I)
-    return (match[1], int(match[2])) if match else (file, None)
+    path, row = arrays.split_row(Path(file))
+    return (file, None) if row is None else (str(path), row)
 
 
 def is_repository(folder: Path) -> bool:
