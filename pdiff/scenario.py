@@ -51,6 +51,12 @@ class Facts:
     accuracies: dict[str, list[float]]
     has_base: bool = False
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """By how much the B A of each module of adapters counts, by the module's path; 1 where it is not there."""
+        modules = (self.adapter or {}).get("modules", {})
+        return {f"lora/{name}": module["scale"] for name, module in modules.items()}
+
 
 def save(facts: Facts, workdir: Path) -> None:
     """Keeps the facts in `workdir`."""
