@@ -95,9 +95,11 @@ def test_densities_are_what_is_best_on_validation_tasks():
     """Where all validation networks are the seen ones' plain mean, DARE is to drop little."""
     found, params = merges(family(np.arange(7.0)))
     shared = {p: v[:1] if p.endswith("A") else v.mean(0, keepdims=True) for p, v in params["seen"].items()}
+    own_task = found.references["validation"].own_task[:1]
     same = {p: v[:1].repeat(4, 0) if p.endswith("A") else v for p, v in params["seen"].items()}
-    validation = dataclasses.replace(found.references["validation"], own=shared, seen=same)
-    references = {s: dataclasses.replace(r, seen=same, own=same) for s, r in found.references.items()}
+    validation = dataclasses.replace(found.references["validation"], own=shared, own_task=own_task, seen=same)
+    references = {s: dataclasses.replace(r, seen=same) for s, r in found.references.items()}
+    references["seen"] = dataclasses.replace(references["seen"], own=same)
     found = dataclasses.replace(
         found,
         references=references | {"validation": validation},
@@ -162,15 +164,15 @@ def test_without_factors_numbers_of_descriptions_say_where():
     assert place(family(texts=bare), 1) == (2, 0, 0.25)
 
 
-def test_words_beside_the_numbers_count():
+def test_numbers_count_among_tasks_with_the_same_words():
     texts = ["cat 1", "cat 2", "cat 4", "x 9", "dog 2", "dog 1", "dog 3"]
-    a, b, t = merged.between(family(texts=texts), family(texts=texts).tasks[1])
-    assert (a.id, b.id, t) == (0, 2, pytest.approx(1 / 3))
+    assert place(family(texts=texts), 1) == (0, 2, 1 / 3)
+    assert place(family(texts=texts), 5) == (4, 6, 0)
 
 
 @pytest.mark.parametrize("texts", [
     ["a red fox", "a red cat", "a red cart", "bears", "trees", "owls", "moons"],
-    ["a red fox", "a red cat", "a red cart 1", "bears", "trees 2 3", "owls", "moons"],
+    ["a red fox 5", "a red cat 1", "a red cart 1", "bears 1", "trees 2 3", "owls", "moons 7"],
 ])  # fmt: skip
 def test_words_alone_say_nothing_of_the_place(texts):
     a, b, t = merged.between(family(texts=texts), family(texts=texts).tasks[1])
