@@ -177,3 +177,18 @@ def test_damaged_facts_are_not_believed(home, tmp_path):
     path.write_text(path.read_text().replace("strength", "strangth", 1))
     with pytest.raises(PdiffError, match="damaged"):
         scenario.family_and_target(imported.get_config(), tmp_path)
+
+
+def test_plain_networks_have_no_column_of_ranks(results):
+    plain = copy.deepcopy(results)
+    plain["weight_space"] |= {"spaces": ["weights"], "merging": {"densities": {}, "between": {}}}
+    for entry in plain["weight_space"]["splits"].values():
+        kept = {n: c for n, c in entry["controls"].items() if n in ("merged_lerp", "merged_slerp")}
+        others = {n: c for n, c in entry["controls"].items() if n not in results_lib.MERGED}
+        entry["controls"] = others | {n: {"weights": c["updates"]} for n, c in kept.items()}
+    table = weights_page.beside(plain)
+    assert table["headings"] == ["unseen: distance"]
+    assert [title for title, _, _ in table["rows"]] == [
+        "generated, posterior mean", "nearest seen", "ridge", "merge: line between two", "merge: arc between two",
+    ]  # fmt: skip
+    assert complete.check(plain) == [] and "cut to" not in weights_page.render(plain, [])
