@@ -18,7 +18,7 @@ SCALE = 4 / zoos.RANK  # lora_alpha / r of the made-up adapters
 
 def updates(arrays):
     """scale * B A of each module, from arrays in PEFT's names."""
-    each = [(arrays[f"base_model.model.{m}.lora_{k}.weight"].astype(float) for k in "BA") for m in zoos.MODULES]
+    each = [[arrays[f"base_model.model.{m}.lora_{k}.weight"].astype(float) for k in "BA"] for m in zoos.MODULES]
     return [SCALE * b @ a for b, a in each]
 
 
@@ -72,8 +72,8 @@ def test_between_two_adapters_held_out_ones_too(home, tmp_path, method):
     home, arrays = home
     a, b = "strength_0.22", "strength_0.33"
     for t, name in ((0.0, a), (1.0, b)):
-        merge(home / "adapters", method=method, tasks=[a, b], t=t, out=str(tmp_path / f"{t}"))
-        network = safetensors.numpy.load_file(tmp_path / f"{t}" / "sample_0" / "adapter_model.safetensors")
+        merge(home / "adapters", method=method, tasks=[a, b], t=t, out=str(tmp_path / name[-2:]))
+        network = safetensors.numpy.load_file(tmp_path / name[-2:] / "sample_0" / "adapter_model.safetensors")
         for got, wanted in zip(updates(network), updates(arrays[name]), strict=True):
             np.testing.assert_allclose(got, wanted, atol=1e-4)
     merge(home / "adapters", method="lerp", tasks=[a, b], t=0.25, out=str(tmp_path / "x.safetensors"))
