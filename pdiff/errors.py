@@ -25,6 +25,14 @@ def some(items: Iterable[str], most: int = EXAMPLES, separator: str = ", ") -> s
     return separator.join(items[:most]) + rest
 
 
+def in_words(seconds: float) -> str:
+    """Seconds, minutes or hours, to two digits or less."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{int(unit == 'hours')}f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def complain(message: str) -> None:
     """Prints a message on stderr as pdiff's."""
     print(f"pdiff: error: {printable(message)}", file=sys.stderr, flush=True)

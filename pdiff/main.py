@@ -7,6 +7,7 @@
   python -m pdiff.main --mode=serve                                       the same as a page on this machine
   python -m pdiff.main --mode=check                                       what is installed; with --workdir, of a run
   python -m pdiff.main --mode=import --config=configs/imported.py --source=my_loras --workdir=runs/mine
+  python -m pdiff.main --mode=merge --workdir=runs/mine --method=ties --out=merged    a zoo's networks as one
   python -m pdiff.main --mode=compare --workdirs=runs/a,runs/b            runs side by side
 
 Of a finished run (--workdir): --mode=evaluate scores again, report writes its page again, audit looks for copies,
@@ -36,7 +37,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("steps", None, "adapt: of fine-tuning; by default the run's adapt.steps.", lower_bound=0)
 flags.DEFINE_string("sampler", None, "sample: by default the one that validation chose.")
-flags.DEFINE_integer("sample_seed", 0, "sample, adapt: another seed gives other networks.")
+flags.DEFINE_integer("sample_seed", 0, "sample, adapt: another seed gives other networks; merge: of what dare drops.")
 flags.DEFINE_integer("port", 8484, "serve: the port on this machine.", lower_bound=1, upper_bound=65535)
 flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of the first; see launch/.")
 flags.DEFINE_integer("num_processes", None, "Many processes: how many.", lower_bound=1)
@@ -44,9 +45,17 @@ flags.DEFINE_integer("process_id", None, "Many processes: which one this is, fro
 flags.DEFINE_string("topology", "v5e:4x4", "compile: TPU slices by chip and shape, separated by commas.")
 flags.DEFINE_list("workdirs", [], "compare: finished runs, separated by commas.")
 flags.DEFINE_string(
-    "out", None, "sample, adapt: the file (.safetensors, .npz) or folder to write; publish: a folder; compare: a page."
+    "out",
+    None,
+    "sample, adapt, merge: a file (.safetensors, .npz) or folder to write; publish: a folder; compare: a page.",
 )
-flags.DEFINE_string("format", None, "sample: safetensors, npz, orbax, peft or files, if --out does not say.")
+flags.DEFINE_string(
+    "format", None, "sample, merge: safetensors, npz, orbax, files, or of LoRAs peft, diffusers, kohya, mlx."
+)
+flags.DEFINE_string("method", None, "merge: mean, svd, ties, dare, dare_ties, lerp or slerp.")
+flags.DEFINE_list("tasks", [], "merge: names or ids of tasks, separated by commas; by default all seen ones.")
+flags.DEFINE_float("t", None, "merge: for lerp and slerp, from the first task (0) to the second (1); by default 0.5.")
+flags.DEFINE_float("density", None, "merge: for ties and dare, the share of numbers that are kept.")
 flags.DEFINE_string("source", None, "import: the folder of networks; see docs/importing.md.")
 flags.DEFINE_string("manifest", None, "import: a CSV or JSON file that describes them, if not in --source.")
 

@@ -153,6 +153,13 @@ def _compile(flags: Any, workdir: Path | None) -> None:
     print(aot.compile_config(flags.config, flags.topology, workdir=flags.workdir))
 
 
+def _merge(flags: Any, workdir: Path | None) -> None:
+    from pdiff.ask import merge
+
+    given = {n: flags[n].value for n in ("method", "tasks", "t", "density", "out")}
+    merge.merge(workdir, **given, seed=flags.sample_seed, form=flags.format)
+
+
 MODES = {
     "run": Mode(_run, config=True, workdir="new"),
     "import": Mode(_import, config=True, workdir="new"),
@@ -166,4 +173,5 @@ MODES = {
     "check": Mode(_check),
     "compare": Mode(_compare, workdir="new"),
     "compile": Mode(_compile, workdir="new"),
+    "merge": Mode(_merge, light=True),
 }

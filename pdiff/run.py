@@ -162,9 +162,9 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     logs.set_up()
     config_lib.validate(config)
     zoo.check_workdir(workdir)
-    networks, facts = zoo.read(config, source, manifest)
+    networks, facts = zoo.read(config, source, manifest, workdir)
     if zoo.check_workdir(workdir, facts):
-        config_lib.check_same(config, workdir)
+        workdir_lib.check_import(config, workdir)
         log.info("%s holds this import already", workdir)
         return
     family, target = scenario.family_and_target_of(config, facts)

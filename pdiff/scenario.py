@@ -37,8 +37,13 @@ class Facts:
       tasks: name, split, factors, descriptions and rows (numbers of networks) of each task, by id.
       factor_names: one per factor.
       leaves: by path: [shape, dtype in the file, name in the file, transform to its layout here].
-      adapter: adapter_config.json of the first network, where these are adapters of PEFT.
+      adapter: how the networks came, where they are adapters: `imports.lora.Adapter` as JSON.
       accuracies: those in the manifest, by split, in the order of its tasks and networks, where it has all of them.
+      metadata: of safetensors, what all networks share.
+      constants: arrays of whole numbers, the same in all networks, which are written as they came: by name in the file
+        [shape, dtype, bytes as base64].
+      beside: config.json of transformers, where each network has one beside it.
+      has_base: whether the base that the networks started from was among them; else the zoo's base is their mean.
     """
 
     digest: str
@@ -48,6 +53,16 @@ class Facts:
     leaves: dict[str, list]
     adapter: dict[str, Any] | None
     accuracies: dict[str, list[float]]
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    constants: dict[str, list] = dataclasses.field(default_factory=dict)
+    beside: dict[str, Any] = dataclasses.field(default_factory=dict)
+    has_base: bool = False
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """By how much the B A of each module of adapters counts, by the module's path; 1 where it is not there."""
+        modules = (self.adapter or {}).get("modules", {})
+        return {f"lora/{name}": module["scale"] for name, module in modules.items()}
 
 
 def save(facts: Facts, workdir: Path) -> None:

@@ -44,9 +44,25 @@ def writing(workdir: Path):
 
 
 def keep_config(config: ConfigDict, workdir: Path) -> None:
-    """Makes the workdir this config's, or raises."""
-    config_lib.check_same(config, workdir)
+    """Makes the workdir this config's, or raises. After an import all may change that it did not depend on."""
+    if scenario.load(workdir) is None or (workdir / stages.MEAN).exists():
+        config_lib.check_same(config, workdir)
+    else:
+        check_import(config, workdir)
     config_lib.write(workdir / "config.json", config)
+
+
+def check_import(config: ConfigDict, workdir: Path) -> None:
+    """Raises PdiffError, naming the fields, if the networks in `workdir` were imported with others that shape a zoo."""
+    imported = config_lib.read(workdir / "config.json")
+    if build.fingerprint(config) != build.fingerprint(imported):
+        shaping = [
+            x for x in config_lib.difference(config, imported) if x.startswith(("tasks.", "target.", "zoo.", "seed "))
+        ]
+        raise PdiffError(
+            f"--workdir: {workdir}: its networks were imported with other fields: {'; '.join(shaping)}; import them "
+            "again with these, into a new --workdir"
+        )
 
 
 def is_finished(workdir: Path) -> bool:

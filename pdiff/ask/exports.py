@@ -1,17 +1,19 @@
-"""Generated networks as files: for Flax, NumPy, Orbax, PEFT, or as what an import came as.
+"""Generated networks as files: for Flax, NumPy, Orbax, as what an import came as, or as adapters in any spelling.
 
 | format | what is written | arrays |
 | --- | --- | --- |
 | safetensors, npz | one file | float32, named by Flax path, with a leading axis of samples |
 | orbax | a folder with a checkpoint for each network | float32 trees |
-| peft | a folder with a LoRA folder for each network | as the imported adapters' |
-| files | a folder with a safetensors file for each network | in the names, layout and dtypes of the import |
+| files | a folder with a file or a folder for each network | in the names, layout and dtypes of the import |
+| peft, mlx | a folder with a LoRA folder for each network | adapters', in the dtypes of the import |
+| diffusers, kohya | a folder with a safetensors file for each network | adapters', in the dtypes of the import |
 
 What was asked for is kept with them: as metadata of the safetensors, in `<name>.json` beside an .npz, in `pdiff.json`
 in a folder. Each is written beside its place and renamed, so it is there as a whole or not at all. A file comes with
 `<name>.sha256`, which `sha256sum -c` reads; a folder with `SHA256SUMS`. An import holds what it reads against them.
 """
 
+import base64
 import io
 import json
 import os
@@ -26,11 +28,12 @@ from flax import traverse_util
 from jaxtyping import Float, PyTree, Shaped
 
 from pdiff.errors import PdiffError
-from pdiff.imports import mapping, peft
+from pdiff.imports import lora, mapping
+from pdiff.imports.network import CONFIG
 from pdiff.scenario import Facts
 from pdiff.system import files
 
-FORMATS = ("safetensors", "npz", "orbax", "peft", "files")
+FORMATS = ("safetensors", "npz", "orbax", "files", *lora.SPELLINGS)
 ASKED = "pdiff.json"
 
 Flat = dict[str, Shaped[np.ndarray, "..."]]
@@ -43,7 +46,7 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
       PdiffError: it does not fit the ending, or the run has not imported what it needs.
     """
     ending = Path(out).suffix.lower()[1:]
-    usual = "orbax" if facts is None else "files" if facts.adapter is None else "peft"
+    usual = "orbax" if facts is None else "files" if facts.adapter is None else facts.adapter["spelling"]
     if chosen is None and ending not in ("", "safetensors", "npz"):
         raise PdiffError(
             f"--out: got {str(out)!r}, which ends as no format does; allowed: .safetensors, .npz, or a folder's name "
@@ -56,8 +59,10 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: a file that ends in .{form}")
     if form not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: the name of a folder")
-    if form == "peft" and (facts is None or facts.adapter is None):
-        raise PdiffError("--format: got 'peft'; allowed where LoRA folders were imported")
+    if form in lora.SPELLINGS:
+        if facts is None or facts.adapter is None:
+            raise PdiffError(f"--format: got {form!r}; allowed where LoRA adapters were imported")
+        lora.translated(lora.Adapter.of(facts.adapter), form)  # refuses what it cannot write
     if form == "files" and facts is None:
         raise PdiffError("--format: got 'files'; allowed where networks were imported")
     return form
@@ -83,10 +88,10 @@ def write(
 
     Args:
       metadata: what was asked for, of which model: kept with them.
-      facts: of the run's import, which `peft` and `files` need.
+      facts: of the run's import, which `files` and the spellings of adapters need.
 
     Raises:
-      PdiffError: `out` is taken, or the networks are not those of the import.
+      PdiffError: `out` is taken, the networks are not those of the import, or cannot be spelled so.
     """
     check_out(out)
     arrays = flat(networks)
@@ -98,8 +103,7 @@ def write(
         files.write_atomic(_facts_of(out), _as_json(metadata))
         files.write_with_digest(out, buffer.getvalue())
     else:
-        one = {"orbax": _orbax, "peft": _peft, "files": _file}[form]
-        _folders(arrays, Path(out), lambda network, where: one(network, where, facts), metadata)
+        _folders(arrays, Path(out), _writer(form, facts), metadata)
 
 
 def flat(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> Flat:
@@ -111,7 +115,7 @@ def flat(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> Flat:
 def to_safetensors(arrays: Flat, metadata: Mapping[str, str] | None = None) -> bytes:
     """Arrays of float32, float16 or bfloat16 as safetensors."""
     # It writes non-contiguous arrays wrong without a word.
-    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(metadata or {}))
+    return safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in arrays.items()}, dict(metadata or {}))
 
 
 def _folders(arrays: Flat, out: Path, one: Callable[[Flat, Path], None], metadata: Mapping[str, str]) -> None:
@@ -121,7 +125,7 @@ def _folders(arrays: Flat, out: Path, one: Callable[[Flat, Path], None], metadat
     try:
         partial.mkdir()
         for i in range(count):
-            one({path: v[i] for path, v in arrays.items()}, partial / f"sample_{i:0{len(str(count - 1))}d}")
+            one({path: np.asarray(v[i]) for path, v in arrays.items()}, partial / f"sample_{i:0{len(str(count - 1))}d}")
         (partial / ASKED).write_bytes(_as_json(metadata))
         files.write_sums(partial)
         os.rename(partial, out)
@@ -138,21 +142,56 @@ def _as_json(metadata: Mapping[str, str]) -> bytes:
     return json.dumps(dict(metadata), indent=1, sort_keys=True).encode()
 
 
-def _orbax(network: Flat, where: Path, _: Facts | None) -> None:
+def _writer(form: str, facts: Facts | None) -> Callable[[Flat, Path], None]:
+    """Writes one network at a path."""
+    if form == "orbax":
+        return _orbax
+    if facts.adapter is None:
+        return lambda network, where: _plain(network, facts, where)
+    came = lora.Adapter.of(facts.adapter)
+    adapter = came if form == "files" else lora.translated(came, form)
+    return lambda network, where: _adapter(network, adapter, where)
+
+
+def _orbax(network: Flat, where: Path) -> None:
     import orbax.checkpoint as ocp  # takes its time, and only this format needs it
 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(where.absolute(), traverse_util.unflatten_dict(network, sep="/"))
 
 
-def _peft(network: Flat, where: Path, facts: Facts) -> None:
-    where.mkdir()
-    (where / peft.MODEL).write_bytes(to_safetensors(_as_imported(network, facts), {"format": "pt"}))
-    (where / peft.CONFIG).write_bytes(peft.written(facts.adapter))
+def _plain(network: Flat, facts: Facts, where: Path) -> None:
+    """As the networks of an import that are no adapters: a file, or a folder with config.json if each had one."""
+    arrays, metadata = _as_imported(network, facts) | _constants(facts), {"format": "pt"} | facts.metadata
+    if facts.beside:
+        where.mkdir()
+        (where / CONFIG).write_bytes(json.dumps(facts.beside, indent=2, sort_keys=True).encode())
+        where = where / "model"
+    _file(arrays, metadata, where)
 
 
-def _file(network: Flat, where: Path, facts: Facts) -> None:
-    where.with_suffix(".safetensors").write_bytes(to_safetensors(_as_imported(network, facts), {"format": "pt"}))
+def _constants(facts: Facts) -> Flat:
+    """The arrays of whole numbers that all imported networks share, as they came."""
+    return {
+        name: np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
+        for name, (shape, dtype, data) in facts.constants.items()
+    }
+
+
+def _adapter(network: Flat, adapter: lora.Adapter, where: Path) -> None:
+    arrays = lora.as_spelled(network, adapter)
+    if (name := lora.file_of(adapter)) is not None:
+        where.mkdir()
+        (where / lora.CONFIG).write_bytes(json.dumps(lora.config_of(adapter), indent=1, sort_keys=True).encode())
+        _file(arrays, adapter.metadata, where / name)
+    else:
+        _file(arrays, adapter.metadata, where)
+
+
+def _file(arrays: Flat, metadata: Mapping[str, str], where: Path) -> None:
+    where.with_name(f"{where.name.removesuffix('.safetensors')}.safetensors").write_bytes(
+        to_safetensors(arrays, metadata)
+    )
 
 
 def _as_imported(network: Flat, facts: Facts) -> Flat:

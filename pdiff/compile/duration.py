@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdiff.compile import aot
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, in_words
 from pdiff.generator.generator import Generator, abstract
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family
@@ -176,14 +176,6 @@ def smaller(config: ConfigDict, family: Family) -> Iterator[tuple[str, ConfigDic
         with changed.unlocked():
             changed.update_from_flattened_dict(change)
         yield flags, changed, (SMALL_SIDE, SMALL_SIDE, *shape[2:]) if "tasks.image_side" in change else shape
-
-
-def in_words(seconds: float) -> str:
-    """Seconds, minutes or hours, to two digits or less."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{int(unit == 'hours')}f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _forward(target: Target, features: int) -> float:

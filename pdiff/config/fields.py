@@ -120,7 +120,8 @@ FIELDS: dict[str, Field] = {
     "target.lora_modules": Field(".*"),  # regex over module paths, such as "Dense_0": which kernels are adapted
     # How networks are fine-tuned.
     "zoo.dir": Field(""),  # '' is <workdir>/zoo; name a directory to share one zoo between runs
-    "zoo.import_mb": positive(4096.0),  # --mode=import: most MB that all its networks may hold
+    "zoo.import_mb": positive(4096.0),  # --mode=import: MB (10^6 bytes) in memory; of a larger zoo the rest is on disk
+    "zoo.rank": count(0, low=0),  # --mode=import: of all LoRAs, by SVD; 0 keeps theirs, the largest where they differ
     "zoo.memory_mb": positive(4096.0),  # seen networks of more MB (10^6 bytes) are read from disk, batch by batch
     "zoo.seeds_per_task": count(6),
     "zoo.reference_seeds": count(3),  # networks for each interp, unseen and validation task

@@ -3,6 +3,7 @@
 import dataclasses
 import random as python_random
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -11,6 +12,7 @@ from flax import traverse_util
 from jaxtyping import Float, PyTree
 
 from pdiff.config.fields import DESCRIBING
+from pdiff.controls import merged
 from pdiff.evaluation import studies
 from pdiff.evaluation.bench import Bench, Scores
 from pdiff.measures.accuracy import majority, repeat
@@ -142,10 +144,11 @@ class Weights:
         self._bench, self._networks, self._facts = bench, networks, facts
         self._grams = {"weights": gram_of_weights}
         if facts.adapter is not None:
-            self._grams = {"updates": gram_of_updates} | self._grams  # what adapters do comes first
+            updates = partial(gram_of_updates, scales=facts.scales)
+            self._grams = {"updates": updates} | self._grams  # what adapters do comes first
         flat = {split: traverse_util.flatten_dict(n.params, sep="/") for split, n in networks.items()}
         seen = networks["seen"]
-        self._references = {
+        self._references: dict[str, dict[str, Reference]] = {
             split: {
                 space: Reference.of(gram, flat[split], networks[split].task, flat["seen"], seen.task)
                 for space, gram in self._grams.items()
@@ -153,6 +156,20 @@ class Weights:
             for split in networks
             if split in (*REPORTED_SPLITS, "validation")
         }
+        family, base = bench.generator.family, flat["base"] if facts.has_base else None
+        self._merges = merged.Merges(
+            family=family,
+            members=merged.members_of(family, flat["seen"], seen.task, base, facts.adapter is not None),
+            references={split: r[self._space] for split, r in self._references.items()},
+            choosing=bench.choosing_tasks(),
+            scales=facts.scales,
+            seed=bench.config.seed,
+        )
+
+    @property
+    def _space(self) -> str:
+        """The space to choose by, in which merges are."""
+        return next(iter(self._grams))
 
     def of(self, networks: PyTree, tasks: Sequence[Task], choosing: bool = False) -> Distances:
         flat = traverse_util.flatten_dict(networks, sep="/")
@@ -162,7 +179,9 @@ class Weights:
         return Distances({s: {m: v.reshape(len(tasks), count) for m, v in d.items()} for s, d in distances.items()})
 
     def controls(self, split: str, tasks: Sequence[Task], sampler: str) -> dict[str, Distances]:
-        return {}
+        if split == "seen" or len(self._merges.members.groups) < 2:
+            return {}
+        return {n: Distances({self._space: values}) for n, values in self._merges.measures(tasks).items()}
 
     def rows(self, split: str, tasks: Sequence[Task]) -> dict[str, Distances]:
         return {}
@@ -191,7 +210,17 @@ class Weights:
                 "splits": splits,
                 "novelty": {space: self._novelty(space, generated) for space in self._grams},
             }
+            | self._merging(splits)
         }
+
+    def _merging(self, splits: dict) -> dict:
+        """What the controls that merge have chosen, where there are any."""
+        held_out = [t for s in splits if s != "seen" for t in self._bench.tasks(s)]
+        if not held_out or len(self._merges.members.groups) < 2:
+            return {}
+        places = {t.name: merged.between(self._bench.generator.family, t) for t in held_out}
+        places = {name: {"tasks": [a.name, b.name], "t": t} for name, (a, b, t) in places.items()}
+        return {"merging": {"densities": self._merges.densities, "between": places}}
 
     def _novelty(self, space: str, generated: dict[str, np.ndarray]) -> dict:
         """How near generated networks of seen tasks are to the zoo's, and the zoo's to one another."""

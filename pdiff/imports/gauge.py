@@ -10,23 +10,28 @@ rounding.
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
+
+from pdiff.imports.columns import Columns
+from pdiff.zoo.store import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 
-Params = dict[str, Float[np.ndarray, "nets ..."]]
 Factors = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
 
 
-def of_all(params: Params, seen: np.ndarray) -> Params:
-    """Adapters, by path, with the factors of each module in one gauge, which the networks `seen` choose; float32.
+def of_all(columns: Columns, seen: np.ndarray) -> None:
+    """Brings the factors of each module of all adapters into one gauge, in place; the networks `seen` choose it.
 
-    B A is then what it was to the rounding of float32, as the factors of a pair are of one size.
+    B A stays what it was to the rounding of float32, as the factors of a pair are of one size. One module of all
+    networks is in memory at a time.
     """
-    turned = {}
-    for module in (p[:-2] for p in params if p.endswith("/A")):
-        b, a = canonical(params[f"{module}/B"], params[f"{module}/A"], seen)
-        turned |= {f"{module}/A": a.astype(np.float32), f"{module}/B": b.astype(np.float32)}
-    return {p: turned[p] for p in params}
+    modules = [p[:-2] for p in columns.shapes if p.endswith("/A")]
+    for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
+        factors = canonical(columns.read(f"{module}/B"), columns.read(f"{module}/A"), seen)
+        for kind, values in zip("BA", factors, strict=True):
+            for row, value in enumerate(values.astype(np.float32)):
+                columns.write(f"{module}/{kind}", row, value)
 
 
 def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:

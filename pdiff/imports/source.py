@@ -1,22 +1,32 @@
-"""All networks of a folder, read and compared with one another: of one shape, finite, none twice."""
+"""All networks of a folder, read one by one and compared with one another: of one shape, finite, none twice."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
-from pdiff.errors import Faults, PdiffError
-from pdiff.imports import arrays, manifest, mapping, peft
-from pdiff.imports.arrays import Arrays, shown
+from pdiff.errors import AGAIN, Faults, PdiffError, in_words, some
+from pdiff.imports import bases, links, lora, manifest, mapping, network
+from pdiff.imports.arrays import Arrays
+from pdiff.imports.columns import Columns
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
+from pdiff.imports.network import Network, Outline
 from pdiff.system import files
+from pdiff.system.logs import log
+from pdiff.zoo.store import BAR_AFTER_S
 
-BASES = ("base.safetensors", "base.npz", "base.msgpack", "base")
+RATES = {"read": 250.0, "gauge": 40.0, "write": 60.0}  # MB of float32 in a second, measured on two cores
+TELL_ABOVE_S = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,144 +44,164 @@ class Source:
 
     Attributes:
       rows: one for each network.
-      params: by path, float32, which holds every value of the allowed dtypes; the leading axis is that of `rows`.
+      columns: the arrays by path, float32, which holds every value of the allowed dtypes, in the order of `rows`.
       leaves: by path.
-      base: the whole tree that the networks started from, if the folder has it.
-      adapter: the config of the first, where the networks are adapters of PEFT; they agree in what counts.
-      digest: sha256 of all of this.
+      base: what the networks started from, if the folder has it.
+      adapter: of the first, where the networks are LoRAs; they agree in what counts.
+      metadata: of safetensors, what all networks share.
+      constants: arrays of whole numbers by their names in the files, the same in all networks.
+      beside: config.json of transformers, where each network has one.
+      notes: what was read otherwise than it was written, a line each.
+      digest: sha256 of all of this but the notes.
     """
 
     rows: tuple[Row, ...]
-    params: dict[str, Float[np.ndarray, "nets ..."]]
+    columns: Columns
     leaves: dict[str, Leaf]
     base: dict[str, Float[np.ndarray, "..."]] | None
-    adapter: dict[str, Any] | None
+    adapter: lora.Adapter | None
+    metadata: dict[str, str]
+    constants: Arrays
+    beside: dict[str, Any]
+    notes: tuple[str, ...]
     digest: str
 
 
-def read(source: Path, megabytes: float, manifest_path: Path | None = None) -> Source:
-    """Everything in the folder `source`, of which at most `megabytes` (of 10^6 bytes) are read.
+def read(
+    source: Path, megabytes: float, manifest_path: Path | None = None, scratch: Path | None = None, rank: int = 0
+) -> Source:
+    """Everything in the folder `source`, network by network.
+
+    All are read twice: to check them, so that all faults are told at once, and to keep them.
+
+    Args:
+      megabytes: of 10^6 bytes; what a single network may take, and what all may take in memory, half for their arrays.
+        More lie on disk.
+      scratch: a folder on that disk; by default that of the system for temporary files.
+      rank: that all adapters are brought to; 0 keeps theirs, which then have to agree.
 
     Raises:
       PdiffError: the folder or its manifest cannot be read, or (Faults) some of its networks are wrong, a line each.
     """
-    rows = manifest.rows(source, manifest_path)
+    source = links.opened(source)
+    listing = manifest.rows(source, manifest_path)
     files.verify_sums(source)
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
-    networks, faults = [], []
-    for row in rows:
-        try:
-            networks.append(_network(source, row, rules, arrays.Budget(megabytes)))
-            faults += [f"{row.file}: {fault}" for fault in _unlike(networks[0], networks[-1])]
-        except (PdiffError, OSError) as e:
-            if isinstance(e, PdiffError) and "zoo.import_mb" in str(e):  # all later files would only say the same
-                raise PdiffError(f"{source / row.file}: {e}") from e
-            faults.append(f"{row.file}: {e}")
-    faults = faults or _twice(rows, networks)
-    if faults:
-        raise Faults(str(source), faults)
-    first = networks[0]
-    leaves = {p: Leaf(a.shape, str(a.dtype), first.places[p]) for p, a in first.arrays.items()}
-    params = {p: np.stack([n.arrays[p].astype(np.float32) for n in networks]) for p in leaves}
-    base = _base(source, rules, arrays.Budget(megabytes))
-    digest = hashlib.sha256("\n".join([*(n.digest for n in networks), repr(rows)]).encode())
-    digest.update(b"" if base is None else _digest(base).encode())
-    return Source(tuple(rows), params, leaves, base, first.adapter, digest.hexdigest())
+    read_one = functools.partial(network.read, source, rules=rules, megabytes=megabytes, rank=rank)
+    outlines = _checked(source, listing.rows, read_one)
+    first = outlines[0]
+    _tell_time(first, len(outlines))
+    base, unfit = _base(source, first, read_one)
+    shapes = {p: shape for p, (shape, _) in first.shapes.items()}
+    columns = Columns(shapes, len(listing.rows), megabytes * 1e6 / 2, scratch or Path(tempfile.gettempdir()))
+    for i, row in enumerate(tqdm(listing.rows, desc="read", unit="network", delay=BAR_AFTER_S)):
+        one = read_one(row)
+        if one.outline.digest != outlines[i].digest:
+            raise PdiffError(f"{source / row.file}: has changed while it was read; {AGAIN}")
+        for path, value in one.arrays.items():
+            columns.write(path, i, value.astype(np.float32))
+    digest = hashlib.sha256("\n".join([*(o.digest for o in outlines), repr(listing.rows), str(rank)]).encode())
+    digest.update(b"" if base is None else network.digest_of(base).encode())
+    metadata, dropped = _shared([o.metadata for o in outlines])
+    _, differing = _shared([o.beside for o in outlines])
+    notes = [*listing.notes, *unfit, *_counted(outlines)]
+    if dropped:
+        notes.append(f"metadata that differs between networks is left out: {some(dropped)}")
+    if differing:
+        notes.append(f"{network.CONFIG} differs between networks in {some(differing)}; that of the first is kept")
+    if rank:
+        notes.append(_about_rank(listing.rows, outlines, rank))
+    return Source(
+        rows=tuple(listing.rows),
+        columns=columns,
+        leaves={p: Leaf(*first.shapes[p], first.places[p]) for p in first.shapes},
+        base=base,
+        adapter=first.adapter and functools.reduce(lora.shared, (o.adapter for o in outlines)),
+        metadata=metadata,
+        constants=one.constants,
+        beside=first.beside if all(o.beside for o in outlines) else {},
+        notes=tuple(notes),
+        digest=digest.hexdigest(),
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    arrays: Arrays
-    places: dict[str, Place]
-    adapter: dict[str, Any] | None
-    digest: str
-
-
-def _network(source: Path, row: Row, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> _Network:
-    path, adapter = inside(source, row.file), None
-    files.verify_sums(path)
-    if peft.is_adapter(path):
-        for name in (peft.CONFIG, peft.MODEL):
-            if (path / name).is_symlink():
-                inside(source, f"{row.file}/{name}")
-        if rules is not None:
-            raise PdiffError(f"is a LoRA folder, which needs no {mapping.NAME}; allowed: a source without it")
-        lora = peft.read(path, budget)
-        leaves, adapter = lora.arrays, lora.config
-        places = {p: Place(name) for p, name in peft.names(list(leaves)).items()}
-    elif path.is_dir() and arrays.kind_of(path) is None:
-        raise PdiffError("is a folder without a network; allowed: one of PEFT or of Orbax, or the path of a file")
-    else:
-        for file in arrays.files_of(path):
-            inside(source, str(file.relative_to(source)))
-        leaves = arrays.read(path, budget).arrays
-        leaves, places = mapping.apply(rules, leaves) if rules is not None else (leaves, {p: Place(p) for p in leaves})
-        arrays.check_floats(leaves)
-    leaves = dict(sorted(leaves.items()))
-    return _Network(leaves, places, adapter, _digest(leaves))
-
-
-def inside(source: Path, file: str) -> Path:
-    """The path of `file` below `source`.
+def _checked(source: Path, rows: Sequence[Row], read_one: Callable[[Row], Network]) -> list[Outline]:
+    """The outlines of all networks.
 
     Raises:
-      PdiffError: there is nothing, or what is there lies elsewhere, through a link or upwards.
+      Faults: some cannot be read, are unlike the first that can, or the same as another.
     """
-    path = source / file
-    if not path.exists():
-        raise PdiffError("does not exist")
-    if not path.resolve().is_relative_to(source.resolve()):
-        raise PdiffError(f"leads out of {source}, through a link or '..'; copy the files themselves into it (cp -L)")
-    return path
+    outlines: list[Outline] = []
+    faults = []
+    for row in tqdm(rows, desc="check", unit="network", delay=BAR_AFTER_S):
+        try:
+            outlines.append(read_one(row).outline)
+            faults += [f"{row.file}: {fault}" for fault in network.unlike(outlines[0], outlines[-1])]
+        except (PdiffError, OSError) as e:
+            faults.append(f"{row.file}: {e}")
+    if not faults:
+        first_of: dict[str, str] = {}
+        for row, outline in zip(rows, outlines, strict=True):
+            if (first := first_of.setdefault(outline.digest, row.file)) != row.file:  # in two splits, or counted twice
+                faults.append(f"{row.file}: is bit for bit {first}; leave one of them out")
+    if faults:
+        raise Faults(str(source), faults)
+    return outlines
 
 
-def _base(source: Path, rules: tuple[mapping.Rule, ...] | None, budget: arrays.Budget) -> Arrays | None:
-    names = [name for name in BASES if (source / name).exists()]
-    if not names:
-        return None
-    if len(names) > 1:
-        raise PdiffError(f"{source}: holds {' and '.join(names)}; allowed: one base")
+def _tell_time(first: Outline, count: int) -> None:
+    """Says how much a large import is, and how long the rest of it may take."""
+    numbers = sum(math.prod(shape) for shape, _ in first.shapes.values())
+    megabytes = 4e-6 * numbers * count
+    seconds = megabytes * sum(1 / rate for kind, rate in RATES.items() if kind != "gauge" or first.adapter is not None)
+    if seconds > TELL_ABOVE_S:
+        size = f"{count} networks of {numbers / 1e6:.1f} M parameters, {megabytes / 1e3:.1f} GB as float32"
+        log.info("import: %s; about %s on two cores", size, in_words(seconds))
+
+
+def _about_rank(rows: Sequence[Row], outlines: Sequence[Outline], rank: int) -> str:
+    """What the common rank costs: the relative error of each network's updates, where it is more than rounding."""
+    worst = sorted(((o.lost, r.file) for o, r in zip(outlines, rows, strict=True) if o.lost > 1e-6), reverse=True)
+    lost = f"lost of the updates: {some((f'{file} {e:.2%}' for e, file in worst), 8)}"
+    return f"zoo.rank: adapters are brought to rank {rank}; {lost if worst else 'no update loses anything'}"
+
+
+def _base(source: Path, first: Outline, read_one: Callable[[Row], Network]) -> tuple[Arrays | None, tuple[str, ...]]:
+    """The base, and a line if one that lies there is left out."""
+    if first.adapter is not None and (unfit := bases.left_out(source)):
+        return None, (unfit,)
+    file = bases.file_of(source)
+    if file is None:
+        return None, ()
     try:
-        leaves = arrays.read(inside(source, names[0]), budget).arrays
-        leaves = leaves if rules is None else mapping.apply(rules, leaves)[0]
-        arrays.check_floats(leaves)
+        base = read_one(Row(file))
+        if unfit := _unlike_base(first, base.outline):
+            raise PdiffError(unfit)
     except PdiffError as e:
-        raise PdiffError(f"{source / names[0]}: {e}") from e
-    return {p: a.astype(np.float32) for p, a in leaves.items()}
+        if first.adapter is None or lora.is_adapter(source / file):
+            raise PdiffError(f"{source / file}: {e}") from e
+        return None, (bases.of_adapters(f"{file} {e}"),)
+    return {p: a.astype(np.float32) for p, a in base.arrays.items()}, ()
 
 
-def _unlike(first: _Network, other: _Network) -> list[str]:
-    """How a network differs from the first that could be read; one line, of what differs first."""
-    if (first.adapter is None) != (other.adapter is None):
-        return ["is a LoRA folder and the first network is not, or the other way round; allowed: one kind"]
-    if first.adapter is not None and (fields := peft.differing(other.adapter, first.adapter)):
-        return [f"{peft.CONFIG} differs from the first: {'; '.join(fields)}"]
-    odd = sorted(set(first.arrays) ^ set(other.arrays))
-    if lacking := [n for n in odd if n in first.arrays]:
-        return [f"lacks {shown(lacking[0])}, which the first network has ({len(odd)} such arrays)"]
-    if odd:
-        return [f"has also {shown(odd[0])}, which the first network lacks ({len(odd)} such arrays)"]
-    for name, a in sorted(first.arrays.items()):
-        b = other.arrays[name]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return [f"{shown(name)} is {b.dtype} {b.shape}; the first network has {a.dtype} {a.shape}"]
-    return []
+def _unlike_base(first: Outline, base: Outline) -> str | None:
+    """Why networks like `first` cannot have started from `base`; plain ones may lack some of its arrays."""
+    if first.adapter is None:
+        return "is an adapter, and the networks are not" if base.adapter is not None else None
+    if base.adapter is not None and (fields := lora.differing(base.adapter, first.adapter)):
+        return f"differs from the first network: {'; '.join(fields)}"
+    shapes = [{p: shape for p, (shape, _) in outline.shapes.items()} for outline in (first, base)]
+    return None if shapes[0] == shapes[1] else "holds other arrays than the adapters"
 
 
-def _twice(rows: Sequence[Row], networks: Sequence[_Network]) -> list[str]:
-    """A line for each network that is another bit for bit: it would count twice, or be in two splits."""
-    files: dict[str, str] = {}
-    lines = []
-    for row, network in zip(rows, networks, strict=True):
-        if (first := files.setdefault(network.digest, row.file)) != row.file:
-            lines.append(f"{row.file}: is bit for bit {first}; leave one of them out")
-    return lines
+def _shared(found: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The entries that all have, and the names of those that some have otherwise or not at all."""
+    shared = {k: v for k, v in found[0].items() if all(k in f and f[k] == v for f in found)}
+    return shared, sorted({k for f in found for k in f} - set(shared))
 
 
-def _digest(leaves: Arrays) -> str:
-    digest = hashlib.sha256()
-    for path, value in leaves.items():
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
-    return digest.hexdigest()
+def _counted(outlines: Sequence[Outline]) -> list[str]:
+    """The notes on single networks, each once, and of how many networks it is."""
+    counts = Counter(note for o in outlines for note in dict.fromkeys(o.notes))
+    return [f"{note} (in {count} of {len(outlines)} networks)" for note, count in counts.items()]

@@ -1,5 +1,6 @@
 """Imported networks as the zoo of a run, checked as a whole and written to a new workdir or not at all."""
 
+import base64
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pdiff import scenario
 from pdiff.errors import Faults, PdiffError
 from pdiff.imports import gauge, source, tasks
 from pdiff.imports.arrays import shown
+from pdiff.imports.columns import Columns
 from pdiff.scenario import Facts
 from pdiff.system import claim, files, processes
 from pdiff.system.logs import log
@@ -28,8 +30,8 @@ from pdiff.zoo import build, score, store
 from pdiff.zoo.networks import Networks
 
 
-def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[source.Source, Facts]:
-    """The networks of a folder, and what is known of their tasks.
+def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path) -> tuple[source.Source, Facts]:
+    """The networks of a folder, and what is known of their tasks; what does not fit into memory lies beside `workdir`.
 
     Raises:
       PdiffError: something is wrong with them, or with the config for them.
@@ -37,7 +39,9 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
     if config.zoo.dir:
         allowed = "allowed with --mode=import: '', its zoo lies in the workdir"
         raise PdiffError(f"zoo.dir: got {config.zoo.dir!r}; {allowed}")
-    imported = source.read(folder, config.zoo.import_mb, manifest)
+    imported = source.read(folder, config.zoo.import_mb, manifest, _disk_of(workdir), config.zoo.rank)
+    for note in imported.notes:
+        log.warning("import: %s", note)
     gathered = tasks.gathered(imported.rows, str(folder))
     if config.tasks.family == scenario.IMPORTED:
         described, factor_names = tasks.described(gathered, config)
@@ -48,7 +52,23 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None) -> tuple[sourc
     for task in described:
         accuracies[task["split"]] += [imported.rows[i].accuracy for i in task["rows"]]
     accuracies = {split: values for split, values in accuracies.items() if values and None not in values}
-    facts = Facts(imported.digest, str(folder), described, factor_names, leaves, imported.adapter, accuracies)
+    constants = {
+        name: [list(value.shape), str(value.dtype), base64.b64encode(value.tobytes()).decode()]
+        for name, value in imported.constants.items()
+    }
+    facts = Facts(
+        digest=imported.digest,
+        source=str(folder),
+        tasks=described,
+        factor_names=factor_names,
+        leaves=leaves,
+        adapter=imported.adapter and dataclasses.asdict(imported.adapter),
+        accuracies=accuracies,
+        metadata=imported.metadata,
+        constants=constants,
+        beside=imported.beside,
+        has_base=imported.base is not None,
+    )
     return imported, facts
 
 
@@ -115,33 +135,60 @@ def check_workdir(workdir: Path, facts: Facts | None = None) -> bool:
     raise PdiffError(f"--workdir: {workdir} is not empty; allowed: a new one, or one of the very same networks")
 
 
+def _disk_of(workdir: Path) -> Path:
+    """The nearest folder above a workdir that is there."""
+    return next(p for p in workdir.absolute().parents if p.is_dir())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Networks of a split that stay in columns; slices of them are brought into memory. Accuracies are unknown: NaN.
+
+    Attributes:
+      rows: of the columns.
+      task, seed: of each.
+    """
+
+    columns: Columns
+    rows: list[int]
+    task: list[int]
+    seed: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> Networks:
+        params = {p: self.columns.read(p, self.rows[part]) for p in self.columns.shapes}
+        return _stacked(params, self.task[part], self.seed[part])
+
+
 def _networks(
     config: ConfigDict, imported: source.Source, facts: Facts, family: Family, target: Target
-) -> dict[str, Networks]:
-    params, base = imported.params, imported.base
+) -> dict[str, store.Slices]:
+    columns, base = imported.columns, imported.base
     rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
     if config.zoo.align == "balanced" and facts.adapter is not None:
-        params = gauge.of_all(params, np.array(rows["seen"]))
+        gauge.of_all(columns, np.array(rows["seen"]))
     if config.tasks.family != scenario.IMPORTED:
-        base = _base_of_family(params, base, rows["seen"], target)
-    task_and_seed = {row: (i, seed) for i, t in enumerate(facts.tasks) for seed, row in enumerate(t["rows"])}
-    base = base or _mean(params, rows["seen"])
-    if set(params) - set(base) or any(base[p].shape != v.shape[1:] for p, v in params.items()):
+        base = _base_of_family(columns, base, rows["seen"], target)
+    base = base or _mean(columns, rows["seen"])
+    if set(columns.shapes) - set(base) or any(base[p].shape != shape for p, shape in columns.shapes.items()):
         raise PdiffError("base: is another tree than the networks; allowed: their arrays and shapes")
-    networks = {"base": _stacked({p: v[None] for p, v in base.items()}, [-1], [0])}
+    networks: dict[str, store.Slices] = {"base": _stacked({p: v[None] for p, v in base.items()}, [-1], [0])}
+    task_and_seed = {row: (i, seed) for i, t in enumerate(facts.tasks) for seed, row in enumerate(t["rows"])}
     for split in (s for s in SPLITS if rows[s]):
-        task, seed = zip(*(task_and_seed[i] for i in rows[split]), strict=True)
-        networks[split] = _stacked({p: v[rows[split]] for p, v in params.items()}, task, seed)
+        task, seed = map(list, zip(*(task_and_seed[i] for i in rows[split]), strict=True))
+        networks[split] = _Rows(columns, rows[split], task, seed)
     if config.zoo.align == "weight_matching":
-        by_split = {split: n for split, n in networks.items() if split != "base"}
+        by_split = {split: n[:] for split, n in networks.items() if split != "base"}
         networks |= build.aligned(by_split, target.generated_permutations("zoo.align"))
     if config.tasks.family == scenario.IMPORTED:
         return networks
-    return _measured(config, family, target, networks)
+    return _measured(config, family, target, {split: n[:] for split, n in networks.items()})
 
 
-def _mean(params: dict[str, np.ndarray], rows: list[int]) -> dict[str, np.ndarray]:
-    return {path: value[rows].mean(0, dtype=np.float64).astype(np.float32) for path, value in params.items()}
+def _mean(columns: Columns, rows: list[int]) -> dict[str, np.ndarray]:
+    return {path: columns.mean(path, rows) for path in columns.shapes}
 
 
 def _stacked(params: dict[str, np.ndarray], task: Sequence[int], seed: Sequence[int]) -> Networks:
@@ -157,27 +204,28 @@ def _stacked(params: dict[str, np.ndarray], task: Sequence[int], seed: Sequence[
     )
 
 
-def _base_of_family(params: dict, base: dict | None, seen: list[int], target: Target) -> dict[str, np.ndarray]:
+def _base_of_family(columns: Columns, base: dict | None, seen: list[int], target: Target) -> dict[str, np.ndarray]:
     """The whole tree of a target's base, after a check that the networks are the generated part of such a tree."""
     abstract = dict(flatten(target.abstract()))
     spec = make_spec(target.abstract(), generate=target.generate)
     generated = {leaf.path: leaf.shape for leaf in spec.leaves}
-    odd = sorted(set(params) ^ set(generated))
+    odd = sorted(set(columns.shapes) ^ set(generated))
     if odd:
+        which = "not generated by" if odd[0] in columns.shapes else "missing, and generated by"
         raise PdiffError(
-            f"{shown(odd[0])} is {'not generated by' if odd[0] in params else 'missing, and generated by'} the target "
-            f"{target.name} (target.generate = {target.generate!r}); a layout.json renames arrays (docs/importing.md)"
+            f"{shown(odd[0])} is {which} the target {target.name} "
+            f"(target.generate = {target.generate!r}); a layout.json renames arrays (docs/importing.md)"
         )
-    for path, value in params.items():
-        if value.shape[1:] != generated[path]:
-            shapes = f"shape {value.shape[1:]}; the target {target.name} has {generated[path]}"
+    for path, shape in columns.shapes.items():
+        if shape != generated[path]:
+            shapes = f"shape {shape}; the target {target.name} has {generated[path]}"
             raise PdiffError(f"{shown(path)} has {shapes}")
     if base is None:
         rest = sorted(set(abstract) - set(generated))
         if rest:
             reason = f"{shown(rest[0])} is not generated, so it has to come from a base.safetensors"
             raise PdiffError(f"base: missing; {reason}")
-        return _mean(params, seen)
+        return _mean(columns, seen)
     wrong = [p for p, v in abstract.items() if p not in base or base[p].shape != v.shape]
     wrong += sorted(set(base) - set(abstract))
     if wrong:

@@ -1,7 +1,7 @@
 """How far are networks from those of their task, where nothing but weights is known of them?
 
 All is computed from inner products. Those of the weights are the plain ones. Adapters have a second space, that of
-their updates B A, in which two adapters that do the same are one point however they are factored; its inner products
+their updates, in which two adapters that do the same are one point however they are factored; its inner products
 take products of factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T).
 
 `distance` is in units of the zoo: the rms distance of the seen tasks' mean networks from the mean of them all, which
@@ -11,7 +11,8 @@ the zoo's mean: 1 goes the task's way, 0 says nothing of it.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,8 +26,32 @@ Gram = Callable[[Params, Params], Float[np.ndarray, "a b"]]
 
 def gram_of_weights(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
     """Inner products of all weights, in float64."""
+    return _of_arrays(a, b, a)
+
+
+def gram_of_updates(a: Params, b: Params, scales: Mapping[str, float] | None = None) -> Float[np.ndarray, "a b"]:
+    """Inner products of the updates scale * B A of all adapted modules; no update is computed.
+
+    The ranks in `a` may be others than in `b`. Arrays beside the adapters, such as a head, count as they are.
+
+    Args:
+      scales: of each module, such as lora/MODULE; 1 where it is not there.
+    """
+    modules = [p[:-2] for p in a if p.endswith("/A")]
+    total = _of_arrays(a, b, set(a) - {f"{m}/{side}" for m in modules for side in "AB"})
+    for module in modules:
+        square = (scales or {}).get(module, 1.0) ** 2
+        a_in, a_out = a[f"{module}/A"].astype(np.float64), a[f"{module}/B"].astype(np.float64)
+        for j in range(_count(b)):
+            inner_in = a_in @ b[f"{module}/A"][j].astype(np.float64).T
+            inner_out = a_out.swapaxes(1, 2) @ b[f"{module}/B"][j].astype(np.float64)
+            total[:, j] += square * (inner_in * inner_out).sum((1, 2))
+    return total
+
+
+def _of_arrays(a: Params, b: Params, paths: Iterable[str]) -> Float[np.ndarray, "a b"]:
     total = np.zeros((_count(a), _count(b)))
-    for path in a:
+    for path in paths:
         left, right = a[path].reshape(_count(a), -1), b[path].reshape(_count(b), -1)
         for start in range(0, left.shape[1], BLOCK):
             part = slice(start, start + BLOCK)
@@ -34,20 +59,21 @@ def gram_of_weights(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
     return total
 
 
-def gram_of_updates(a: Params, b: Params) -> Float[np.ndarray, "a b"]:
-    """Inner products of the updates B A of all adapted modules; no update is computed."""
-    total = np.zeros((_count(a), _count(b)))
-    for module in (p[:-2] for p in a if p.endswith("/A")):
-        a_in, a_out = a[f"{module}/A"].astype(np.float64), a[f"{module}/B"].astype(np.float64)
-        for j in range(_count(b)):
-            inner_in = a_in @ b[f"{module}/A"][j].astype(np.float64).T
-            inner_out = a_out.swapaxes(1, 2) @ b[f"{module}/B"][j].astype(np.float64)
-            total[:, j] += (inner_in * inner_out).sum((1, 2))
-    return total
-
-
 def _count(params: Params) -> int:
     return len(next(iter(params.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """All that measures need of some networks: inner products with `Reference.own` and `seen`, and with themselves."""
+
+    own: Float[np.ndarray, "nets own"]
+    seen: Float[np.ndarray, "nets seen"]
+    square: Float[np.ndarray, " nets"]
+
+    def repeated(self, count: int) -> "Inner":
+        """As many copies of each network, one after the other."""
+        return Inner(*(np.repeat(getattr(self, f.name), count, 0) for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +102,17 @@ class Reference:
         means = means - means.mean(0)
         return cls(gram, own, own_task, seen, float(np.sqrt(np.einsum("ti,ij,tj->t", means, inner, means).mean())))
 
+    def inner(self, nets: Params) -> Inner:
+        """Inner products of networks with those that they are measured by."""
+        return Inner(self.gram(nets, self.own), self.gram(nets, self.seen), _squares(self.gram, nets))
+
     def measures(self, nets: Params, task: Int[np.ndarray, " nets"]) -> dict[str, Float[np.ndarray, " nets"]]:
         """Each of MEASURES for network i against the mean of its task's own."""
-        mine = _averaging([np.flatnonzero(self.own_task == t) for t in task], len(self.own_task))
-        return self._against(nets, mine)
+        return self.measures_of(self.inner(nets), task)
+
+    def measures_of(self, inner: Inner, task: Int[np.ndarray, " nets"]) -> dict[str, Float[np.ndarray, " nets"]]:
+        """The same of networks that are known by their inner products alone."""
+        return self._against(inner, _averaging([np.flatnonzero(self.own_task == t) for t in task], len(self.own_task)))
 
     def own_measures(self) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " some"]] | None:
         """The same of each own network against the others of its task, and the tasks; None if all are alone."""
@@ -89,14 +122,14 @@ class Reference:
         if not len(rows):
             return None
         mine = _averaging([others[i] for i in rows], len(task))
-        return self._against({p: v[rows] for p, v in self.own.items()}, mine), task[rows]
+        return self._against(self.inner({p: v[rows] for p, v in self.own.items()}), mine), task[rows]
 
-    def _against(self, nets: Params, mine: Float[np.ndarray, "nets own"]) -> dict[str, np.ndarray]:
-        to_own = (self.gram(nets, self.own) * mine).sum(1)
-        own_own = np.einsum("ij,jk,ik->i", mine, self.gram(self.own, self.own), mine)
-        to_zoo, zoo_zoo = self.gram(nets, self.seen).mean(1), self.gram(self.seen, self.seen).mean()
-        own_zoo = mine @ self.gram(self.own, self.seen).mean(1)
-        square = _squares(self.gram, nets)
+    def _against(self, inner: Inner, mine: Float[np.ndarray, "nets own"]) -> dict[str, np.ndarray]:
+        to_own = (inner.own * mine).sum(1)
+        own_own = np.einsum("ij,jk,ik->i", mine, self._own_own, mine)
+        to_zoo, zoo_zoo = inner.seen.mean(1), self._zoo_zoo
+        own_zoo = mine @ self._own_zoo
+        square = inner.square
         distance = np.sqrt(np.maximum(square - 2 * to_own + own_own, 0))
         moved, wanted = square - 2 * to_zoo + zoo_zoo, own_own - 2 * own_zoo + zoo_zoo
         size = np.sqrt(np.maximum(moved, 0) * np.maximum(wanted, 0))
@@ -107,6 +140,18 @@ class Reference:
             "relative_error": distance / norm,
             "cosine": np.where(there, (to_own - to_zoo - own_zoo + zoo_zoo) / np.where(there, size, 1), 0),
         }
+
+    @functools.cached_property
+    def _own_own(self) -> Float[np.ndarray, "own own"]:
+        return self.gram(self.own, self.own)
+
+    @functools.cached_property
+    def _own_zoo(self) -> Float[np.ndarray, " own"]:
+        return self.gram(self.own, self.seen).mean(1)
+
+    @functools.cached_property
+    def _zoo_zoo(self) -> float:
+        return float(self.gram(self.seen, self.seen).mean())
 
     def nearest(self, nets: Params, skip: Int[np.ndarray, " nets"] | None = None) -> Float[np.ndarray, " nets"]:
         """Distance of each network to the nearest of the zoo, in units of it; of network i not to `skip[i]` of it."""

@@ -21,7 +21,7 @@ from pdiff.report.style import (
     png,
     styled,
 )
-from pdiff.results import CONTROLS
+from pdiff.results import CONTROLS, MERGED
 
 MAX_VECTOR_POINTS = 2000  # scatters of more are drawn as pixels, so that the page stays small
 MARKERS = {"seen": ("o", 2.5), "interp": ("D", 4.5), "unseen": ("s", 4.5)}
@@ -30,6 +30,10 @@ CONTROL_LINES = {
     "nearest_seen": (ORANGE, (0, (1, 1))),
     "ridge": (VERMILLION, (0, (5, 1, 1, 1))),
 }
+MERGES = {  # of seen networks; the SVD is of their mean
+    "merged_mean": "merge: mean", "merged": "merge: mean", "merged_ties": "merge: TIES", "merged_dare": "merge: DARE",
+    "merged_lerp": "merge: line between two", "merged_slerp": "merge: arc between two",
+}  # fmt: skip
 KINDS = {  # of novelty points: colour, marker, what they are
     "zoo": (MUTED, "o", "zoo networks among themselves"),
     "generated": (BLUE, "D", "generated"),
@@ -39,6 +43,8 @@ KINDS = {  # of novelty points: colour, marker, what they are
 
 def label(name: str) -> str:
     """A sampler's or control's name as prose."""
+    if name in MERGED:
+        return f"{MERGES[name.removesuffix('_svd')]}{', cut to rank' if name.endswith('_svd') else ''}"
     return name.replace("_", " ")
 
 

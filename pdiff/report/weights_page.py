@@ -1,15 +1,18 @@
 """report.html of a run whose networks are known by their weights alone, and its table.md and plot."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
 from pdiff import results as results_lib
+from pdiff.errors import some
 from pdiff.report import contents, html, markdown, plots, style
 from pdiff.report.figures import Figure
 from pdiff.report.rows import Row
 from pdiff.system import files
 
 TITLES = {"distance": "distance, in the zoo's units", "relative_error": "relative error", "cosine": "cosine"}
+SIMPLE = ("nearest_seen", "ridge", "linear_interpolation", *results_lib.MERGED)  # what needs no generator
 SPACES = {"updates": "updates B·A", "weights": "weights"}
 
 
@@ -38,9 +41,14 @@ def render(results: dict, drawn: list[Figure]) -> str:
         .render(
             results=results,
             chosen=results["selection"]["sampler"],
-            spaces=[(space, SPACES[space], rows(results, space, TITLES)) for space in space_results["spaces"]],
+            spaces=[
+                (space, SPACES[space], _unmerged(rows(results, space, TITLES))) for space in space_results["spaces"]
+            ],
             splits=_ordered(results),
             titles=TITLES,
+            standing=standing(results),
+            beside=beside(results),
+            merging=merging(results),
             novelty=[(SPACES[s], n) for s, n in space_results["novelty"].items()],
             figures=html.embedded(drawn),
             facts=contents.facts(results, html.score),
@@ -55,17 +63,82 @@ def rows(results: dict, space: str, measures: Iterable[str]) -> list[Row]:
     """What is compared in a space, with a column for each measure on each split."""
     chosen, splits = results["selection"]["sampler"], [e for _, e in _ordered(results)]
     names = dict.fromkeys(n for e in splits for n in e["generated"])
-    controls = [c for c in results_lib.CONTROLS if any(c in e["controls"] for e in splits)]
+    known = (*results_lib.CONTROLS, *results_lib.MERGED)
+    controls = [c for c in known if any(c in e["controls"] for e in splits)]
     compared = [("own", "another of the task's own networks", [e.get("own") for e in splits])]
     for n in names:
         kind = "chosen" if n == chosen else "generated"
         compared.append((kind, f"generated, {plots.label(n)}", [e["generated"].get(n) for e in splits]))
     compared += [("control", plots.label(c), [e["controls"].get(c) for e in splits]) for c in controls]
     return [
-        Row(kind, title, [e[space][m] if e else None for e in entries for m in measures])
+        Row(kind, title, [e[space][m] if e and space in e else None for e in entries for m in measures])
         for kind, title, entries in compared
-        if any(entries)
+        if any(e and space in e for e in entries)
     ]
+
+
+def standing(results: dict) -> list[str]:
+    """For each split of held-out tasks with merges of seen networks, how near what is generated comes beside them."""
+    chosen, lines = results["selection"]["sampler"], []
+    space = results["weight_space"]["spaces"][0]
+    for split, entry in _with_merges(results):
+        distance = {n: e[space]["distance"]["mean"] for n, e in entry["controls"].items() if n in SIMPLE}
+        ours, merges = entry["generated"][chosen][space]["distance"]["mean"], results_lib.MERGED
+        nearest = min((n for n in distance if n in merges), key=distance.__getitem__)
+        best = f"{distance[nearest]:.3f} ({plots.label(nearest).removeprefix('merge: ')})"
+        tasks = f"the {split} task" if entry["num_tasks"] == 1 else f"the {entry['num_tasks']} {split} tasks"
+        line = f"On {tasks}, what is generated is at distance {ours:.3f} from the task’s own. "
+        if ours < distance[nearest]:
+            line += f"No merge of seen networks comes as near: the nearest is at {best}."
+        else:
+            line += f"Merging seen networks comes as near or nearer: {best}."
+        others = sorted((d, plots.label(n)) for n, d in distance.items() if d <= ours and n not in merges)
+        lines.append(line + "".join(f" So does {label}: {d:.3f}." for d, label in others))
+    return lines
+
+
+def beside(results: dict) -> dict:
+    """What is generated for held-out tasks, what is near, and merges of seen networks: `headings`, and `rows` of a
+    title, whether it is the chosen sampler's, and for each split the distance, and that of the network of the adapters'
+    rank. There is none where nothing was merged."""
+    splits, space = _with_merges(results), results["weight_space"]["spaces"][0]
+    chosen, controls = results["selection"]["sampler"], [n for n in SIMPLE if not n.endswith("svd")]
+    adapters = space == "updates"
+
+    def cells(of) -> list[dict | None]:
+        return [e and e[space]["distance"] for _, entry in splits for e in of(entry)]
+
+    def control(name: str, entry: dict) -> list[dict | None]:
+        found = entry["controls"]
+        cut = {"merged_mean": "merged_svd"}.get(name, f"{name}_svd" if name in results_lib.MERGED else name)
+        return [found.get(name), *([found.get(cut)] if adapters else [])]
+
+    rows = [(f"generated, {plots.label(chosen)}", True, cells(lambda e: [e["generated"][chosen]] * (1 + adapters)))]
+    rows += [(plots.label(n), False, cells(functools.partial(control, n))) for n in controls]
+    cut = ("{}: cut to the adapters’ rank",) if adapters else ()
+    headings = [h.format(split) for split, _ in splits for h in ("{}: distance", *cut)]
+    return {"headings": headings, "rows": [r for r in rows if any(r[2])]} if splits else {}
+
+
+def merging(results: dict) -> str:
+    """What the controls that merge have chosen, in a sentence or two; "" where there are none."""
+    chosen = results["weight_space"].get("merging")
+    if chosen is None:
+        return ""
+    kept = " and ".join(f"{d:.0%} ({n.upper()})" for n, d in sorted(chosen["densities"].items()))
+    places = [f"{n} is {p['t']:.2f} of the way from {' to '.join(p['tasks'])}" for n, p in chosen["between"].items()]
+    lines = f"Lines and arcs go between two seen tasks: {some(places, 6, '; ')}."
+    return f"Of the numbers, {kept} are kept, as validation chose. {lines}" if kept else lines
+
+
+def _unmerged(compared: list[Row]) -> list[Row]:
+    """The rows without merges, which have a table of their own."""
+    return [r for r in compared if r.title not in {plots.label(n) for n in results_lib.MERGED}]
+
+
+def _with_merges(results: dict) -> list[tuple[str, dict]]:
+    """Splits, with their entries, that have merges of seen networks among their controls."""
+    return [(s, e) for s, e in _ordered(results) if not set(results_lib.MERGED).isdisjoint(e["controls"])]
 
 
 def tables(results: dict) -> str:

@@ -12,6 +12,7 @@ tasks, seeds and accuracies are read where their parameters are too large (`read
 import dataclasses
 import shutil
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes, tfds_folder
@@ -33,6 +35,7 @@ NETWORK_SPLITS = ("task_blind", *SPLITS)
 BASE = "base.safetensors"
 NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
 REMEDY = f"{RERUN}: it makes that file alone again"
+BAR_AFTER_S = 3  # what takes longer shows how far it is and how long it will take
 SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # at most, of a shard
 
 
@@ -110,7 +113,8 @@ def write(
         files.require_space(where, size, "the zoo")
 
     processes.on_first(prepare, "about to write the zoo")
-    for shard in due[processes.index() :: processes.count()]:
+    mine = due[processes.index() :: processes.count()]
+    for shard in tqdm(mine, desc="write", unit="shard", delay=BAR_AFTER_S, disable=not processes.is_first()):
         _write_shard(shard, networks[shard.split][shard.rows], features)
     processes.barrier("done with the shards of the zoo")
 
@@ -255,7 +259,9 @@ def _plain(features: tfds.features.FeatureConnector) -> dict | tfds.features.Fea
 
 
 def _features(shapes: PyTree[jax.ShapeDtypeStruct]) -> tfds.features.FeaturesDict:
-    params = jax.tree.map(lambda s: tfds.features.Tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
+    # As bytes: lists of numbers take four times as long to write.
+    tensor = partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
+    params = jax.tree.map(lambda s: tensor(shape=s.shape, dtype=np.dtype(s.dtype).type), shapes)
     scalars = {"task": np.int32, "seed": np.int32, "step": np.int32}
     accuracies = {"validation_accuracy": np.float32, "test_accuracy": np.float32}
     return tfds.features.FeaturesDict({"params": params, **scalars, **accuracies})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pdiff.imports import gauge
+from pdiff.imports.columns import Columns
 from tests.imports import zoos
 
 
@@ -55,11 +56,18 @@ def test_any_rank_and_zero_updates(shape):
     np.testing.assert_allclose(left @ right, b @ a, atol=1e-12)
 
 
-def test_float32_keeps_updates_of_any_size():
+@pytest.mark.parametrize("memory", [0, 1e6])
+def test_float32_keeps_updates_of_any_size(memory, tmp_path):
     b, a = zoo()
     for size in (1e-15, 1.0, 1e15):
         given = {"lora/m/A": (size * a).astype(np.float32), "lora/m/B": (b / 10).astype(np.float32)}
-        made = gauge.of_all(given, np.arange(9))
+        columns = Columns({p: v.shape[1:] for p, v in given.items()}, 9, memory, tmp_path)
+        for path, values in given.items():
+            for row, value in enumerate(values):
+                columns.write(path, row, value)
+        gauge.of_all(columns, np.arange(9))
+        made = {p: columns.read(p) for p in given}
+        assert columns.on_disk == (memory == 0)
         expected = given["lora/m/B"].astype(float) @ given["lora/m/A"]
         found = made["lora/m/B"].astype(float) @ made["lora/m/A"]
         assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()

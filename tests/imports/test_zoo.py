@@ -10,11 +10,14 @@ import pytest
 from flax import traverse_util
 
 from configs import imported
+from pdiff import config as config_lib
 from pdiff import run, scenario
+from pdiff import workdir as workdir_lib
 from pdiff.errors import Faults, PdiffError
 from pdiff.generator.generator import suited_token_dim
 from pdiff.imports import tasks
 from pdiff.system import exits
+from pdiff.training import stages
 from pdiff.zoo import build, store
 from tests.fuzz_import import config as exact_config
 from tests.fuzz_import import fuzz
@@ -66,7 +69,7 @@ def test_adapters_keep_their_updates_and_tasks_are_held_out(tmp_path):
             left, right = (kept[f"lora/{module}/{k}"].astype(float) for k in "BA")
             np.testing.assert_allclose(left @ right, b @ a, atol=1e-5)
             np.testing.assert_allclose(left.T @ left, right @ right.T, atol=1e-4)
-    assert scenario.load(tmp_path / "w").adapter == zoos.lora_config()
+    assert scenario.load(tmp_path / "w").adapter["config"] == zoos.lora_config()
 
 
 def test_signs_in_names_are_kept_and_tasks_with_the_same_description_are_told(tmp_path, monkeypatch):
@@ -127,7 +130,7 @@ def test_twins_adapters_that_disagree_and_too_few_are_refused(tmp_path):
         run.import_networks(exact_config(), tmp_path / "twins", None, tmp_path / "w")
     zoos.loras(tmp_path / "loras", 3)
     zoos.lora(tmp_path / "loras" / "odd", 0.7, lora_alpha=32, base_model_name_or_path="another")
-    with pytest.raises(Faults, match="odd: .*base_model_name_or_path is 'made-up', not 'another'|lora_alpha is"):
+    with pytest.raises(Faults, match="odd: .*base_model_name_or_path is 'made-up', not 'another'|the scale of"):
         run.import_networks(exact_config(), tmp_path / "loras", None, tmp_path / "w")
     zoos.networks(tmp_path / "few", ".npz", 2)
     with pytest.raises(PdiffError, match="tasks.num_unseen"):
@@ -147,6 +150,27 @@ def test_a_workdir_takes_one_import_alone(tmp_path):
         run.import_networks(config, tmp_path / "source", None, tmp_path / "w")
     with pytest.raises(PdiffError, match="--mode=import --source=DIR comes first"):
         scenario.family_and_target(config, tmp_path / "nothing")
+
+
+def test_after_an_import_what_it_did_not_depend_on_may_change_until_training_starts(tmp_path):
+    zoos.networks(tmp_path / "source", ".npz")
+    config, workdir = exact_config(), tmp_path / "w"
+    run.import_networks(config, tmp_path / "source", None, workdir)
+    longer, other = config.copy_and_resolve_references(), config.copy_and_resolve_references()
+    with longer.unlocked(), other.unlocked():
+        longer.train.steps += 1
+        other.zoo.align = "balanced"
+    for changed in (config, longer):
+        workdir_lib.keep_config(changed, workdir)
+        assert config_lib.read(workdir / "config.json").train.steps == changed.train.steps
+        run.import_networks(changed, tmp_path / "source", None, workdir)
+    with pytest.raises(PdiffError, match="zoo.align is 'balanced' here and 'none' there; import them again with these"):
+        workdir_lib.keep_config(other, workdir)
+    with pytest.raises(PdiffError, match="import them again with these"):
+        run.import_networks(other, tmp_path / "source", None, workdir)
+    (workdir / stages.MEAN).mkdir()  # training has begun
+    with pytest.raises(PdiffError, match="train.steps is .* use another --workdir"):
+        workdir_lib.keep_config(config, workdir)
 
 
 def test_images_are_not_asked_for_where_there_are_none(tmp_path):

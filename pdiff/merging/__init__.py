@@ -1,0 +1,1 @@
+"""What people do with several fine-tuned networks without training: merge what they changed."""
