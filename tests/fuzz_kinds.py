@@ -84,7 +84,7 @@ def _of(tree: dict) -> Arrays:
 
 def _save_haiku(path: Path, i: int) -> None:
     network = list(zoos.network(i).values())
-    tree = {"mlp/~/linear_0": {"b": network[0]}, 7: {"w": network[1]}, "step": 3, "lr": np.float32(0.1)}
+    tree = {"mlp/~/linear_0": {0: network[0], 7: network[1]}, "step": 3, "lr": np.float32(0.5)}
     path.write_bytes(flax.serialization.msgpack_serialize(tree))
 
 

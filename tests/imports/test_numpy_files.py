@@ -139,6 +139,7 @@ def test_what_is_no_array_of_rows(tmp_path):
     (tmp_path / "shapes.json").write_text(json.dumps(SHAPES))
     np.save(tmp_path / "a.npy", np.ones(11, np.float32))
     safetensors.numpy.save_file({"a": np.ones((2, 11)), "b": np.ones(1)}, tmp_path / "b.safetensors")
+    assert arrays.rows_of(tmp_path / "shapes.json", tmp_path / "shapes.json") is None
     for name in ("a.npy", "b.safetensors"):
         assert arrays.rows_of(tmp_path / name, tmp_path / "shapes.json") is None
         with pytest.raises(PdiffError, match="does not hold one 2-d array"):
