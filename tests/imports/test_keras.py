@@ -52,7 +52,7 @@ def test_weights_of_keras_without_its_optimizer(tmp_path, kept_as):
     np.testing.assert_array_equal(file.arrays["layers/dense/vars/0"], KERNEL)
     bias = file.arrays["layers/dense/vars/1"]
     assert bias.dtype == ml_dtypes.bfloat16 and bias.tolist() == [1.5, 2]
-    assert file.notes == ("optimizer/* is left out (1 arrays)",)
+    assert file.notes == ("what belongs to the optimizer is left out (1 arrays)",)
 
 
 def test_dtypes_and_storage_of_hdf5(tmp_path):
