@@ -306,8 +306,8 @@ def test_a_manifest_may_name_the_file_in_the_folder(tmp_path, make, file):
     (tmp_path / "manifest.csv").write_text("\n".join(["file,description", *lines]))
     by_file = source.read(tmp_path, 1)
     assert by_file.adapter == by_folder.adapter and by_file.adapter is not None
-    for path, value in by_folder.params.items():
-        np.testing.assert_array_equal(by_file.params[path], value)
+    for path, value in zoos.params(by_folder).items():
+        np.testing.assert_array_equal(zoos.params(by_file)[path], value)
     config = json.loads((tmp_path / "strength_1/adapter_config.json").read_text())
     config |= {"lora_alpha": 99} if "r" in config else {"lora_parameters": {"rank": 3, "scale": 33}}
     (tmp_path / "strength_1/adapter_config.json").write_text(json.dumps(config))
