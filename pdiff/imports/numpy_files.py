@@ -172,7 +172,7 @@ def _place(path: Path) -> tuple[np.dtype, tuple[int, int], int] | None:
     size = size_of(path)
     with damaged(path.suffix, *STUMBLES), open(path, "rb") as f:
         if path.suffix.lower() == ".safetensors":
-            entries, _ = safetensors_file.header(f, path)
+            entries, _ = safetensors_file.header(f, path, size)
             entry = next(iter(entries.values())) if len(entries) == 1 else None
             if entry is None or len(entry.shape) != 2 or entry.dtype not in safetensors_file.DTYPES:
                 return None

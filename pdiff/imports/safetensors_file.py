@@ -51,8 +51,9 @@ class Entry:
 
 def read(path: Path, budget: Budget) -> File:
     """The arrays of one file."""
+    size = size_of(path)
     with open(path, "rb") as f:
-        entries, metadata = header(f, path)
+        entries, metadata = header(f, path, size)
         budget.take(sum(e.size for e in entries.values()))
         arrays = {}
         for name, e in sorted(entries.items(), key=lambda pair: pair[1].start):
@@ -66,13 +67,13 @@ def _unknown(entry: Entry) -> Shaped[np.ndarray, " 0"]:
     return unread(f"is {shown(entry.dtype)} of safetensors, which is not read; save it as F32, F16 or BF16")
 
 
-def header(f: Any, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """What the header of an open file says, checked against its size, and the metadata.
+def header(f: Any, path: Path, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """What the header of an open file of `size` bytes says, checked against these, and the metadata.
 
     Raises:
       PdiffError: it is something else, truncated, or says what cannot be.
     """
-    size, start = size_of(path), f.read(8)
+    start = f.read(8)
     if len(start) < 8:
         raise PdiffError(f"is truncated: {len(start)} bytes, no safetensors header")
     (length,) = struct.unpack("<Q", start)
