@@ -175,7 +175,8 @@ def test_the_format_follows_the_ending_and_the_import():
     single = dataclasses.replace(adapters, adapter=dataclasses.asdict(lora.Adapter("kohya", {}, {}, None, {})))
     plain = Facts("", "", [], [], {}, None, {})
     asked = [
-        (("x.safetensors", None, None), "safetensors"), (("x.npz", None, adapters), "npz"), (("x", None, None), "orbax"),
+        (("x.safetensors", None, None), "safetensors"), (("x.npz", None, adapters), "npz"),
+        (("x", None, None), "orbax"),
         (("x", None, plain), "files"), (("x", None, adapters), "peft"), (("x", None, single), "kohya"),
         (("x", "files", single), "files"), (("x.safetensors", None, single), "safetensors"),
     ]  # fmt: skip
