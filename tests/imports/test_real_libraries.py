@@ -137,7 +137,7 @@ def test_of_half_precision(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", ["plain", "rslora", "embedding"])
 def test_through_mlx_and_back(tmp_path, kind):
-    """What `save_pretrained` wrote, as mlx-lm's, read as that, and as PEFT's again; transformers itself loads it too."""
+    """What `save_pretrained` wrote as mlx-lm has it, read so, and as PEFT has it again; transformers loads it too."""
     base, outputs, _ = folder_of(kind, tmp_path / "in")
     network = loras.read(tmp_path / "in")
     tree = {p: v for p, v in network[0].items() if not lora.is_whole(p)}  # PEFT saves the base's own embeddings too
