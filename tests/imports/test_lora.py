@@ -56,6 +56,9 @@ def test_patterns_match_the_end_of_a_name_and_the_first_counts():
     assert peft.matched({"b": 2, "a.b": 3}, "a.b", 1) == 2
     with pytest.raises(PdiffError, match="no regular expression"):
         peft.matched({"(": 2}, "a", 1)
+    for key in ("(a+)+b", ".*.*.*.*b", "^" + "a" * 500, "(?:a|aa)*b"):  # the first would take for ever
+        with pytest.raises(PdiffError, match="repeats a group|more than 3 times"):
+            peft.matched({key: 2}, "a" * 200, 1)
 
 
 @pytest.mark.parametrize(
