@@ -29,15 +29,14 @@ def model(folder, seed, name="model"):
     (folder / "config.json").write_text("{}")
 
 
-def shards(folder, seed):
-    """The same in two parts."""
-    folder.mkdir(parents=True)
+def shards(folder, seed, name="model"):
+    """A whole model in two parts."""
+    folder.mkdir(parents=True, exist_ok=True)
     places = {}
-    for i, (name, value) in enumerate(zoos.network(seed).items()):
-        places[name] = f"model-0000{i + 1}-of-00002.safetensors"
-        safetensors.numpy.save_file({name: value}, folder / places[name])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    (folder / "config.json").write_text("{}")
+    for i, (path, value) in enumerate(zoos.network(seed).items()):
+        places[path] = f"{name}-0000{i + 1}-of-00002.safetensors"
+        safetensors.numpy.save_file({path: value}, folder / places[path])
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
 def test_folders_are_tasks_and_what_lies_in_them_their_seeds(tmp_path):
@@ -139,11 +138,18 @@ def test_whole_models_are_one_network_each(tmp_path):
     zoos.save(tmp_path / "bert" / "model.fp16.safetensors", zoos.network(0))
     model(tmp_path / "unet", 1, "diffusion_pytorch_model")
     shards(tmp_path / "llama", 2)
-    assert [task for _, task in rows(tmp_path)] == ["bert", "llama", "unet"]
-    assert [file for file, _ in rows(tmp_path)][::2] == [
-        "bert/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+    shards(tmp_path / "flux", 3, "diffusion_pytorch_model")
+    (tmp_path / "flux" / "config.json").write_text("{}")
+    assert rows(tmp_path) == [
+        ("bert/model.safetensors", "bert"), ("flux/diffusion_pytorch_model.safetensors.index.json", "flux"),
+        ("llama", "llama"), ("unet/diffusion_pytorch_model.safetensors", "unet"),
     ]  # fmt: skip
     assert notes(tmp_path) == ("left out, beside the network of the folder: 'bert/model.fp16.safetensors'",)
+    read = zoos.params(source.read(tmp_path, 1))
+    for i, seed in enumerate((0, 3, 2, 1)):
+        np.testing.assert_array_equal(read["params/Dense_0/kernel"][i], zoos.network(seed)["params/Dense_0/kernel"])
+    shards(tmp_path / "flux", 3, "diffusion_pytorch_model.fp16")
+    assert len(rows(tmp_path)) == 4 and "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" in notes(tmp_path)[0]
     (tmp_path / "llama" / "model.safetensors.index.json").unlink()
     with pytest.raises(Faults, match="llama: model-00001-of-00002.safetensors is a part of one network, whose"):
         manifest.rows(tmp_path, None)
