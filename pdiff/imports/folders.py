@@ -103,23 +103,18 @@ def told(left: Left) -> tuple[str, ...]:
 
 
 def network_of(folder: Path) -> Path | None:
-    """The one network that a folder is: itself (LoRA, Orbax), or the file, or index of shards, of a whole model.
+    """The one network that a folder is: itself (LoRA, Orbax, shards), or the file or index of a whole model in it.
 
     Raises:
       PdiffError: there are several such indices, or trees that Orbax saved.
     """
     if lora.is_adapter(folder):
         return folder
-    named = [folder / f"{n}.safetensors" for n in MODELS if (folder / "config.json").exists()]
-    if whole := [p for p in named if p.exists()]:
-        return whole[0]
-    if arrays.kind_of(folder) is not None:
-        return folder
-    indices = sorted(p for p in folder.glob(f"*{links.INDEX}") if not p.name.startswith("."))
-    plain = [p for p in indices if p.name.removesuffix(links.INDEX) in MODELS]
-    if len(plain or indices) > 1:
-        raise PdiffError(f"holds {some(p.name for p in indices)}; allowed: the index of one network")
-    return next(iter(plain or indices), None)
+    if (folder / "config.json").exists():
+        named = [folder / f"{n}{ending}" for ending in (".safetensors", links.INDEX) for n in MODELS]
+        if whole := [p for p in named if p.exists()]:
+            return whole[0]
+    return folder if arrays.kind_of(folder) is not None else None
 
 
 def placed(source: Path, file: str, left: Left) -> str:
@@ -231,9 +226,11 @@ def _parts(folder: Path, own: Path) -> tuple[str, ...]:
     """The names in a folder that belong to the one network that it is."""
     if lora.is_adapter(folder):
         return ADAPTER_FILES
-    if own != folder and not own.name.endswith(links.INDEX):
-        return (own.name,)
-    return tuple(p.name for p in folder.iterdir() if p.name.endswith(links.INDEX) or SHARD.fullmatch(p.name))
+    names = [p.name for p in folder.iterdir()]
+    if own == folder:
+        return tuple(n for n in names if n.endswith(links.INDEX) or SHARD.fullmatch(n))
+    beginning = f"{own.name.removesuffix(links.INDEX)}-"
+    return (own.name, *(n for n in names if n.startswith(beginning) and SHARD.fullmatch(n)))
 
 
 def _holds(folder: Path, depth: int) -> bool:

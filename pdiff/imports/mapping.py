@@ -13,7 +13,6 @@ keeps its name. What is ignored may be of any dtype.
 
 import dataclasses
 import functools
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from pdiff.errors import PdiffError, some
+from pdiff.errors import PdiffError
 from pdiff.imports import arrays
 from pdiff.imports.arrays import Arrays, shown
 
@@ -109,14 +108,7 @@ def apply(rules: Layout, leaves: Arrays) -> tuple[Arrays, dict[str, Place]]:
     return dict(sorted(tree.items())), places
 
 
-def proposal(tree: Arrays, places: dict[str, Place]) -> str:
-    """How a layout.json ignores the arrays that are no floats, to end the message that refuses them; '' if all are."""
-    odd = [places[path].name for path, value in tree.items() if str(value.dtype) not in arrays.ALLOWED]
-    rules = dict.fromkeys(map(_ignoring, odd))
-    return f'; "ignore": [{some(map(json.dumps, rules), 8)}] in {NAME} leaves out what is no float' if rules else ""
-
-
-def _ignoring(name: str) -> str:
+def ignoring(name: str) -> str:
     """A rule of `ignore` that fits an array, and others of that end: the same counter of each layer."""
     separator = "." if "." in name else "/"
     *before, last = name.split(separator)

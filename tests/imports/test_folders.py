@@ -29,15 +29,14 @@ def model(folder, seed, name="model"):
     (folder / "config.json").write_text("{}")
 
 
-def shards(folder, seed):
-    """The same in two parts."""
-    folder.mkdir(parents=True)
+def shards(folder, seed, name="model"):
+    """A whole model in two parts."""
+    folder.mkdir(parents=True, exist_ok=True)
     places = {}
-    for i, (name, value) in enumerate(zoos.network(seed).items()):
-        places[name] = f"model-0000{i + 1}-of-00002.safetensors"
-        safetensors.numpy.save_file({name: value}, folder / places[name])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    (folder / "config.json").write_text("{}")
+    for i, (path, value) in enumerate(zoos.network(seed).items()):
+        places[path] = f"{name}-0000{i + 1}-of-00002.safetensors"
+        safetensors.numpy.save_file({path: value}, folder / places[path])
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
 def test_folders_are_tasks_and_what_lies_in_them_their_seeds(tmp_path):
@@ -139,11 +138,18 @@ def test_whole_models_are_one_network_each(tmp_path):
     zoos.save(tmp_path / "bert" / "model.fp16.safetensors", zoos.network(0))
     model(tmp_path / "unet", 1, "diffusion_pytorch_model")
     shards(tmp_path / "llama", 2)
-    assert [task for _, task in rows(tmp_path)] == ["bert", "llama", "unet"]
-    assert [file for file, _ in rows(tmp_path)][::2] == [
-        "bert/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+    shards(tmp_path / "flux", 3, "diffusion_pytorch_model")
+    (tmp_path / "flux" / "config.json").write_text("{}")
+    assert rows(tmp_path) == [
+        ("bert/model.safetensors", "bert"), ("flux/diffusion_pytorch_model.safetensors.index.json", "flux"),
+        ("llama", "llama"), ("unet/diffusion_pytorch_model.safetensors", "unet"),
     ]  # fmt: skip
     assert notes(tmp_path) == ("left out, beside the network of the folder: 'bert/model.fp16.safetensors'",)
+    read = zoos.params(source.read(tmp_path, 1))
+    for i, seed in enumerate((0, 3, 2, 1)):
+        np.testing.assert_array_equal(read["params/Dense_0/kernel"][i], zoos.network(seed)["params/Dense_0/kernel"])
+    shards(tmp_path / "flux", 3, "diffusion_pytorch_model.fp16")
+    assert len(rows(tmp_path)) == 4 and "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" in notes(tmp_path)[0]
     (tmp_path / "llama" / "model.safetensors.index.json").unlink()
     with pytest.raises(Faults, match="llama: model-00001-of-00002.safetensors is a part of one network, whose"):
         manifest.rows(tmp_path, None)
@@ -183,7 +189,7 @@ def test_rows_of_one_array_are_tasks(tmp_path):
     found = rows(tmp_path)
     assert found[0] == ("weights.npy#0", "row_00000") and found[11] == ("weights.npy#11", "row_00011")
     assert len(found) == 12
-    (tmp_path / "manifest.csv").write_text("file,task\nweights.npy#011,last\nweights.npy#2,\n")
+    (tmp_path / "manifest.csv").write_text("file,task\nweights.npy#11,last\nweights.npy#2,\n")
     listed = manifest.rows(tmp_path, None).rows
     assert [(r.file, task_name(r)) for r in listed] == [("weights.npy#11", "last"), ("weights.npy#2", "row_00002")]
     for line, why in (("weights.npy#12", "rows 0 to 11"), ("weights.npy", r"weights.npy#ROW, from weights.npy#0 on")):
@@ -236,7 +242,9 @@ def test_the_base_of_adapters_is_an_adapter(tmp_path):
     for module in zoos.MODULES:
         np.testing.assert_array_equal(read.base[f"lora/{module}/A"], made[f"base_model.model.{module}.lora_A.weight"])
     (tmp_path / "base" / "adapter_config.json").write_text(json.dumps(zoos.lora_config(lora_alpha=7)))
-    with pytest.raises(PdiffError, match="base: adapter_config.json differs .*lora_alpha is 7, not 4"):
+    with pytest.raises(
+        PdiffError, match="base: differs from the first network: the scale .* is 3.5, not 2 .alpha 7"
+    ):
         source.read(tmp_path, 1)
 
 
@@ -262,7 +270,7 @@ def test_notes_are_told_by_an_import(tmp_path, monkeypatch):
     zoos.networks(tmp_path / "in", ".npz", 3)
     (tmp_path / "in" / "wandb").mkdir()
     run.import_networks(exact_config(), tmp_path / "in", None, tmp_path / "w")
-    assert "left out, no network lies in: 'wandb'" in told
+    assert "import: left out, no network lies in: 'wandb'" in told
 
 
 def test_descriptions_do_not_come_from_elsewhere(tmp_path):

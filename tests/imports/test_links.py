@@ -48,7 +48,7 @@ def test_repositories_of_a_cache_are_tasks(tmp_path):
     ]
     assert words_of("ann--style-0.25") == "ann style 0.25"
     assert listing.notes == ("left out, no network lies in: 'datasets--x--y'",)
-    assert len(source.read(tmp_path / "hub", 1).params["lora/layers.0.q_proj/A"]) == 3
+    assert len(zoos.params(source.read(tmp_path / "hub", 1))["lora/layers.0.q_proj/A"]) == 3
     (tmp_path / "hub" / "manifest.csv").write_text("file\nmodels--bob--base\nmodels--ann--style-0.25\n")
     named = manifest.rows(tmp_path / "hub", None).rows
     assert [r.file for r in named] == [f"models--bob--base/{revision}", f"models--ann--style-0.25/{revision}"]
@@ -131,4 +131,4 @@ def test_what_is_not_there_and_loops_are_told(tmp_path):
     with pytest.raises(PdiffError, match="has no snapshot"):
         (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
         links.opened(tmp_path / "models--a--b")
-    assert links.row_of("a#1.npz") == ("a#1.npz", None) and links.row_of("x/w.npy#07") == ("x/w.npy", 7)
+    assert links.row_of("a#1.npz") == ("a#1.npz", None) and links.row_of("x/w.npy#7") == ("x/w.npy", 7)
