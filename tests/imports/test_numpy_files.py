@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from pdiff.errors import PdiffError
-from pdiff.imports import arrays
+from pdiff.imports import arrays, links
 
 SHAPES = {"params/a": [2, 3], "params/b": [4], "scale": [1]}
 
@@ -160,3 +160,13 @@ def test_other_names_name_no_row(tmp_path, name):
 )
 def test_stems(name, stem):
     assert arrays.stem_of(name) == stem
+
+
+def test_shapes_that_are_a_link_elsewhere_are_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+    path = rows(tmp_path / "source", np.ones((2, 11), np.float32))
+    assert links.inside(tmp_path / "source", "weights.npy#1") == path
+    (tmp_path / "source" / "shapes.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / "source" / "shapes.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(PdiffError, match="leads out of"):
+        links.inside(tmp_path / "source", "weights.npy#1")
