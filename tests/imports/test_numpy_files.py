@@ -99,12 +99,8 @@ def test_a_row_is_a_network_with_the_shapes_beside(tmp_path, ending, dtype):
 
 
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])
-def test_only_that_row_is_read(tmp_path, ending, monkeypatch):
-    """The array is larger than the limit, and other rows are holes in the file."""
-    path = rows(tmp_path, np.ones((2, 11), np.float32), ending)
-    data = path.read_bytes()
-    for said in (b"(2, 11)", b"[2,11]"):
-        assert ending != ".npy" or said in data or said == b"[2,11]"
+def test_only_that_row_is_read(tmp_path, ending):
+    """The limit is less than the array."""
     made = np.zeros((60_000, 11), np.float32)
     made[59_999] = np.arange(11)
     path = rows(tmp_path, made, ending)

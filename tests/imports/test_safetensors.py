@@ -36,7 +36,7 @@ def test_every_dtype_is_read_and_only_floats_are_weights(tmp_path, dtype, values
     made = {
         "w": np.ones((2, 1), np.float32),
         "x": np.array(values).astype(dtype),
-        "s": np.array(values).astype(dtype)[0],
+        "s": np.array(values).astype(dtype).reshape(-1)[:1].reshape(()),
     }
     safetensors.numpy.save_file(made, tmp_path / "a.safetensors", {"format": "pt", "alpha": "8.0"})
     file = read(tmp_path / "a.safetensors")
