@@ -131,4 +131,4 @@ def test_what_is_not_there_and_loops_are_told(tmp_path):
     with pytest.raises(PdiffError, match="has no snapshot"):
         (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
         links.opened(tmp_path / "models--a--b")
-    assert links.row_of("a#1.npz") == ("a#1.npz", None) and links.row_of("x/w.npy#07") == ("x/w.npy", 7)
+    assert links.row_of("a#1.npz") == ("a#1.npz", None) and links.row_of("x/w.npy#7") == ("x/w.npy", 7)
