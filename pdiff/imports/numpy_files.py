@@ -169,6 +169,8 @@ def read_row(path: Path, row: int, budget: Budget) -> File:
 
 def _place(path: Path) -> tuple[np.dtype, tuple[int, int], int] | None:
     """Dtype, shape and first byte of the one 2-d array in a file; None if there is no such."""
+    if path.suffix.lower() not in ROWS:
+        return None
     size = size_of(path)
     with damaged(path.suffix, *STUMBLES), open(path, "rb") as f:
         if path.suffix.lower() == ".safetensors":
