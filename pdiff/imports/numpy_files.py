@@ -118,12 +118,12 @@ def split_row(path: Path) -> tuple[Path, int | None]:
 def rows_of(path: Path, shapes: Path) -> int | None:
     """How many networks lie in the rows of the array in `path`, of which the file `shapes` says what the columns are.
 
-    They are named `path`#0, `path`#1, ... None if `path` holds other than one 2-d array, and is no such file.
+    They are named `path`#0, `path`#1, ... None if `path` is of another format, or holds other than one 2-d array.
 
     Raises:
       PdiffError: the file is damaged, or its columns are not as many as the shapes want. It does not name the file.
     """
-    place = _place(path)
+    place = _place(path) if path.suffix.lower() in ROWS else None
     if place is None:
         return None
     _check_columns(place[1], read_shapes(shapes))

@@ -184,7 +184,7 @@ damages = st.lists(edits, min_size=1, max_size=4) | st.integers(0, 2**32 - 1)  #
 
 def edited(data, how):
     if isinstance(how, int):
-        return hostile(data, "", np.random.default_rng(how))
+        return hostile(data, np.random.default_rng(how))
     for what, at, extra in how:
         at, size = at % (len(data) + 1), len(extra)
         start, end = data[:at], data[at:]
