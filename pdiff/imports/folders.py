@@ -263,7 +263,7 @@ def _snapshot(repository: Path, left: Left) -> Path:
 def _rows_in(path: Path) -> int | None:
     """How many networks lie in the rows of a file with shapes.json beside it; None for any other."""
     shapes = path.parent / SHAPES
-    if links.row_of(f"{path.name}#0")[1] is None or not path.is_file() or not shapes.is_file():
+    if not path.is_file() or not shapes.is_file():
         return None
     count = arrays.rows_of(path, shapes)
     if count is not None and not 0 < count <= MOST_ROWS:
