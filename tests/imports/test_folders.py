@@ -284,10 +284,11 @@ def test_descriptions_do_not_come_from_elsewhere(tmp_path):
 # --- folders that nobody vouches for ------------------------------------------------------------------
 
 NAMES = (
-    "a", "base", "base.1", "checkpoint-5", "checkpoint-10", "wandb", "models--x--y", "snapshots", "blobs", "refs", "main",
-    "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "model.safetensors.index.json",
-    "model-00001-of-00002.safetensors", "net.npz", "weights.npy", "shapes.json", "x.pt", "optimizer.pt", "_METADATA",
-    "_CHECKPOINT_METADATA", "description.txt", "a\x1b[31m.npz", "é.safetensors", "m.gguf", "base.npz", "weights.npy#3",
+    "a", "base", "base.1", "checkpoint-5", "checkpoint-10", "wandb", "models--x--y", "snapshots", "blobs", "refs",
+    "main", "adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors",
+    "model.safetensors.index.json", "model-00001-of-00002.safetensors", "net.npz", "weights.npy", "shapes.json",
+    "x.pt", "optimizer.pt", "_METADATA", "_CHECKPOINT_METADATA", "description.txt", "a\x1b[31m.npz",
+    "é.safetensors", "m.gguf", "base.npz", "weights.npy#3",
 )  # fmt: skip
 
 
@@ -321,8 +322,6 @@ def test_any_tree_is_listed_or_refused_and_nothing_is_waited_for(tmp_path):
             ended.add("refused")
         else:
             assert len({r.file for r in found.rows}) == len(found.rows) and "good.npz" in {r.file for r in found.rows}
-            assert all(
-                (root / r.file.partition("#")[0]).name and n.isprintable() for r in found.rows for n in found.notes
-            )
+            assert all(note.isprintable() and len(note) < 1000 for note in found.notes)
             ended.add("listed")
     assert ended == {"refused", "listed"}
