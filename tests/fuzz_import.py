@@ -232,7 +232,10 @@ def said(path: Path) -> list[dict]:
         found = json.loads(text)
         found = found["networks"] if isinstance(found, dict) else found
     else:
-        lines = [c for c in csv.reader(io.StringIO(text, newline="")) if any(v.strip() for v in c)]
+        plain = [line for line in io.StringIO(text, newline="") if not line.startswith("sep=")]
+        header = next(line for line in plain if line.strip())
+        reader = csv.reader(plain, delimiter=max(",;\t", key=header.count))
+        lines = [c for c in reader if any(v.strip() for v in c)]
         found = [dict(zip(lines[0], cells, strict=True)) for cells in lines[1:]]
     rows = [{name.strip().lower(): v for name, v in r.items() if v is not None} for r in found]
     return [r | {"file": r["file"].replace("\\", "/")} for r in rows]
@@ -245,7 +248,8 @@ def check_import(workdir: Path, root: Path, kind: Kind, manifest: Path | None) -
     by_task: dict[str, list[dict]] = {}
     if manifest is not None:
         for row in said(manifest):
-            name = (row.get("task") or "").strip() or Path(row["file"].strip()).parts[0]
+            first, _, number = Path(row["file"].strip()).parts[0].partition("#")
+            name = (row.get("task") or "").strip() or (f"row_{int(number):05d}" if number else first)
             by_task.setdefault(name, []).append(row)
         assert {t["name"] for t in facts.tasks} == set(by_task)
     for i, task in enumerate(facts.tasks):
