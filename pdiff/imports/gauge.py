@@ -10,6 +10,7 @@ rounding.
 
 import numpy as np
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pdiff.imports.columns import Columns
@@ -17,21 +18,37 @@ from pdiff.zoo.store import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 
+Arrays = dict[str, Float[np.ndarray, "..."]]
 Factors = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
 
 
-def of_all(columns: Columns, seen: np.ndarray) -> None:
+def of_all(columns: Columns, seen: np.ndarray, base: Arrays | None = None) -> Arrays | None:
     """Brings the factors of each module of all adapters into one gauge, in place; the networks `seen` choose it.
 
     B A stays what it was to the rounding of float32, as the factors of a pair are of one size. One module of all
     networks is in memory at a time.
+
+    Args:
+      base: an adapter that all of them started from, by path.
+
+    Returns:
+      the base in the same gauge.
     """
     modules = [p[:-2] for p in columns.shapes if p.endswith("/A")]
-    for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
-        factors = canonical(columns.read(f"{module}/B"), columns.read(f"{module}/A"), seen)
-        for kind, values in zip("BA", factors, strict=True):
-            for row, value in enumerate(values.astype(np.float32)):
-                columns.write(f"{module}/{kind}", row, value)
+    base = None if base is None else dict(base)
+    # Threads cost more than they bring for matrices of this size, and on a busy machine fifty times as much.
+    with threadpool_limits(1):
+        for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
+            factors = {kind: columns.read(f"{module}/{kind}") for kind in "BA"}
+            if base is not None:
+                factors = {kind: np.concatenate([v, base[f"{module}/{kind}"][None]]) for kind, v in factors.items()}
+            turned = canonical(factors["B"], factors["A"], seen)
+            for kind, values in zip("BA", turned, strict=True):
+                for row, value in enumerate(values[: len(columns)].astype(np.float32)):
+                    columns.write(f"{module}/{kind}", row, value)
+                if base is not None:
+                    base[f"{module}/{kind}"] = values[-1].astype(np.float32)
+    return base
 
 
 def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:

@@ -169,7 +169,7 @@ def _networks(
     columns, base = imported.columns, imported.base
     rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
     if config.zoo.align == "balanced" and facts.adapter is not None:
-        gauge.of_all(columns, np.array(rows["seen"]))
+        base = gauge.of_all(columns, np.array(rows["seen"]), base)
     if config.tasks.family != scenario.IMPORTED:
         base = _base_of_family(columns, base, rows["seen"], target)
     base = base or _mean(columns, rows["seen"])
