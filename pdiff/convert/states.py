@@ -22,9 +22,7 @@ from pdiff.errors import PdiffError, some
 from pdiff.imports.reading import MOST_LEAVES, ZIP, shown, size_of
 
 OLDEST = "2.10"  # before it, damaged files could corrupt memory under weights_only (CVE-2026-24747)
-TRAINING = re.compile(
-    r"(optim|lr_sched|sched|scaler|rng|random_state|callbacks|loops|hyper_parameters|hparams)", re.I
-)
+TRAINING = re.compile(r"(optim|lr_sched|sched|scaler|rng|random_state|callbacks|loops|hyper_parameters|hparams)", re.I)
 ALONE = "array"  # what a tensor without a name is called, as the array of a .npy
 SPARE = 2 << 30  # bytes that torch takes for itself
 BITS = {"bfloat16": ("int16", ml_dtypes.bfloat16)} | {
