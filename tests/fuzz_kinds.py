@@ -160,11 +160,12 @@ def _rows(ending: str) -> Kind:
     return Kind(write, read, "")
 
 
-def _lora(write: Callable[[Path, int], object], file: str, kept: tuple[str, ...]) -> Kind:
-    """Adapters in a file of some spelling; `kept` are the endings of the names of factors."""
+def _lora(write: Callable[[Path, int], object], file: str, *kept: str, transposed: bool = False) -> Kind:
+    """Adapters in a file of some spelling; `kept` are the endings of the names of factors, A (rank, inputs) or not."""
 
     def load(path: Path) -> Arrays:
-        return {n: a for n, a in safetensors.numpy.load_file(path).items() if n.endswith(kept)}
+        found = {n: a for n, a in safetensors.numpy.load_file(path).items() if n.endswith(kept)}
+        return {n: a.T for n, a in found.items()} if transposed else found
 
     return each(write, load, file)
 
@@ -193,7 +194,7 @@ KINDS: dict[str, Kind] = {
     "nnx": each(_save_nnx, _load_nnx, "network"),
     ".weights.h5": each(_save_h5, _load_h5, "network.weights.h5"),
     ".keras": each(_save_keras, _load_keras, "network.keras"),
-    "kohya": _lora(lambda p, i: loras.kohya(p, seed=i), "a.safetensors", ("lora_down.weight", "lora_up.weight")),
-    "diffusers": _lora(lambda p, i: loras.diffusers(p, seed=i), "a.safetensors", ("lora_A.weight", "lora_B.weight")),
-    "mlx": _lora(lambda p, i: loras.mlx(p.parent, seed=i), "adapters.safetensors", ("lora_a", "lora_b")),
+    "kohya": _lora(lambda p, i: loras.kohya(p, seed=i), "a.safetensors", "lora_down.weight", "lora_up.weight"),
+    "diffusers": _lora(lambda p, i: loras.diffusers(p, seed=i), "a.safetensors", "lora_A.weight", "lora_B.weight"),
+    "mlx": _lora(lambda p, i: loras.mlx(p.parent, seed=i), "adapters.safetensors", "lora_a", "lora_b", transposed=True),
 }

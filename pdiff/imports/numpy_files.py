@@ -86,8 +86,9 @@ def _header(f: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dty
         raise PdiffError(f"{shown(name)} is of .npy version {version}; allowed: 1.0, 2.0")
     try:
         shape, fortran, dtype = HEADERS[version](f)
-    except (RecursionError, MemoryError) as e:
-        raise PdiffError(f"{shown(name)}: its header cannot be read") from e
+    except Exception as e:  # of Python's own parser, among others
+        reason = (str(e) or type(e).__name__).splitlines()[0][:200]
+        raise PdiffError(f"{shown(name)}: its header cannot be read: {reason}") from e
     shape = tuple(int(n) for n in shape)
     if dtype.hasobject:
         return shape, fortran, dtype

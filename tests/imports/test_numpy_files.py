@@ -166,3 +166,10 @@ def test_shapes_that_are_a_link_elsewhere_are_refused(tmp_path):
     (tmp_path / "source" / "shapes.json").symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(PdiffError, match="leads out of"):
         links.inside(tmp_path / "source", "weights.npy#1")
+
+
+@pytest.mark.parametrize("header", [b"{'shape': (", b"{'descr': '<f4',\n (\n", b"[" * 900, b"\xff\xfe"])
+def test_headers_that_python_stumbles_over(tmp_path, header):
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(PdiffError, match="'a.npy': its header cannot be read: "):
+        read(tmp_path / "a.npy")
