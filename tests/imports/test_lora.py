@@ -176,7 +176,7 @@ def test_a_file_of_kohyas(tmp_path, how, scale):
             {"alpha": None, "metadata": {"ss_network_dim": "Dynamic", "ss_network_alpha": "4"}},
             "'Dynamic' and '4'; allowed",
         ),
-        ({"alpha": None, "metadata": {"ss_network_args": "{"}}, "ss_network_args is no JSON"),
+        ({"alpha": None, "metadata": {"ss_network_dim": "3", "ss_network_alpha": "nan"}}, "'3' and 'nan'; allowed"),
     ],
 )
 def test_an_alpha_that_does_not_say_the_scale_is_refused(tmp_path, how, words):
@@ -283,6 +283,20 @@ def test_convolutions_in_groups_are_refused(tmp_path):
     path = loras.write(tmp_path / "x.safetensors", {"m.lora_A.weight": a, "m.lora_B.weight": b})
     with pytest.raises(PdiffError, match="in groups"):
         loras.read(path)
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]", "null", "4", '{"conv_dim": "x"}'])
+def test_arguments_that_nobody_needs_are_no_obstacle(tmp_path, arguments):
+    network = loras.read(loras.kohya(tmp_path / "x.safetensors", metadata={"ss_network_args": arguments})[0])
+    assert lora.to_rank(*network[:2], 4)[1].rank == 4
+
+
+@pytest.mark.parametrize("name", ["unet.x.alpha", "beta.alpha"])
+def test_an_alpha_of_what_is_no_adapter_is_a_whole_array(tmp_path, name):
+    path, _ = loras.diffusers(tmp_path / "x.safetensors")
+    given = arrays.read(path, arrays.Budget(1)).arrays | {name: np.ones(2, np.float32)}
+    tree, adapter, _ = loras.read(loras.write(path, given))
+    assert list(adapter.whole) == [name] and (lora.as_spelled(tree, adapter)[name] == 1).all()
 
 
 def test_plain_networks_are_no_adapters(tmp_path):

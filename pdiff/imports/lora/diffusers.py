@@ -37,8 +37,9 @@ def of_file(path: Path, file: File) -> Network:
             parts.setdefault(module, {})[part] = name
         else:
             whole[name] = name
-    for name in [n for n, names in parts.items() if set(names) == {"alpha"}]:
-        whole[parts[name]["alpha"]] = parts.pop(name)["alpha"]  # of what is no adapter
+    for module in [m for m, names in parts.items() if set(names) == {"alpha"}]:
+        name = parts.pop(module)["alpha"]  # of what is no adapter
+        whole[name] = name
     if "/" in "".join(whole):
         raise PdiffError("has arrays whose names have a '/' beside the adapter; allowed: names with dots alone")
     configs = form.component_configs(file.metadata)

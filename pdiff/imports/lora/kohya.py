@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pdiff.errors import PdiffError
 from pdiff.imports import arrays
@@ -49,14 +50,18 @@ def _alphas(metadata: Mapping[str, str]) -> dict[bool, tuple[int, float]]:
     found = {}
     if {"ss_network_dim", "ss_network_alpha"} <= set(metadata):
         found[False] = _numbers(metadata, "ss_network_dim", "ss_network_alpha")
-    if "ss_network_args" in metadata:
-        try:
-            arguments = arrays.parse_json(metadata["ss_network_args"])
-        except PdiffError as e:
-            raise PdiffError(f"ss_network_args {e}") from e
-        if isinstance(arguments, dict) and {"conv_dim", "conv_alpha"} <= set(arguments):
-            found[True] = _numbers(arguments, "conv_dim", "conv_alpha")
+    if {"conv_dim", "conv_alpha"} <= set(fields := arguments(metadata)):
+        found[True] = _numbers(fields, "conv_dim", "conv_alpha")
     return found
+
+
+def arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata keep of the network's own arguments; {} where that is nothing that can be read."""
+    try:
+        fields = arrays.parse_json(metadata.get("ss_network_args", "{}"))
+    except PdiffError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _numbers(fields: Mapping, dim: str, alpha: str) -> tuple[int, float]:
