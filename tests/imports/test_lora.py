@@ -308,7 +308,9 @@ def test_plain_networks_are_no_adapters(tmp_path):
 def test_a_file_of_peft_without_its_config_is_refused(tmp_path):
     path, _ = loras.peft(tmp_path / "a")
     (path / "adapter_config.json").unlink()
-    with pytest.raises(PdiffError, match="none lies beside it; allowed: a folder with adapter_config.json"):
+    with pytest.raises(
+        PdiffError, match="none goes with adapter_model.safetensors; allowed: a folder with adapter_config.json"
+    ):
         loras.read(path / "adapter_model.safetensors")
 
 

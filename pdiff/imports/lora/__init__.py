@@ -90,10 +90,10 @@ def recognise(path: Path, file: arrays.File) -> Network | None:
         if spelling.is_spelled(file.arrays):
             if any(name.startswith(peft.PREFIX) for name in file.arrays):
                 raise PdiffError(
-                    f"is an adapter of PEFT, whose scale stands in {CONFIG}, and none lies beside it; allowed: a "
-                    f"folder with {CONFIG} and {peft.MODEL}"
+                    f"is an adapter of PEFT, whose scale stands in {CONFIG}, and none goes with {path.name}; allowed: "
+                    f"a folder with {CONFIG} and {peft.MODEL}"
                 )
-            return spelling.of_file(path, file)
+            return spelling.of_file(file)
     return None
 
 

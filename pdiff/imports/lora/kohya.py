@@ -1,7 +1,6 @@
 """Adapters as kohya's sd-scripts keep them: one safetensors file, underscored names, an alpha for each module."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pdiff.errors import PdiffError
@@ -19,8 +18,8 @@ def is_spelled(names: Iterable[str]) -> bool:
     return any(n.startswith("lora_") and n.partition(".")[2] in ("lora_down.weight", "lora_up.weight") for n in names)
 
 
-def of_file(path: Path, file: File) -> Network:
-    """The adapter of a file; `path` is for messages."""
+def of_file(file: File) -> Network:
+    """The adapter of a file."""
     parts: dict[str, dict[str, str]] = {}
     for name in file.arrays:
         module, _, ending = name.partition(".")
