@@ -70,7 +70,7 @@ def read(folder: Path, budget: arrays.Budget) -> Network:
         raise PdiffError(f"{CONFIG}: {e}") from e
     path = folder / spelling.MODEL
     if not path.exists():
-        others = sorted(p.name for p in folder.glob("adapter*") if p.name != CONFIG)
+        others = sorted(p.name for p in folder.glob("adapter*") if p.is_file() and p.name != CONFIG)
         pickled = f"{others[0]} {arrays.refusal(folder / others[0])}" if others else f"allowed: that beside {CONFIG}"
         raise PdiffError(f"has no {spelling.MODEL}; {pickled}")
     try:
