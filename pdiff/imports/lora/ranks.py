@@ -7,7 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from pdiff.imports.lora import form, mlx, peft
+from pdiff.imports.lora import form, kohya, mlx, peft
 from pdiff.imports.lora.form import Adapter, Array, Arrays, Module
 
 
@@ -73,8 +73,7 @@ def _at_rank(adapter: Adapter, modules: dict[str, Module], rank: int) -> Adapter
             metadata, {c: peft.at_rank(fields, rank) for c, fields in configs.items()}
         )
     metadata |= {n: str(rank) for n in ("ss_network_dim", "ss_network_alpha") if n in metadata}
-    if "ss_network_args" in metadata:
-        fields = json.loads(metadata["ss_network_args"])
+    if fields := kohya.arguments(metadata):
         fields |= {n: str(rank) for n in ("conv_dim", "conv_alpha") if n in fields}
         metadata["ss_network_args"] = json.dumps(fields)
     if config is not None:
