@@ -14,12 +14,13 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pdiff.imports.columns import Columns
+from pdiff.merging.updates import Factors, truncated
 from pdiff.zoo.store import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 
 Arrays = dict[str, Float[np.ndarray, "..."]]
-Factors = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
+Pairs = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
 
 
 def of_all(columns: Columns, seen: np.ndarray, base: Arrays | None = None) -> Arrays | None:
@@ -51,32 +52,17 @@ def of_all(columns: Columns, seen: np.ndarray, base: Arrays | None = None) -> Ar
     return base
 
 
-def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:
+def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Pairs:
     """The factors of one module of all networks in float64, in a common gauge; `seen` are those that choose it."""
-    balanced = [_balanced(*pair) for pair in zip(b, a, strict=True)]
-    joined = np.stack([np.concatenate([left, right.T]) for left, right in balanced])  # (nets, out + in, r)
+    rank = b.shape[2]  # at which nothing is cut off: the singular values are split evenly, no more
+    balanced = [truncated(Factors(*pair), rank) for pair in zip(b, a, strict=True)]
+    joined = np.stack([np.concatenate([one.b, one.a.T]) for one in balanced])  # (nets, out + in, r)
     reference = joined[seen[0]]
     for _ in range(ROUNDS):
         reference = np.mean([_turned(joined[i], reference) for i in seen], 0)
     turned = np.stack([_turned(one, reference) for one in joined])
     outputs = b.shape[1]
     return turned[:, :outputs], turned[:, outputs:].swapaxes(1, 2)
-
-
-def _balanced(b: Float[np.ndarray, "out r"], a: Float[np.ndarray, "r in"]) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of b a with equal Gram matrices, by its singular values; b a itself is never made.
-
-    The sign of each pair of singular vectors is that of its largest entry in the left one.
-    """
-    left, inner_left = np.linalg.qr(b.astype(np.float64))
-    right, inner_right = np.linalg.qr(a.astype(np.float64).T)
-    u, s, vt = np.linalg.svd(inner_left @ inner_right.T, full_matrices=False)
-    rank, root = b.shape[1], np.sqrt(s)
-    left, right = left @ u, right @ vt.T
-    sign = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])]) if left.size else 1.0
-    left, right = left * sign * root, right * sign * root
-    missing = ((0, 0), (0, rank - left.shape[1]))  # of a rank above the matrix's smaller side
-    return np.pad(left, missing), np.pad(right, missing).T
 
 
 def _turned(factors: Float[np.ndarray, "sides r"], reference: Float[np.ndarray, "sides r"]) -> np.ndarray:
