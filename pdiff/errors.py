@@ -1,7 +1,7 @@
 """The one exception that a user is meant to see, how its message may look, and what messages have in common."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXAMPLES = 3  # in a line that stands for many
 AGAIN = "run the same command again"
@@ -58,6 +58,17 @@ class Faults(PdiffError):
 
     def __init__(self, where: str, lines: list[str]):
         self.lines = [" ".join(line.split()) for line in lines]
-        more = [f"and {len(lines) - self.MOST} more"] if len(lines) > self.MOST else []
+        told = list(_joined(self.lines))
+        more = [f"and {len(told) - self.MOST} more"] if len(told) > self.MOST else []
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-        super().__init__("\n  ".join([f"{where}: {count}, nothing was written", *self.lines[: self.MOST], *more]))
+        super().__init__("\n  ".join([f"{where}: {count}, nothing was written", *told[: self.MOST], *more]))
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """The lines, with files that have the same fault in one; each begins with its file and a colon."""
+    files: dict[str, list[str]] = {}
+    for line in lines:
+        file, _, fault = line.partition(": ")
+        files.setdefault(fault, []).append(file)
+    for fault, names in files.items():
+        yield f"{some(names)}: {fault}" if fault else some(names)

@@ -21,13 +21,13 @@ class Mode:
 
     Attributes:
       call: takes the flags and the workdir, if there is one.
-      config: whether it needs a config.
+      config: an example of the config that it needs, "" if it needs none.
       workdir: "new" if it makes one, "finished" if it needs the one of a run, "" if it does without.
       light: whether one device is enough: compiling for more takes longer.
     """
 
     call: Callable[[Any, Path | None], None]
-    config: bool = False
+    config: str = ""
     workdir: str = ""
     light: bool = False
 
@@ -41,7 +41,7 @@ def dispatch(flags: Any) -> None:
     name, mode = flags.mode, MODES[flags.mode]
     workdir = Path(flags.workdir) if flags.workdir is not None else None
     if mode.config and flags.config is None:
-        raise PdiffError("--config: missing; allowed: a scenario such as configs/interp.py")
+        raise PdiffError(f"--config: missing; allowed: a scenario such as {mode.config}")
     if mode.workdir == "finished" and workdir is None:
         raise PdiffError(f"--workdir: missing; --mode={name} works on a finished run")
     if mode.workdir != "new" and workdir is not None:
@@ -161,8 +161,8 @@ def _merge(flags: Any, workdir: Path | None) -> None:
 
 
 MODES = {
-    "run": Mode(_run, config=True, workdir="new"),
-    "import": Mode(_import, config=True, workdir="new"),
+    "run": Mode(_run, config="configs/interp.py", workdir="new"),
+    "import": Mode(_import, config="configs/imported.py", workdir="new"),
     "sample": Mode(_sample, light=True),
     "adapt": Mode(_adapt, light=True),
     "serve": Mode(_serve, light=True),

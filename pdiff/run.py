@@ -77,7 +77,9 @@ def run(
             log.info("%s is finished; see %s", workdir, workdir / "report.html")
             return results_lib.read(workdir / "results.json")
         if tell_time and processes.count() == 1 and not workdir_lib.timing(workdir):
-            for line in duration.lines(config, family, target, mesh):
+            facts = scenario.load(workdir)
+            imported = 0 if facts is None else sum(len(t["rows"]) for t in facts.tasks)
+            for line in duration.lines(config, family, target, mesh, imported):
                 log.info("%s", line)
         with StopSignal(at_once) as stop:
             with workdir_lib.timed(workdir, "zoo_s"):
@@ -170,7 +172,9 @@ def import_networks(config: ConfigDict, source: Path, manifest: Path | None, wor
     family, target = scenario.family_and_target_of(config, facts)
     generator.check(config, family, target)
     counts = zoo.write(config, networks, facts, family, target, workdir)
-    log.info("%s: %s", workdir, ", ".join(f"{n} {split}" for split, n in counts.items()) + " networks")
+    tasks = {split: len(family.split(split)) for split in counts}
+    of_tasks = [f"{n} {s}" + (f" of {tasks[s]} tasks" if n != tasks[s] else "") for s, n in counts.items()]
+    log.info("%s: %s networks", workdir, ", ".join(of_tasks))
     for split in ("validation", "interp", "unseen"):
         if held_out := [t.name for t in family.split(split)]:
             log.info("held out, %s: %s", split, ", ".join(held_out[:8]) + (", …" if len(held_out) > 8 else ""))

@@ -51,7 +51,7 @@ def sample(
     for i, one in enumerate(suited[:MOST_SAID]):
         log.info("network %d: best for '%s', %.3f there", i, one.description, one.accuracy)
     _tell(expected, bool(loaded.family.data))
-    if plan.named_one and request.num_samples > 1:
+    if plan.named_one and request.num_samples > 1 and loaded.family.grammar is not None:
         log.info("networks for one task differ little; a description of a set of tasks gives different ones")
 
 

@@ -64,22 +64,27 @@ class Duration:
         return f"about {in_words(self.total)} if this machine stays as busy as it is ({parts})"
 
 
-def lines(config: ConfigDict, family: Family, target: Target, mesh: Mesh) -> Iterator[str]:
+def lines(config: ConfigDict, family: Family, target: Target, mesh: Mesh, imported: int = 0) -> Iterator[str]:
     """What a run is about to do, how long that takes, and, where it is long, what makes it shorter.
+
+    Args:
+      imported: how many networks were imported, where none are fine-tuned.
 
     Raises:
       PdiffError: the mean does not fit into memory.
     """
     generator = abstract(config, family, target)
-    networks, weights = count_networks(config, family), generator.spec.num_params
+    networks, weights = imported or count_networks(config, family), generator.spec.num_params
+    verb = "read" if imported else "fine-tune"
     yield (
-        f"to do: fine-tune {networks:,} networks of {weights:,} generated weights, train for {config.mean.steps:,} and "
+        f"to do: {verb} {networks:,} networks of {weights:,} generated weights, train for {config.mean.steps:,} and "
         f"{config.train.steps:,} steps, and score what is generated"
     )
     check_memory(generator)
     seconds, flops = measure_step(generator, mesh)
     prior_step = aot.analytic_flops(generator, "train")
     work = count_work(config, family, target, family.image_shape, prior_step)
+    work = dataclasses.replace(work, zoo=0.0) if imported else work
     encoders = max(flops - work.mean_step, 0.0)
     rate = (encoders + work.mean_step) / seconds
     duration = estimate(config, work, encoders, rate)

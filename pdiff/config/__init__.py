@@ -45,7 +45,9 @@ def validate(config: ConfigDict) -> None:
     require("model.num_heads", c.model.width % c.model.num_heads == 0, f"a divisor of model.width = {c.model.width}")
     require("target.blocks", c.target.blocks == 1 or c.target.name == "resnet", "1 for all but a resnet")
     require("condition.text_width", c.condition.text_width % 4 == 0, "a multiple of 4, its number of heads")
-    require("train.warmup_steps", c.train.warmup_steps < c.train.steps, f"less than train.steps = {c.train.steps}")
+    require(
+        "train.warmup_steps", c.train.warmup_steps < c.train.steps, f"less than train.steps = {c.train.steps}; set both"
+    )
     highest, parts = c.diffusion.sigma_max, c.subspace.components
     require("diffusion.sigma_min", c.diffusion.sigma_min < highest, f"less than diffusion.sigma_max = {highest:g}")
     burn_in = (c.zoo.keep_last - 1) * c.zoo.keep_every

@@ -61,7 +61,7 @@ def confine(megabytes: float) -> None:
         version = importlib.metadata.version("torch")
         import torch  # noqa: F401  here, before memory is bounded
     except (ImportError, importlib.metadata.PackageNotFoundError) as e:
-        raise PdiffError("torch: is not installed; pip install 'pdiff[convert]' brings it (a CPU build will do)") from e
+        raise PdiffError("torch: is not installed; pip install -e '.[convert]' brings it (a CPU build will do)") from e
     if Version(version) < Version(OLDEST):
         raise PdiffError(
             f"torch: is version {version}; allowed: at least {OLDEST}, as older ones read pickles unsafely"

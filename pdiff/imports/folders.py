@@ -174,7 +174,7 @@ def _task(source: Path, entry: Path, left: Left) -> list[Row]:
         return [Row(str(entry.relative_to(source)), task)]
     if ending in arrays.PICKLES and not STATE.fullmatch(entry.name):
         if not any(entry.with_suffix(e).exists() for e in arrays.FILES):
-            raise PdiffError(_pickled(source, entry))
+            raise PdiffError(_pickled(source, entry).removeprefix(f"{entry.name} "))
         left[PICKLED].append(entry.name)
     if ending in UNREAD:
         left[STRANGE].append(entry.name)

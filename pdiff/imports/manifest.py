@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pdiff.errors import Faults, PdiffError
+from pdiff.errors import Faults, PdiffError, some
 from pdiff.imports import arrays, folders, links, tables
 from pdiff.imports.arrays import shown
 from pdiff.imports.folders import LONGEST_TEXT, MOST_ROWS, MOST_WORDINGS, Listing, Row, words
@@ -77,7 +77,18 @@ def _placed(source: Path, listing: Listing) -> Listing:
             networks.append(dataclasses.replace(row, file=folders.placed(source, row.file, left)))
         except (PdiffError, OSError) as e:
             faults.append(f"{row.line}: {e}")
-    return Listing(_once(networks, faults), (*listing.notes, *folders.told(left)))
+    once = _once(networks, faults)
+    return Listing(once, (*listing.notes, *folders.told(left), *_unnamed(source, {row.file for row in once})))
+
+
+def _unnamed(source: Path, named: set[str]) -> list[str]:
+    """A line on networks that lie in the source and are not in its manifest."""
+    try:
+        found = [row.file for row in folders.by_folders(source).rows]
+    except PdiffError:  # what else lies there is no network, and need not be right
+        return []
+    others = [shown(file) for file in found if file not in named]
+    return [f"left out, not in the manifest: {some(others)}"] if others else []
 
 
 def _once(networks: list[Row], faults: list[str]) -> list[Row]:

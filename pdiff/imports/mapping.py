@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from pdiff.errors import PdiffError
+from pdiff.errors import PdiffError, some
 from pdiff.imports import arrays
 from pdiff.imports.arrays import Arrays, shown
 
@@ -141,7 +141,11 @@ def _places(rules: Layout, names: tuple[str, ...]) -> dict[str, Place]:
             raise PdiffError(f"{shown(name)} and {shown(places[path].name)} both go to {shown(path)}; allowed: one")
         places[path] = Place(name, rule.transform)
     if unused:
-        raise PdiffError(f"has nothing for the rule {shown(min(unused))} of {NAME}")
+        rules_of = f"the rule{'s' * (len(unused) > 1)} {some(map(shown, sorted(unused)), 5)} of {NAME}"
+        raise PdiffError(
+            f"has nothing for {rules_of}; it has {some(map(shown, names))}; '*' stands for one part between dots, and "
+            "'*.' before an ignored end for any"
+        )
     return places
 
 

@@ -129,7 +129,8 @@ def unlike(first: Outline, other: Outline) -> list[str]:
         return lines
     for name, (shape, dtype) in sorted(first.shapes.items()):
         if (theirs := other.shapes[name]) != (shape, dtype):
-            return [f"{shown(name)} is {theirs[1]} {theirs[0]}; the first network has {dtype} {shape}"]
+            differing = f"is {theirs[1]} {theirs[0]}; the first network has {dtype} {shape}"
+            return [f"{shown(other.places[name].name)} {differing}; allowed: one shape and dtype in all networks"]
     for name, digest in first.constants.items():
         if other.constants[name] != digest:
             rule = f'{{"ignore": ["{mapping.ignoring(name)}"]}}'

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pdiff.errors import AGAIN, Faults, PdiffError, in_words, some
 from pdiff.imports import bases, links, lora, manifest, mapping, network
-from pdiff.imports.arrays import Arrays
+from pdiff.imports.arrays import Arrays, shown
 from pdiff.imports.columns import Columns
 from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
@@ -112,6 +112,8 @@ def read(
         notes.append(f"metadata that differs between networks is left out: {some(dropped)}")
     if differing:
         notes.append(f"{network.CONFIG} differs between networks in {some(differing)}; that of the first is kept")
+    if first.adapter is not None:
+        notes += _about_base([o.adapter for o in outlines])
     if rank:
         notes.append(_about_rank(listing.rows, outlines, rank))
     return Source(
@@ -142,6 +144,10 @@ def _checked(source: Path, rows: Sequence[Row], read_one: Callable[[Row], Networ
             faults += [f"{row.file}: {fault}" for fault in network.unlike(outlines[0], outlines[-1])]
         except (PdiffError, OSError) as e:
             faults.append(f"{row.file}: {e}")
+    adapters = [o.adapter for o in outlines if o.adapter is not None]
+    if any(lora.mixed(adapters[0], other) for other in adapters):
+        rank = max(a.rank for a in adapters)
+        faults.append(f"all: --config.zoo.rank={rank} brings every adapter to that rank and one scale, without loss")
     if not faults:
         first_of: dict[str, str] = {}
         for row, outline in zip(rows, outlines, strict=True):
@@ -168,6 +174,16 @@ def _about_rank(rows: Sequence[Row], outlines: Sequence[Outline], rank: int) -> 
     worst = sorted(((o.lost, r.file) for o, r in zip(outlines, rows, strict=True) if o.lost > 1e-6), reverse=True)
     lost = f"lost of the updates: {some((f'{file} {e:.2%}' for e, file in worst), 8)}"
     return f"zoo.rank: adapters are brought to rank {rank}; {lost if worst else 'no update loses anything'}"
+
+
+def _about_base(adapters: Sequence[lora.Adapter]) -> list[str]:
+    """A line where some adapters name their base model and others name none."""
+    bases = [lora.base_of(a) for a in adapters]
+    named = [b for b in bases if b]
+    if len(named) in (0, len(bases)):
+        return []
+    kept = f"{shown(bases[0])}, as the first" if bases[0] else "none, as the first"
+    return [f"{len(named)} of {len(bases)} adapters name a base model, {shown(named[0])}; what is written names {kept}"]
 
 
 def _base(source: Path, first: Outline, read_one: Callable[[Row], Network]) -> tuple[Arrays | None, tuple[str, ...]]:

@@ -238,7 +238,8 @@ def hold_out(names: Collection[str], config: ConfigDict, seed: int, start: str) 
     if len(names) <= config.num_unseen + config.num_validation:
         raise PdiffError(
             f"{start} {len(names)} tasks; allowed: more than tasks.num_unseen + tasks.num_validation = "
-            f"{config.num_unseen} + {config.num_validation}"
+            f"{config.num_unseen} + {config.num_validation} (with --config.tasks.num_unseen=0 "
+            "--config.tasks.num_validation=0 none is held out)"
         )
     splits = ["unseen"] * config.num_unseen + ["validation"] * config.num_validation + ["seen"] * config.num_seen
     ordered, order = sorted(names), np.random.RandomState(seed).permutation(len(names))

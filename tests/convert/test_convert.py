@@ -296,4 +296,4 @@ def test_without_torch_there_is_one_clear_line(tmp_path):
     command = [sys.executable, "-c", hidden, f"--source={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert done.stderr.count("\n") == 1 and "pip install 'pdiff[convert]'" in done.stderr
+    assert done.stderr.count("\n") == 1 and "pip install -e '.[convert]'" in done.stderr

@@ -241,8 +241,8 @@ def test_facts_are_plain_json(tmp_path):
 
 def test_faults_are_a_line_each_and_not_too_many(capsys):
     with pytest.raises(SystemExit) as e, exits.said():
-        raise Faults("my_zoo", ["a: is\nbroken", *(f"{i}: is too" for i in range(24))])
+        raise Faults("my_zoo", ["a: is\nbroken", "b: is broken", *(f"{i}: is {i}" for i in range(24))])
     lines = capsys.readouterr().err.splitlines()
     assert e.value.code == 1 and len(lines) == 22
-    assert lines[0] == "pdiff: error: my_zoo: 25 faults, nothing was written"
-    assert lines[1] == "  a: is broken" and lines[-1] == "  and 5 more"
+    assert lines[0] == "pdiff: error: my_zoo: 26 faults, nothing was written"
+    assert lines[1] == "  a, b: is broken" and lines[-1] == "  and 5 more"

@@ -22,9 +22,11 @@ from pdiff.imports.lora.form import (
     Adapter,
     Network,
     as_spelled,
+    base_of,
     differing,
     is_whole,
     leaves,
+    mixed,
     names,
     refuse_other_methods,
     shared,
@@ -32,8 +34,9 @@ from pdiff.imports.lora.form import (
 from pdiff.imports.lora.ranks import to_rank
 
 __all__ = [
-    "CONFIG", "FILES", "SPELLINGS", "Adapter", "as_spelled", "config_of", "differing", "file_of", "folder_of",
-    "is_adapter", "is_whole", "leaves", "names", "read", "recognise", "shared", "to_rank", "translated",
+    "CONFIG", "FILES", "SPELLINGS", "Adapter", "as_spelled", "base_of", "config_of", "differing", "file_of",
+    "folder_of", "is_adapter", "is_whole", "leaves", "mixed", "names", "read", "recognise", "shared", "to_rank",
+    "translated",
 ]  # fmt: skip
 
 CONFIG = "adapter_config.json"

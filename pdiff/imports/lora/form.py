@@ -248,20 +248,21 @@ def differing(a: Adapter, b: Adapter) -> list[str]:
     both = [(n, a.modules[n], b.modules[n]) for n in a.modules if n in b.modules]
     if ranks := [(n, x.rank, y.rank) for n, x, y in both if x.rank != y.rank]:
         name, rank, other = ranks[0]
-        largest = max(max(x, y) for _, x, y in ranks)
-        lines.append(
-            f"the rank of {shown(name)} is {rank}, not {other} ({len(ranks)} such modules); "
-            f"--config.zoo.rank={largest} brings all to that rank, without loss where theirs is no larger"
-        )
-    if scales := [
-        (n, x, y) for n, x, y in both if x.rank == y.rank and not math.isclose(x.scale, y.scale, rel_tol=1e-6)
-    ]:
+        lines.append(f"the rank of {shown(name)} is {rank}, not {other} ({len(ranks)} such modules)")
+    if scales := [(n, x, y) for n, x, y in both if x.rank == y.rank and not _same_scale(x, y)]:
         name, x, y = scales[0]
-        lines.append(
-            f"the scale of {shown(name)} is {x.scale:g}, not {y.scale:g} ({len(scales)} such modules); "
-            f"--config.zoo.rank={x.rank} counts each scale into its adapter"
-        )
+        lines.append(f"the scale of {shown(name)} is {x.scale:g}, not {y.scale:g} ({len(scales)} such modules)")
     return lines
+
+
+def mixed(a: Adapter, b: Adapter) -> bool:
+    """Whether two adapters have other ranks or scales, which `ranks.to_rank` makes the same."""
+    both = [(a.modules[n], b.modules[n]) for n in a.modules if n in b.modules]
+    return any(x.rank != y.rank or not _same_scale(x, y) for x, y in both)
+
+
+def _same_scale(a: Module, b: Module) -> bool:
+    return math.isclose(a.scale, b.scale, rel_tol=1e-6)
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
