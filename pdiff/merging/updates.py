@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse.linalg
 from jaxtyping import Float
 
 FEW = 512  # rows or columns up to which the whole singular value decomposition is quick
@@ -64,8 +63,10 @@ def truncated(update: Factors | Matrix, rank: int) -> Factors:
     elif min(update.shape) <= max(FEW, 4 * rank):
         u, s, vt = np.linalg.svd(update.astype(np.float64), full_matrices=False)
     else:
+        from scipy.sparse.linalg import svds  # takes its time, and adapters that are sampled do without it
+
         start = np.ones(min(update.shape))  # given, so that the same matrix has the same factors
-        u, s, vt = scipy.sparse.linalg.svds(update.astype(np.float64), rank, v0=start)
+        u, s, vt = svds(update.astype(np.float64), rank, v0=start)
         order = np.argsort(-s)
         u, s, vt = u[:, order], s[order], vt[order]
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]
