@@ -79,7 +79,6 @@ def read(source: Path, row: Row, rules: mapping.Layout | None, megabytes: float,
         return _plain(leaves, rules, {} if folder else file.metadata, _config_beside(source, path), notes)
     if rules is not None:
         raise PdiffError(f"is an adapter, which needs no {mapping.NAME}; allowed: a source without it")
-    arrays.check_floats(leaves)
     digest, lost = digest_of(leaves), 0.0
     if rank:
         leaves, adapter, lost = lora.to_rank(leaves, adapter, rank)
