@@ -83,7 +83,7 @@ def run(
             with workdir_lib.timed(workdir, "zoo_s"):
                 networks = _zoo(family, target, config, workdir, mesh, stop)
             log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
-            gen = generator.make_generator(config, family, target, networks)
+            gen = generator.make_generator(config, family, target, networks, workdir)
             with workdir_lib.timed(workdir, "train_s"):
                 gen, params = _train(gen, networks["seen"], workdir, mesh, stop)
             results = _evaluate(gen, params, networks, workdir, command, stop)
