@@ -80,17 +80,25 @@ def run(
             for line in duration.lines(config, family, target, mesh):
                 log.info("%s", line)
         with StopSignal(at_once) as stop:
-            with workdir_lib.timed(workdir, "zoo_s"):
-                networks = _zoo(family, target, config, workdir, mesh, stop)
-            log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
-            gen = generator.make_generator(config, family, target, networks, workdir)
-            with workdir_lib.timed(workdir, "train_s"):
-                gen, params = _train(gen, networks["seen"], workdir, mesh, stop)
+            networks, gen, params = learn(config, family, target, workdir, mesh, stop)
             results = _evaluate(gen, params, networks, workdir, command, stop)
         _report(workdir)
     onwards = "sample, serve or audit" if gen.family.data else "sample"
     log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
+
+
+def learn(
+    config: ConfigDict, family: Family, target: Target, workdir: Path, mesh: Mesh, stop: StopSignal
+) -> tuple[dict, generator.Generator, PyTree]:
+    """The zoo, the generator and the prior's parameters, as far as they are not in the workdir already."""
+    with workdir_lib.timed(workdir, "zoo_s"):
+        networks = _zoo(family, target, config, workdir, mesh, stop)
+    log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
+    with workdir_lib.timed(workdir, "statistics_s"):
+        gen = generator.make_generator(config, family, target, networks, workdir)
+    with workdir_lib.timed(workdir, "train_s"):
+        return networks, *_train(gen, networks["seen"], workdir, mesh, stop)
 
 
 def evaluate(workdir: Path, at_once: Handler = default_int_handler) -> dict:
@@ -222,7 +230,7 @@ def _evaluate(
     closeups = measured.pop("closeup", None)
     timing = workdir_lib.timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
+    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "statistics_s", "train_s", "rivals_s", "evaluate_s"))
     results = _facts(gen, params, networks) | {"command": command, "rivals": rival_facts, "timing": timing} | measured
     if closeups is not None:
         processes.on_first(partial(results_lib.write, workdir / closeup.FILE, closeups), "done with the close-ups")

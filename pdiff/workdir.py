@@ -1,10 +1,10 @@
 """The folder of a run: who writes there, what is in it, how far it is, and when it is whole.
 
-A workdir holds config.json, zoo/, basis/ (of large networks), mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
-metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, after an audit,
-audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the last
-one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who is
-writing.
+A workdir holds config.json, zoo/, basis/ (of large networks), mean/ (checkpoints of the mean), generator/, checkpoints/
+(of the prior), metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, after
+an audit, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on
+where the last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/
+says who is writing.
 """
 
 import subprocess

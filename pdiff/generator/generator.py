@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
@@ -30,6 +29,7 @@ from pdiff import scenario
 from pdiff.diffusion import denoiser, sde
 from pdiff.errors import RERUN, PdiffError
 from pdiff.generator import large
+from pdiff.generator.members import MEMBERS, RefinedZoo
 from pdiff.models.conditions import Context, Mixture, make_conditions, mix
 from pdiff.models.dit import DiT, make_dit
 from pdiff.models.mean import MeanNetwork
@@ -39,7 +39,6 @@ from pdiff.system import files
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import Task
-from pdiff.tasks.language import TaskSet
 from pdiff.weights import basis, codec, stats
 from pdiff.weights.basis import Basis, Loaded
 from pdiff.weights.spec import Spec, make_spec
@@ -48,40 +47,10 @@ from pdiff.zoo.networks import Networks, StoredNetworks
 
 ARTIFACTS = KIND = "generator"
 REMEDY = f"delete that folder and {RERUN} to rebuild it"
-MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
 Strings = Sequence[str] | None
 Members = Float[np.ndarray, "batch members components"] | None
-
-
-@flax.struct.dataclass
-class RefinedZoo:
-    """Rows of the refined zoo.
-
-    Attributes:
-      coefficients: of each network.
-      means: those of the mean's network for the same condition; they differ only where the zoo itself is learned from.
-      factors: of the task of each.
-    """
-
-    coefficients: Float[ArrayLike, "rows components"]
-    means: Float[ArrayLike, "rows components"]
-    factors: Float[ArrayLike, "rows factors"]
-
-    @property
-    def everything(self) -> Float[Array, "members components"]:
-        """Networks that stand for no description: some of all rows, evenly."""
-        return jnp.asarray(self.means)[np.linspace(0, len(self.means) - 1, MEMBERS).round().astype(int)]
-
-    def rows_of(self, tasks: TaskSet) -> Int[np.ndarray, " some"]:
-        """The rows whose tasks are in a set."""
-        return np.flatnonzero(tasks.contains(np.asarray(self.factors, np.float64)))
-
-    def draw(self, tasks: TaskSet, count: int, random: np.random.Generator) -> Int[np.ndarray, " count"]:
-        """Rows in a set, drawn evenly: their counts differ by one at most. Empty if none is in the set."""
-        rows = random.permutation(self.rows_of(tasks))
-        return random.permutation(np.resize(rows, count)) if len(rows) else rows
 
 
 @dataclasses.dataclass(frozen=True)

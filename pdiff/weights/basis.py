@@ -247,7 +247,7 @@ def read(spec: Spec, where: Path) -> tuple[Basis, Stats]:
       PdiffError: it is of other networks than `spec`'s.
     """
     rest = safetensors.numpy.load_file(where / REST)
-    fitted = Stats(center=rest["stats/center"], scale=rest["stats/scale"])
+    fitted = Stats(center=jnp.asarray(rest["stats/center"]), scale=jnp.asarray(rest["stats/scale"]))
     with open(where / COMPONENTS, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

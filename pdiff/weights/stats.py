@@ -64,7 +64,7 @@ def fit(
     seen, low, high, first = _summary(spec, tokens)
     value, constant = _value(seen, low, high, first)
     varies = spec.mask & ~constant
-    _check_varies(spec, varies.any(), seen.count)
+    _check_varies(spec, bool(varies.any()), seen.count)
     middle = value if center == "mean" else np.where(varies, base_tokens, value)
     middle = np.where(spec.mask, middle, 0).astype(np.float32)
     # Around the rounded center, because that is the one that `normalize` subtracts: E (x - c)^2 = var x + (E x - c)^2.
@@ -81,7 +81,7 @@ def fit_table(
     scale: str = "leaf",
     base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
 ) -> Stats:
-    """As `fit`, of a table of networks: nothing but the statistics themselves and a slice is in memory. NumPy arrays.
+    """As `fit`, of a table of networks: nothing but the statistics themselves and a slice is in memory.
 
     Raises as `fit`.
     """
@@ -100,14 +100,14 @@ def fit_table(
         width[start:stop] = np.where(constant, 0, np.sqrt(square))
         totals[leaf] += square[~constant].sum()
         counts[leaf] += (~constant).sum()
-    _check_varies(spec, counts.any(), len(table))
+    _check_varies(spec, bool(counts.any()), len(table))
     if scale == "global":
         totals[:], counts[:] = totals.sum(), counts.sum()
     for total, count, start, leaf in zip(totals, counts, spec.starts, spec.leaves, strict=True):
         if scale != "param":
             part = width[start : start + leaf.size]
             part[part > 0] = np.sqrt(total / max(count, 1))
-    return Stats(center=middle.reshape(shape), scale=width.reshape(shape))
+    return Stats(center=jnp.asarray(middle.reshape(shape)), scale=jnp.asarray(width.reshape(shape)))
 
 
 def normalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
@@ -206,7 +206,7 @@ def _check_varies(spec: Spec, varies: bool, count: int) -> None:
 def _check_columns_finite(spec: Spec, leaf: int, columns: np.ndarray) -> None:
     if not np.isfinite(columns).all():
         network, column = np.argwhere(~np.isfinite(columns))[0]
-        _refuse(network, columns[network, column], repr(spec.leaves[leaf].path))
+        _refuse(int(network), float(columns[network, column]), repr(spec.leaves[leaf].path))
 
 
 def _refuse(network: int, value: float, where: str) -> NoReturn:
@@ -222,7 +222,7 @@ def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
     network, token, element = np.argwhere(~np.isfinite(block))[0]
     leaf = spec.element_leaf[token, element]
     where = repr(spec.leaves[leaf].path) if leaf >= 0 else "padding"
-    _refuse(start + network, block[network, token, element], where)
+    _refuse(start + int(network), float(block[network, token, element]), where)
 
 
 def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> np.ndarray:

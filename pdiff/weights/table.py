@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, PyTree
@@ -24,6 +24,7 @@ SLICE = 1 << 22  # elements of a slice, all networks together: 32 MiB as float64
 Columns = tuple[int, int, Float[np.ndarray, "nets columns"]]
 
 
+@runtime_checkable
 class Table(Protocol):
     """Networks by rows, the generated weights by columns, in the order of the spec's leaves and without padding."""
 
