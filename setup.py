@@ -35,6 +35,7 @@ setup(
         "sentencepiece>=0.2.3,<0.3",
         "jaxtyping>=0.3,<0.4",
         "safetensors>=0.5,<0.9",
+        "h5py>=3.12.1,<4",  # weights of Keras that are imported
         "tensorstore>=0.1.84,<0.2",  # reads the arrays of checkpoints that are imported
         "ml_dtypes>=0.5,<1",
         "protobuf>=6.31.1,<8",  # what TFDS's own metadata was made with, though it asks for less
@@ -71,7 +72,10 @@ setup(
         ],  # what jax[tpu] 0.10 asks for: compiles for TPUs on any Linux x86-64
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
         "notebook": ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"],  # runs examples/tour.ipynb
-        "bench": ["torch>=2.13,<2.14"],  # rivals of `python -m benchmarks.run`; a CPU build will do
+        "convert": ["torch>=2.13,<2.15"],  # state dicts of PyTorch to safetensors; a CPU build will do
+        # They load adapters that are written, in tests/imports/test_real_libraries.py; pdiff itself needs none of them.
+        "adapters": ["torch>=2.13,<2.15", "peft>=0.21,<0.22", "transformers>=5.23,<6", "diffusers>=0.42,<0.43"],
+        "bench": ["torch>=2.13,<2.15"],  # rivals of `python -m benchmarks.run`; a CPU build will do
         # docs/reliability.md's own commands
         "release": ["mutmut>=3.8,<4", "pip-audit>=2.10,<3", "pytest-cov>=6,<8", "uv>=0.13,<0.14"],
         "serve": ["bottle>=0.13,<0.14", "waitress>=3,<4"],

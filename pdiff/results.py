@@ -18,9 +18,9 @@ from pdiff.system import files
 # Every control, in the order in which it is shown.
 CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
 CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
-MERGED = ("merged_mean", "merged_svd")  # of imported networks, for held-out tasks: controls.merged
+# Merges of imported networks, which stand beside held-out tasks alone; `svd` is the mean's. See `controls.merged`.
+MERGED = ("merged_mean", "merged_svd")
 MERGED += tuple(f"merged_{n}{end}" for n in ("ties", "dare", "lerp", "slerp") for end in ("", "_svd"))
-CONTROLS += MERGED
 SPLITS = ("seen", "interp", "unseen", "validation")
 
 

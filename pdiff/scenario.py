@@ -58,6 +58,12 @@ class Facts:
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     has_base: bool = False
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """By how much the B A of each module of adapters counts, by the module's path; 1 where it is not there."""
+        modules = (self.adapter or {}).get("modules", {})
+        return {f"lora/{name}": module["scale"] for name, module in modules.items()}
+
 
 def save(facts: Facts, workdir: Path) -> None:
     """Keeps the facts in `workdir`."""

@@ -90,6 +90,7 @@ def _rivals(text: Any) -> tuple[str, ...]:
 def _check_weight_space(results: dict) -> list[str]:
     """The section that stands for accuracies where networks are known by their weights alone."""
     found, where = results["weight_space"], "weight_space"
+    seen = object_at(object_at(found, "splits"), "seen")
     faults = lacking(where, found, ("spaces", "units", "splits", "novelty"))
     faults += lacking(f"{where}.splits", object_at(found, "splits"), ["seen"])
     for split, entry in object_at(found, "splits").items():
@@ -98,6 +99,22 @@ def _check_weight_space(results: dict) -> list[str]:
                 measured = object_at(object_at(object_at(entry, kind), str(name)), str(space))
                 place = f"{where}.splits.{split}.{kind}.{name}.{space}.distance"
                 faults += check_summary(place, measured.get("distance"), fractions=False)
+        if split != "seen" and _several(seen.get("num_tasks")):
+            faults += _check_merges(f"{where}.splits.{split}.controls", object_at(entry, "controls"), found)
+    return faults
+
+
+def _check_merges(where: str, controls: dict, found: dict) -> list[str]:
+    """Merges of seen networks, beside held-out tasks: in the first space, of adapters exactly and at their rank."""
+    space = (found.get("spaces") or [None])[0]
+    adapters, dense = space == "updates", object_at(object_at(found, "merging"), "densities")
+    wanted = ["lerp", "slerp", *dense, *(["mean"] if adapters else [])]
+    names = [f"merged_{n}" for n in wanted]
+    names += ["merged_svd" if n == "mean" else f"merged_{n}_svd" for n in wanted] if adapters else []
+    faults = lacking(where, controls, names) + lacking("weight_space.merging", found.get("merging"), ("between",))
+    for name in (n for n in names if n in controls):
+        measured = object_at(controls[name], str(space)).get("distance")
+        faults += check_summary(f"{where}.{name}.{space}.distance", measured, fractions=False)
     return faults
 
 

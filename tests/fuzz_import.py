@@ -209,12 +209,16 @@ def write_manifest(root: Path, random: np.random.Generator) -> Path:
 
 
 def said(path: Path) -> list[dict]:
-    """The rows of a manifest as Python's own readers have them."""
+    """The rows of a manifest as Python's own readers have them, by the names of columns in lower case."""
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix == ".json":
         found = json.loads(text)
-        return found["networks"] if isinstance(found, dict) else found
-    return [r for r in csv.DictReader(io.StringIO(text, newline="")) if any(v and v.strip() for v in r.values())]
+        found = found["networks"] if isinstance(found, dict) else found
+    else:
+        lines = [c for c in csv.reader(io.StringIO(text, newline="")) if any(v.strip() for v in c)]
+        found = [dict(zip(lines[0], cells, strict=True)) for cells in lines[1:]]
+    rows = [{name.strip().lower(): v for name, v in r.items() if v is not None} for r in found]
+    return [r | {"file": r["file"].replace("\\", "/")} for r in rows]
 
 
 def check_import(workdir: Path, root: Path, kind: str, manifest: Path | None) -> None:

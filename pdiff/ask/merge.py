@@ -66,7 +66,8 @@ def merge(
     members = _members(config, workdir, facts, merged_tasks)
     for line in _notes(chosen, members):
         log.info("%s", line)
-    network, error = networks.at_rank(networks.merged(chosen, members), members.params)
+    scales = {} if facts is None else facts.scales
+    network, error = networks.at_rank(networks.merged(chosen, members), members.params, scales)
     options = _options(chosen) | {"relative_error": f"{error:.6g}"}
     if facts is not None:
         options |= {"import": facts.digest}

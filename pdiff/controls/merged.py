@@ -144,39 +144,50 @@ def between(family: Family, task: Task) -> tuple[Task, Task, float]:
     """Two seen tasks other than `task`, and where it lies on the line from the first (0) to the second (1).
 
     The first is the nearest; the second the nearest of those that lie, seen from the first, in the direction of the
-    task, or the second nearest where there is none. Nearness is that of factors. Without factors it is that of words
-    together with that of the numbers among them, in units of their spread, where all descriptions have as many. The
-    place is the projection of factors or numbers, from 0 to 1; 0.5 where there are none.
+    task, or the second nearest where there is none. The place is the projection, from 0 to 1. All this is of factors;
+    without factors, of the numbers in descriptions, among the tasks whose descriptions are otherwise the same. Where
+    there are no two such, the two with the most similar words are taken, half way.
     """
     seen = [t for t in family.split("seen") if t.id != task.id]
     if family.factor_names:
-        place, apart = family.factors([*seen, task]).astype(np.float64), 0.0
+        places = family.factors([*seen, task]).astype(np.float64)
     else:
-        place, apart = _described([*seen, task])
-    gap = place[:-1] - place[-1]
-    apart = np.hypot(apart, np.sqrt((gap**2).sum(1)))
-    order = np.argsort(apart, kind="stable")
+        seen, places = _numbered(seen, task)
+    if not len(places):
+        seen = _by_words([t for t in family.split("seen") if t.id != task.id], task)
+        return seen[0], seen[1], 0.5
+    order = np.argsort(((places[:-1] - places[-1]) ** 2).sum(1), kind="stable")
     first, second = order[0], order[1]
-    if not place.shape[1]:
-        return seen[first], seen[second], 0.5
-    line = place[:-1] - place[first]
+    line = places[:-1] - places[first]
     length = (line**2).sum(1)
-    along = line @ (place[-1] - place[first]) / np.where(length > 0, length, 1)
+    along = line @ (places[-1] - places[first]) / np.where(length > 0, length, 1)
     second = next((i for i in order[1:] if along[i] > 0), second)
     return seen[first], seen[second], float(np.clip(along[second], 0, 1))
 
 
-def _described(tasks: Sequence[Task]) -> tuple[Float[np.ndarray, "tasks numbers"], Float[np.ndarray, " others"]]:
-    """The numbers of descriptions in units of their spread, and how far the words beside them are from the last's."""
-    texts = [plain(t.descriptions[0]) for t in tasks]
-    values, words = [numbers(t) for t in texts], [" ".join(NUMBER.sub(" ", t).split()) for t in texts]
-    place = np.array(values) if len({len(v) for v in values}) == 1 else np.zeros((len(tasks), 0))
-    place = place.reshape(len(tasks), -1)
-    apart = np.zeros(len(tasks) - 1)
-    if len(set(words)) > 1:
-        features = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(words).toarray()
-        apart = np.linalg.norm(features[:-1] - features[-1], axis=1)
-    return place / np.maximum(place[:-1].std(0), 1e-9), apart
+def _numbered(seen: Sequence[Task], task: Task) -> tuple[list[Task], Float[np.ndarray, "tasks numbers"]]:
+    """Those of the seen tasks whose description is the task's but for the numbers in it, and these numbers, the task's
+    last, in units of their spread; nothing where there are no two, or no numbers."""
+    wanted = _words_and_numbers(task)
+    alike = [t for t in seen if _words_and_numbers(t)[0] == wanted[0] and wanted[1]]
+    if len(alike) < 2:
+        return [], np.zeros((0, 0))
+    places = np.array([_words_and_numbers(t)[1] for t in (*alike, task)])
+    return alike, places / np.maximum(places[:-1].std(0), 1e-9)
+
+
+def _words_and_numbers(task: Task) -> tuple[str, list[float]]:
+    """The first description without its numbers, which leave a mark, and the numbers."""
+    text = plain(task.descriptions[0])
+    return NUMBER.sub("#", text), numbers(text)
+
+
+def _by_words(seen: Sequence[Task], task: Task) -> list[Task]:
+    """The seen tasks, those first whose descriptions are nearest by their letters in ones, twos and threes."""
+    texts = [plain(t.descriptions[0]) for t in (*seen, task)]
+    features = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(texts).toarray()
+    order = np.argsort(np.linalg.norm(features[:-1] - features[-1], axis=1), kind="stable")
+    return [seen[i] for i in order]
 
 
 def _named(name: str, exact: _Products, near: _Products | None) -> dict[str, _Products]:

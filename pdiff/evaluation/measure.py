@@ -3,6 +3,7 @@
 import dataclasses
 import random as python_random
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -143,7 +144,8 @@ class Weights:
         self._bench, self._networks, self._facts = bench, networks, facts
         self._grams = {"weights": gram_of_weights}
         if facts.adapter is not None:
-            self._grams = {"updates": gram_of_updates} | self._grams  # what adapters do comes first
+            updates = partial(gram_of_updates, scales=facts.scales)
+            self._grams = {"updates": updates} | self._grams  # what adapters do comes first
         flat = {split: traverse_util.flatten_dict(n.params, sep="/") for split, n in networks.items()}
         seen = networks["seen"]
         self._references: dict[str, dict[str, Reference]] = {
@@ -160,7 +162,7 @@ class Weights:
             members=merged.members_of(family, flat["seen"], seen.task, base, facts.adapter is not None),
             references={split: r[self._space] for split, r in self._references.items()},
             choosing=bench.choosing_tasks(),
-            scales={},
+            scales=facts.scales,
             seed=bench.config.seed,
         )
 

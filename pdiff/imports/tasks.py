@@ -1,23 +1,20 @@
 """The tasks of imported networks: names, descriptions, factors, and which are held out."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from pdiff.errors import Faults, PdiffError
-from pdiff.imports.arrays import FILES, shown
-from pdiff.imports.manifest import Row
+from pdiff.imports.arrays import shown
+from pdiff.imports.folders import Row, task_of
 from pdiff.system.logs import log
 from pdiff.tasks.base import SPLITS, hold_out, same_descriptions, words_of
 
 
 def task_name(row: Row) -> str:
-    """The task of a network: that of the manifest, else the first folder below the source, or the file itself."""
-    path = Path(row.file)
-    alone = path.stem if path.suffix.lower() in FILES else path.name  # a folder's name may have a dot: strength_0.5
-    return row.task or (path.parts[0] if len(path.parts) > 1 else alone)
+    """The task of a network: that of the manifest, else by where it lies."""
+    return row.task or task_of(row.file)
 
 
 def gathered(rows: tuple[Row, ...], where: str) -> dict[str, dict[str, Any]]:

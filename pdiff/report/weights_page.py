@@ -63,7 +63,8 @@ def rows(results: dict, space: str, measures: Iterable[str]) -> list[Row]:
     """What is compared in a space, with a column for each measure on each split."""
     chosen, splits = results["selection"]["sampler"], [e for _, e in _ordered(results)]
     names = dict.fromkeys(n for e in splits for n in e["generated"])
-    controls = [c for c in results_lib.CONTROLS if any(c in e["controls"] for e in splits)]
+    known = (*results_lib.CONTROLS, *results_lib.MERGED)
+    controls = [c for c in known if any(c in e["controls"] for e in splits)]
     compared = [("own", "another of the task's own networks", [e.get("own") for e in splits])]
     for n in names:
         kind = "chosen" if n == chosen else "generated"

@@ -22,9 +22,8 @@ def factors(name: str, rank: int = 3, seed: int = 0, dtype=np.float32, inputs: i
 
 
 def update(a, b, scale: float = 1.0):
-    """The update of a weight, flattened but for the outputs: its window is summed over in none of its axes."""
-    flat = b.astype(np.float64).reshape(b.shape[:2]) @ a.astype(np.float64).reshape(len(a), -1)
-    return scale * flat
+    """The update of a weight (outputs, inputs * window)."""
+    return scale * b.astype(np.float64).reshape(b.shape[:2]) @ a.astype(np.float64).reshape(len(a), -1)
 
 
 def write(path: Path, given: dict[str, np.ndarray], config: dict | None = None, metadata: dict | None = None) -> Path:

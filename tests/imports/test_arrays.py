@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdiff.errors import PdiffError
-from pdiff.imports import arrays, peft
+from pdiff.imports import arrays, peft, trees
 from tests.fuzz_import import hostile
 from tests.imports import zoos
 
@@ -36,7 +36,7 @@ def test_each_format_is_read_bit_for_bit(tmp_path, ending, budget):
     if ending != ".npz":  # which knows no bfloat16
         made["params/Dense_0/bias"] = made["params/Dense_0/bias"].astype(ml_dtypes.bfloat16)
     zoos.save(tmp_path / f"network{ending}", made)
-    found = arrays.read(tmp_path / f"network{ending}", budget)
+    found = arrays.read(tmp_path / f"network{ending}", budget).arrays
     assert list(found) == sorted(made)
     for path, value in made.items():
         assert found[path].dtype == value.dtype
@@ -46,20 +46,20 @@ def test_each_format_is_read_bit_for_bit(tmp_path, ending, budget):
 def test_fortran_order_is_kept(tmp_path, budget):
     made = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
     np.savez_compressed(tmp_path / "a.npz", a=made)
-    np.testing.assert_array_equal(arrays.read(tmp_path / "a.npz", budget)["a"], made)
+    np.testing.assert_array_equal(arrays.read(tmp_path / "a.npz", budget).arrays["a"], made)
 
 
 def refused(path, data, *words, megabytes=1.0):
     path.write_bytes(data)
     with pytest.raises(PdiffError) as e:
-        arrays.read(path, arrays.Budget(megabytes))
+        arrays.check_floats(arrays.read(path, arrays.Budget(megabytes)).arrays)
     for word in words:
         assert word in str(e.value), str(e.value)
 
 
 def test_what_is_something_else_is_named(tmp_path):
     pickled = pickle.dumps({"a": np.ones(40)})
-    refused(tmp_path / "a.pt", pickled, "is a pickle", "save it as safetensors")
+    refused(tmp_path / "a.pt", pickled, "is a pickle", "python -m pdiff.convert")
     refused(tmp_path / "a.safetensors", pickled, "is a pickle")
     with zipfile.ZipFile(tmp_path / "torch.zip", "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -74,7 +74,7 @@ def test_what_is_something_else_is_named(tmp_path):
 
 def test_msgpack_makes_arrays_and_nothing_else(tmp_path):
     for odd in (msgpack.ExtType(77, b"x"), msgpack.ExtType(2, msgpack.packb((1.0, 2.0))), 3, b"x", [1]):
-        refused(tmp_path / "a.msgpack", msgpack.packb({"a": odd}), "'a' is a ", "allowed: an array")
+        refused(tmp_path / "a.msgpack", msgpack.packb({"a": odd}), "'a' is ")
     for dtype in (b"O", b"V8", b"object"):
         data = msgpack.ExtType(1, msgpack.packb(((1,), dtype, b"\0" * 8)))
         refused(tmp_path / "a.msgpack", msgpack.packb({"a": data}))
@@ -103,7 +103,7 @@ def test_a_zip_bomb_is_refused_by_what_it_says_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ({"a": np.ones(2)}, ["'a' is 'F64'", "F32, F16, BF16"]),
+        ({"a": np.ones(2, np.int32)}, ["'a' is int32", "float32, float16, bfloat16", "ignore"]),
         ({"a": np.array([1, np.nan], np.float32)}, ["not finite"]),
         ({"a": np.zeros((0, 3), np.float32)}, ["no elements"]),
         ({}, ["holds no arrays"]),
@@ -140,8 +140,8 @@ def test_orbax_arrays_that_unpack_to_anything_are_refused(tmp_path, budget):
     zoos.save(tmp_path / "network", {"a": np.ones(4, np.float32)})
     shutil.rmtree(tmp_path / "network" / "d")
     (tmp_path / "network" / "manifest.ocdbt").unlink()
-    index = json.loads((tmp_path / "network" / arrays.ORBAX_INDEX).read_text())
-    (tmp_path / "network" / arrays.ORBAX_INDEX).write_text(json.dumps(index | {"use_ocdbt": False}))
+    index = json.loads((tmp_path / "network" / trees.INDEX).read_text())
+    (tmp_path / "network" / trees.INDEX).write_text(json.dumps(index | {"use_ocdbt": False}))
     for made, refused in (({"id": "zstd", "level": 1}, False), ({"id": "blosc"}, True)):
         shape = {"shape": [4], "chunks": [4], "dtype": "<f4", "compressor": made}
         store = {"driver": "file", "path": f"{tmp_path}/network/a/"}
@@ -151,7 +151,7 @@ def test_orbax_arrays_that_unpack_to_anything_are_refused(tmp_path, budget):
             with pytest.raises(PdiffError, match="'a' is compressed by blosc"):
                 arrays.read(tmp_path / "network", budget)
         else:
-            np.testing.assert_array_equal(arrays.read(tmp_path / "network", budget)["a"], np.ones(4))
+            np.testing.assert_array_equal(arrays.read(tmp_path / "network", budget).arrays["a"], np.ones(4))
 
 
 def test_json_without_tricks():
@@ -223,8 +223,9 @@ def read_damaged(sound, kind, which, how):
         path.write_bytes(edited(files[path], how))
         network, start = root / f"network{'' if kind == 'lora' else kind}", time.perf_counter()
         try:
-            read = (lambda p, b: peft.read(p, b).arrays) if kind == "lora" else arrays.read
-            found, said = read(network, arrays.Budget(1.0)), ""
+            found = (peft if kind == "lora" else arrays).read(network, arrays.Budget(1.0)).arrays
+            arrays.check_floats(found)
+            said = ""
         except (PdiffError, OSError) as e:
             found, said = None, str(e)
         assert time.perf_counter() - start < LIMIT_S
@@ -296,7 +297,8 @@ def test_property_sound_files_come_back_bit_for_bit_or_what_is_odd_is_named(tmp_
         str(a.dtype) in arrays.ALLOWED and a.size and np.isfinite(a.astype("f4")).all() for a in made.values()
     )
     try:
-        found = arrays.read(path, arrays.Budget(1.0))
+        found = arrays.read(path, arrays.Budget(1.0)).arrays
+        arrays.check_floats(found)
     except PdiffError as e:
         odd = kind == ".npz" and any(a.dtype == ml_dtypes.bfloat16 for a in made.values())  # .npz has no such type
         assert not (plain and weights) or odd, e

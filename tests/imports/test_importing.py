@@ -21,7 +21,7 @@ from pdiff import results as results_lib
 from pdiff import run, scenario
 from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
-from pdiff.imports import arrays, peft
+from pdiff.imports import arrays, lora
 from pdiff.measures.weight_space import Reference, gram_of_updates
 from pdiff.report import weights_page
 from pdiff.tasks.families import folder
@@ -82,10 +82,35 @@ def test_what_is_generated_is_nearer_than_every_seen_task(results):
             assert ours < entry["controls"]["soup"][space]["distance"]["mean"]
 
 
+def test_merges_of_seen_networks_stand_beside_held_out_tasks_alone(home, results):
+    page, splits = (home / "runs/mine/report.html").read_text(), results["weight_space"]["splits"]
+    assert not any(n.startswith("merged") for n in splits["seen"]["controls"])
+    controls = {n: c for n, c in splits["unseen"]["controls"].items() if n.startswith("merged")}
+    assert set(controls) == set(results_lib.MERGED) and all(list(c) == ["updates"] for c in controls.values())
+    distance = {n: c["updates"]["distance"]["mean"] for n, c in controls.items()}
+    assert distance["merged_lerp"] < splits["unseen"]["controls"]["nearest_seen"]["updates"]["distance"]["mean"]
+    assert distance["merged_lerp"] < distance["merged_mean"]
+    (between,) = results["weight_space"]["merging"]["between"].values()
+    assert sorted(between["tasks"]) == ["strength_0.11", "strength_0.33"] and abs(between["t"] - 0.5) < 1e-6
+    assert all(f"{d:.3f}" in page for d in distance.values()) and "Beside merges of seen networks" in page
+
+
+def test_the_report_says_whether_merges_come_as_near(results):
+    changed = copy.deepcopy(results)
+    unseen = changed["weight_space"]["splits"]["unseen"]
+    best = min(c["updates"]["distance"]["mean"] for n, c in unseen["controls"].items() if n in results_lib.MERGED)
+    for ours, said in ((best / 2, "No merge of seen networks comes as near"), (best * 2, "comes as near or nearer")):
+        unseen["generated"]["posterior_mean"]["updates"]["distance"]["mean"] = ours
+        (line,) = weights_page.standing(changed)
+        assert said in line and f"{ours:.3f}" in line and f"{best:.3f}" in line
+    del changed["weight_space"]["splits"]["unseen"]
+    assert weights_page.standing(changed) == [] and "Beside merges" not in weights_page.render(changed, [])
+
+
 def test_asked_for_what_no_task_had_the_update_is_right(home):
     """Between the tasks the truth is known, as the adapters were made by a formula."""
-    made = [peft.read(home / "new_loras" / f"sample_{i}", arrays.Budget(1)) for i in range(2)]
-    networks = {p: np.stack([m.arrays[p] for m in made]) for p in made[0].arrays}
+    made = [lora.read(home / "new_loras" / f"sample_{i}", arrays.Budget(1)) for i in range(2)]
+    networks = {p: np.stack([tree[p] for tree, *_ in made]) for p in made[0][0]}
 
     def truth(strength):
         factors = {m: zoos.update(strength, i) for i, m in enumerate(zoos.MODULES)}
@@ -96,7 +121,7 @@ def test_asked_for_what_no_task_had_the_update_is_right(home):
     assert (reference.measures(networks, np.zeros(2, int))["distance"] < 0.6 * reference.nearest(truth(0.50))[0]).all()
     asked = json.loads((home / "new_loras" / "pdiff.json").read_text())
     assert asked["prompt"] == "strength 0.50" and len(asked["model"]) == 64
-    assert made[0].config == zoos.lora_config(inference_mode=True)
+    assert made[0][1].config == zoos.lora_config(inference_mode=True)
 
 
 def test_the_report_says_what_the_results_say(home, results):
@@ -131,7 +156,7 @@ def test_names_from_outside_are_escaped_and_drawn_as_they_are(results):
 def test_python_gives_the_same_and_refuses_what_needs_images(home, results):
     loaded = pdiff.load(home / "runs/mine")
     networks = loaded.sample(prompt="strength 0.50", num_samples=2)
-    written = peft.read(home / "new_loras" / "sample_0", arrays.Budget(1)).arrays
+    written, *_ = lora.read(home / "new_loras" / "sample_0", arrays.Budget(1))
     for path, value in traverse_util.flatten_dict(networks, sep="/").items():
         np.testing.assert_allclose(value[0], written[path], atol=1e-4)
     with pytest.raises(PdiffError, match="no images"):
@@ -152,3 +177,18 @@ def test_damaged_facts_are_not_believed(home, tmp_path):
     path.write_text(path.read_text().replace("strength", "strangth", 1))
     with pytest.raises(PdiffError, match="damaged"):
         scenario.family_and_target(imported.get_config(), tmp_path)
+
+
+def test_plain_networks_have_no_column_of_ranks(results):
+    plain = copy.deepcopy(results)
+    plain["weight_space"] |= {"spaces": ["weights"], "merging": {"densities": {}, "between": {}}}
+    for entry in plain["weight_space"]["splits"].values():
+        kept = {n: c for n, c in entry["controls"].items() if n in ("merged_lerp", "merged_slerp")}
+        others = {n: c for n, c in entry["controls"].items() if n not in results_lib.MERGED}
+        entry["controls"] = others | {n: {"weights": c["updates"]} for n, c in kept.items()}
+    table = weights_page.beside(plain)
+    assert table["headings"] == ["unseen: distance"]
+    assert [title for title, _, _ in table["rows"]] == [
+        "generated, posterior mean", "nearest seen", "ridge", "merge: line between two", "merge: arc between two",
+    ]  # fmt: skip
+    assert complete.check(plain) == [] and "cut to" not in weights_page.render(plain, [])

@@ -91,6 +91,50 @@ def test_an_array_without_a_rule_and_two_in_one_place_are_refused():
         mapping.transformed(np.ones((2, 2)), "conv2d", "a")
 
 
+def test_what_is_ignored_may_be_of_any_dtype_and_lie_at_any_depth():
+    names = ("bn.num_batches_tracked", "layer1.0.bn1.num_batches_tracked", "position_ids", "opt_state/0/count")
+    odd = {n: np.array(7, np.int64) for n in names}
+    floats = {"layer1.0.bn1.weight": np.ones(3, np.float16), "num_batches_tracked": np.ones(2, np.float32)}
+    layout = mapping.parse({"ignore": ["*.num_batches_tracked", "position_ids", "*/count"]})
+    tree, places = mapping.apply(layout, odd | floats)
+    assert tree.keys() == floats.keys() == places.keys()  # without leaves, the others keep their names
+    assert all(tree[n] is v and places[n] == mapping.Place(n) for n, v in floats.items())
+    assert tree["layer1.0.bn1.weight"].dtype == np.float16
+
+
+def test_a_star_within_an_ignore_rule_is_one_part_and_rules_may_overlap():
+    found = {n: np.ones(1, np.float32) for n in ("a.b.c.d", "a.x.d", "a.b.c", "keep.c")}
+    tree, _ = mapping.apply(mapping.parse({"ignore": ["a.*.d", "*.b.*.d", "*.d", "a.b.c"]}), found)
+    assert set(tree) == {"keep.c"}
+    with pytest.raises(PdiffError, match=r"has nothing for the rule 'a.\*.z'"):
+        mapping.apply(mapping.parse({"ignore": ["a.*.z", "*.d"]}), found)
+    with pytest.raises(PdiffError, match="only arrays that layout.json ignores"):
+        mapping.apply(mapping.parse({"ignore": ["*.c", "*.d"]}), found)
+    both = {"leaves": [{"from": "a.b.c", "to": "x"}], "ignore": ["*.c", "*.d"]}
+    with pytest.raises(PdiffError, match=r"'a.b.c' has 2 rules in layout.json \('a.b.c', '\*.c'\); allowed: one"):
+        mapping.apply(mapping.parse(both), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("layer1.0.bn1.num_batches_tracked", "*.num_batches_tracked"),
+        ("step", "step"),
+        ("rngs/default/count", "*/count"),
+    ],
+)
+def test_the_rule_that_is_proposed_ignores_the_array(name, rule):
+    assert mapping.ignoring(name) == rule
+    kept, _ = mapping.apply(mapping.parse({"ignore": [rule]}), {name: np.array(1), "weight": np.ones(2)})
+    assert set(kept) == {"weight"}
+
+
+@pytest.mark.parametrize("layout", [{}, [], {"leaves": 3}, {"ignore": "a"}, {"ignore": [3]}, {"leaves": [], "rest": 1}])
+def test_what_is_no_layout_is_refused(layout):
+    with pytest.raises(PdiffError):
+        mapping.parse(layout)
+
+
 def test_matching_takes_no_time_that_grows_with_stars():
     rule = ".".join(["*a"] * 100)
     name = ".".join(["a" * 2] * 99 + ["b"])

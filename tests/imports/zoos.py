@@ -83,6 +83,11 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return traverse_util.flatten_dict(checkpointer.restore(path.absolute()), sep="/")
 
 
+def params(found) -> dict[str, np.ndarray]:
+    """All that an import has read, by path, with a leading axis of networks."""
+    return {path: found.columns.read(path) for path in found.columns.shapes}
+
+
 def networks(root: Path, ending: str, count: int = 4) -> dict[str, dict[str, np.ndarray]]:
     """A task for each of `count` plain networks, in files or folders of the format that `ending` says."""
     made = {f"task_{i}": network(i) for i in range(count)}

@@ -31,6 +31,34 @@ def test_inner_products_are_those_of_whole_matrices(gram, whole):
     np.testing.assert_allclose(gram(a, b), whole(a) @ whole(b).T, atol=1e-9)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_updates_of_another_rank_are_compared_as_matrices(rank):
+    random, b = np.random.default_rng(2), adapters(4, 1)
+    shapes = {"lora/m/A": (rank, 5), "lora/m/B": (4, rank), "lora/n/A": (rank, 3), "lora/n/B": (6, rank)}
+    a = {p: random.standard_normal((2, *s)).astype(np.float32) for p, s in shapes.items()}
+    np.testing.assert_allclose(gram_of_updates(a, b), products(a) @ products(b).T, atol=1e-9)
+    np.testing.assert_allclose(gram_of_updates(b, a), products(b) @ products(a).T, atol=1e-9)
+
+
+def test_scales_weigh_modules_and_heads_count_as_they_are():
+    a, b = adapters(2, 0), adapters(3, 1)
+    head = np.arange(15, dtype=np.float32).reshape(5, 3)
+    a, b = a | {"whole/head": head[:2]}, b | {"whole/head": head[2:]}
+    scaled = [products(p) * np.repeat([1.0, 0.5], [20, 18]) for p in (a, b)]
+    expected = scaled[0] @ scaled[1].T + head[:2].astype(float) @ head[2:].T
+    np.testing.assert_allclose(gram_of_updates(a, b, {"lora/n": 0.5}), expected, atol=1e-9)
+
+
+def test_networks_known_by_their_inner_products_are_measured_alike():
+    seen, made = adapters(4, 0), adapters(2, 1)
+    reference = Reference.of(gram_of_updates, seen, np.arange(4), seen, np.arange(4))
+    several = reference.measures_of(reference.inner(made).repeated(2), np.array([0, 3, 0, 3]))
+    for i in range(2):
+        one = reference.measures({p: v[i : i + 1].repeat(2, 0) for p, v in made.items()}, np.array([0, 3]))
+        for name, values in one.items():
+            np.testing.assert_allclose(several[name][2 * i : 2 * i + 2], values)
+
+
 @pytest.mark.parametrize(("gram", "whole"), SPACES)
 def test_measures_are_the_plain_ones(gram, whole):
     seen, seen_task = adapters(6, 0), np.array([0, 0, 1, 1, 2, 2])

@@ -1,5 +1,6 @@
 """Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -31,6 +32,8 @@ RESTORED = ("pissa", "olora", "corda", "lora_ga")  # which PEFT can turn into ad
 RESTORE = "model.save_pretrained(folder, path_initial_model_for_weight_conversion=…) of PEFT writes a LoRA of the base"
 METHODS = "a LoRA; peft.save_as_lora(folder, model, rank=…) of PEFT 0.19 or newer writes one that is near some methods"
 WAYS = {"use_dora": form.CONVERTED, "lora_bias": "train without lora_bias"}
+LONGEST_PATTERN, MOST_REPEATS = 400, 3
+_REPEATS, _REPEATED_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
 DEFAULT = 8  # r and lora_alpha of a LoraConfig that does not say them
 
 
@@ -80,12 +83,25 @@ def _alpha(name: str, alpha: Any) -> None:
 def matched(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first key that matches the module as PEFT has it match: a regex of the end of its name."""
     for key, value in (pattern or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as e:
-            raise PdiffError(f"the pattern {shown(key)} is no regular expression: {e}") from e
+        if key == module or module.endswith(f".{key}") or not _is_name(key) and _compiled(key).match(module):
+            return value
     return default
+
+
+@functools.lru_cache(4096)  # patterns of hundreds of names come once for each network and module
+def _is_name(key: str) -> bool:
+    return not set(key) & set(r"\^$*+?{}[]()|")
+
+
+@functools.lru_cache(4096)
+def _compiled(key: str) -> re.Pattern:
+    if len(key) > LONGEST_PATTERN or len(_REPEATS.findall(key)) > MOST_REPEATS or _REPEATED_GROUP.search(key):
+        allowed = "allowed: names of modules, with few repeats"  # as some names would keep others busy for ever
+        raise PdiffError(f"the pattern {shown(key)} repeats a group, or more than {MOST_REPEATS} times; {allowed}")
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError) as e:
+        raise PdiffError(f"the pattern {shown(key)} is no regular expression: {e}") from e
 
 
 def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
