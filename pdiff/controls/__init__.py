@@ -40,7 +40,7 @@ def raw_by_task(
     generator: Generator, z: Float[np.ndarray, "samples tokens dim"], num_tasks: int
 ) -> Float[np.ndarray, "tasks count tokens dim"]:
     """Normal forms in task order as raw tokens, as many for each task."""
-    if generator.in_coordinates:
+    if generator.coordinates:
         tokens = codec.encode_stacked(generator.spec, jax.tree.map(np.asarray, generator.denormalize(z)))
     else:
         tokens = np.asarray(stats.denormalize(generator.stats, z), np.float32)

@@ -138,7 +138,7 @@ def _paths(bench: Bench, tasks: dict[str, Sequence[Task]], project) -> list[dict
     def at_level(z: Float[np.ndarray, "samples tokens dim"], sigma: float) -> Float[np.ndarray, "samples axes"]:
         coefficients = (z / np.sqrt(1 + sigma**2)).reshape(len(z), -1)
         z = generator.subspace.reconstruct(coefficients.astype(np.float32))
-        if generator.in_coordinates:
+        if generator.coordinates:
             networks = jax.tree.map(np.asarray, generator.denormalize(z))
             z = stats.normalize(generator.stats, bench.encode(networks))
         return project(np.asarray(z))

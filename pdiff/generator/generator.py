@@ -62,8 +62,9 @@ class Generator:
       sentences: the frozen encoder, if a condition needs it.
       mean_params: of the trained mean.
       subspace: in which the prior works.
-      stored: the basis of large networks, on disk; `basis`: the same in memory, where it fits and something is
-        differentiated through it. Without either, the normal form are normalised weights.
+      coordinates: how many the normal form of networks has; 0 where it is their normalised weights.
+      stored: the basis of large networks, on disk.
+      basis: the same in memory, where it fits and networks are run on images.
       refined: the networks that the prior learns from, and that sets of tasks are drawn from.
     """
 
@@ -81,12 +82,13 @@ class Generator:
     mean_params: PyTree | None = None
     subspace: Subspace | None = None
     refined: RefinedZoo | None = None
+    coordinates: int = 0
     stored: Basis | None = None
     basis: Loaded | None = None
 
     def arrays(self) -> dict:
         """The arrays among the parts, as steps take them: baked into a program, large ones would fill it."""
-        names = ("base", "mean_params", "subspace", "refined", "basis" if self.in_coordinates else "stats")
+        names = ("base", "mean_params", "subspace", "refined", "basis" if self.coordinates else "stats")
         return {n: getattr(self, n) for n in names}
 
     def bind(self, arrays: dict) -> "Generator":
@@ -94,14 +96,9 @@ class Generator:
         return dataclasses.replace(self, **arrays)
 
     @property
-    def in_coordinates(self) -> bool:
-        """Whether the normal form of networks are coordinates on a basis."""
-        return self.stored is not None or self.basis is not None
-
-    @property
     def streams(self) -> bool:
         """Whether networks are decoded slice by slice, from a basis on disk, and not within a step."""
-        return self.stored is not None and self.basis is None
+        return bool(self.coordinates) and self.basis is None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -131,7 +128,7 @@ class Generator:
     def mean_tokens(self, condition: dict | Mixture) -> Float[Array, "batch tokens dim"]:
         """The mean's network for each condition, in normal form; a weight that does not vary is zero."""
         z = self.mean.apply({"params": self.mean_params}, self.mean_context(condition), method="decode")
-        return z if self.in_coordinates else jnp.where(stats.varying(self.stats), z, 0)
+        return z if self.coordinates else jnp.where(stats.varying(self.stats), z, 0)
 
     def members(self, condition: dict | Mixture) -> Float[Array, "batch members components"]:
         """The networks that the prior is conditioned on: the condition's own members, else the mean's network for it,
@@ -156,13 +153,13 @@ class Generator:
 
     def normalize(self, networks: PyTree[Float[ArrayLike, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
         """Networks, as the generated part of their trees, to their normal form."""
-        if self.in_coordinates:
+        if self.coordinates:
             return jnp.asarray((self.basis or self.stored).encode(networks))[:, None]
         return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode_part(self.spec, p)))(networks)
 
     def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
         """Normal forms to networks, as the generated part of their trees; NumPy arrays where it `streams`."""
-        if self.in_coordinates:
+        if self.coordinates:
             return (self.basis or self.stored).decode(z.reshape(len(z), -1))
         return jax.vmap(lambda x: codec.decode_part(self.spec, stats.denormalize(self.stats, x)))(z)
 
@@ -256,9 +253,12 @@ def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
     generator = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
     seen = len(family.split("seen")) * config.zoo.seeds_per_task * config.zoo.keep_last
     if large.suits(config, spec.num_params, seen):
-        of_zoo = basis.abstract(spec, large.spanning(config, seen), config.weights.basis_dtype)
-        shape = (1, large.spanning(config, seen) - 1)
-        generator = dataclasses.replace(generator, basis=of_zoo, mean=generator.mean.clone(shape=shape))
+        used = large.spanning(config, seen)
+        shape = (1, used - 1)
+        generator = dataclasses.replace(generator, coordinates=used - 1, mean=generator.mean.clone(shape=shape))
+        if family.data and basis.size_on_disk(spec, used, config.weights.basis_dtype) <= config.zoo.memory_mb * 1e6:
+            of_zoo = basis.abstract(spec, used, config.weights.basis_dtype)
+            generator = dataclasses.replace(generator, basis=of_zoo)
     mean_params = jax.eval_shape(generator.init_mean, jax.random.key(0))
     subspace = jax.eval_shape(lambda: Subspace(jnp.zeros(shape), jnp.zeros((most, *shape)), jnp.zeros(())))
     factors = np.asarray(family.grammar.grid(count) if family.grammar else np.zeros((count, 0)), np.float32)
@@ -390,6 +390,7 @@ def _assemble(config, family, target, fitted, base, tokenizer, stored: Basis | N
         dit=make_dit(config.model),
         path=sde.make_path(config.diffusion),
         sentences=make_sentences(config, family),
+        coordinates=stored.count if stored else 0,
         stored=stored,
         basis=stored.load() if fits else None,
     )

@@ -36,7 +36,9 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
     options = {"seed": config.seed, "batch_size": settings.batch_size, "params": bool(config.mean.zoo_weight)}
     if generator.stored is not None:
         networks = _in_coordinates(generator, networks)
-    arrays = generator.arrays() | ({} if config.mean.functional_weight else {"base": None})
+    arrays = generator.arrays()
+    if not config.mean.functional_weight:  # no network is decoded
+        arrays |= {n: None for n in ("base", "basis") if n in arrays}
 
     def draw(params, condition):
         return mean_networks(generator.bind(generator.arrays() | {"mean_params": params}), condition, mesh)
@@ -105,7 +107,7 @@ def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict
 
 def _distance_from_zoo(generator: Generator, z: Array, networks: PyTree) -> Float[Array, " batch"]:
     """Mean squared distance, over weights that vary, of normal forms from networks of the zoo."""
-    if generator.in_coordinates:  # and so are the networks
+    if generator.coordinates:  # and so are the networks
         return jnp.square(z - networks).mean((1, 2))
     varying = stats.varying(generator.stats)
     error = jnp.square(z - generator.normalize(networks))
@@ -124,7 +126,7 @@ def _on_images(generator: Generator, z: Array, x: Array, y: Array) -> dict[str, 
         loss = losses.functional_loss(networks, generator.apply, x, y)
         return loss, losses.squared_distance(networks, base)
 
-    if generator.in_coordinates:
+    if generator.coordinates:
         few = min(len(z), max(1, DECODED // generator.spec.num_params))
         while len(z) % few:
             few -= 1

@@ -238,6 +238,7 @@ def fit(
     rest |= {f"stats/{n}": np.asarray(v) for n, v in vars(fitted).items()}
     rest["per_parameter"] = np.asarray(len(values) * unit**2 / on.sum())
     safetensors.numpy.save_file(rest, where / REST)
+    shutil.copymode(where / COMPONENTS, where / REST)  # it is made readable by its owner alone
 
 
 def read(spec: Spec, where: Path) -> tuple[Basis, Stats]:

@@ -242,9 +242,7 @@ def test_the_base_of_adapters_is_an_adapter(tmp_path):
     for module in zoos.MODULES:
         np.testing.assert_array_equal(read.base[f"lora/{module}/A"], made[f"base_model.model.{module}.lora_A.weight"])
     (tmp_path / "base" / "adapter_config.json").write_text(json.dumps(zoos.lora_config(lora_alpha=7)))
-    with pytest.raises(
-        PdiffError, match="base: differs from the first network: the scale .* is 3.5, not 2 .alpha 7"
-    ):
+    with pytest.raises(PdiffError, match="base: differs from the first network: the scale .* is 3.5, not 2 .alpha 7"):
         source.read(tmp_path, 1)
 
 
