@@ -37,7 +37,7 @@ class SeenZoo:
 
 
 def raw_by_task(
-    generator: Generator, z: Float[np.ndarray, "samples tokens dim"], num_tasks: int
+    generator: Generator, z: Float[np.ndarray, "samples _ _"], num_tasks: int
 ) -> Float[np.ndarray, "tasks count tokens dim"]:
     """Normal forms in task order as raw tokens, as many for each task."""
     if generator.coordinates:

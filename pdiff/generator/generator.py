@@ -49,6 +49,7 @@ ARTIFACTS = KIND = "generator"
 REMEDY = f"delete that folder and {RERUN} to rebuild it"
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
+Networked = PyTree[Float[Array | np.ndarray, "batch ..."]]
 Strings = Sequence[str] | None
 Members = Float[np.ndarray, "batch members components"] | None
 
@@ -147,7 +148,7 @@ class Generator:
         """Networks, as the generated part of their trees, to tokens of coefficients: the nearest in the subspace."""
         return self.subspace.project(self.normalize(networks)).reshape(-1, *self.shape)
 
-    def decode(self, x: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+    def decode(self, x: Float[ArrayLike, "batch tokens dim"]) -> Networked:
         """Tokens of coefficients to networks, as the generated part of their trees."""
         return self.denormalize(self.subspace.reconstruct(x.reshape(len(x), -1)))
 
@@ -157,7 +158,7 @@ class Generator:
             return jnp.asarray((self.basis or self.stored).encode(networks))[:, None]
         return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode_part(self.spec, p)))(networks)
 
-    def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+    def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> Networked:
         """Normal forms to networks, as the generated part of their trees; NumPy arrays where it `streams`."""
         if self.coordinates:
             return (self.basis or self.stored).decode(z.reshape(len(z), -1))

@@ -41,6 +41,7 @@ NAMES = {"float32": "F32", "bfloat16": "BF16"}  # in a safetensors header
 READ = 1 << 19  # elements that a thread decodes at a time, which stay in its cache
 
 Parts = PyTree[Shaped[np.ndarray, "nets ..."]]
+Given = PyTree[Shaped[ArrayLike, "nets ..."]]
 
 
 @flax.struct.dataclass
@@ -58,7 +59,7 @@ class Loaded:
     weight: dict[str, Float[ArrayLike, " weights"]]
     spec: Spec = flax.struct.field(pytree_node=False)
 
-    def encode(self, parts: PyTree[Shaped[ArrayLike, "nets ..."]]) -> Float[Array, "nets coordinates"]:
+    def encode(self, parts: Given) -> Float[Array, "nets coordinates"]:
         total = 0.0
         for path, value in flatten(parts):
             flat = jnp.asarray(value).astype(jnp.float32).reshape(len(value), -1)
@@ -84,8 +85,8 @@ class Basis:
       center: what coordinates of zero decode to, flat.
       weight: as `Loaded.weight`, flat.
       seen: coordinates of the zoo's networks; their mean square over those that it was fitted to is 1.
-      per_parameter: what a squared distance of coordinates is to the mean square distance, in normalised weights, over
-        the weights that vary: the mean over coordinates times this.
+      dtype: of the components.
+      start: where they begin in their file, in bytes.
     """
 
     spec: Spec
@@ -93,9 +94,8 @@ class Basis:
     center: Float[np.ndarray, " weights"]
     weight: Float[np.ndarray, " weights"]
     seen: Float[np.ndarray, "nets coordinates"]
-    per_parameter: float
     dtype: np.dtype
-    start: int  # of the components in their file, in bytes
+    start: int
 
     @property
     def count(self) -> int:
@@ -123,7 +123,7 @@ class Basis:
         parts = {leaf.path: flat[leaf.path].reshape(-1, *leaf.shape) for leaf in self.spec.leaves}
         return traverse_util.unflatten_dict(parts, sep="/")
 
-    def encode(self, parts: Parts) -> Float[np.ndarray, "nets coordinates"]:
+    def encode(self, parts: Given) -> Float[np.ndarray, "nets coordinates"]:
         """Coordinates of the nearest networks, in normalised weights, that the components reach."""
         by_path = dict(flatten(parts))
         _refuse_traced(next(iter(by_path.values())), self.nbytes)
@@ -236,7 +236,6 @@ def fit(
     weight = np.divide(1, np.square(scale[: spec.num_params] * unit), out=np.zeros(len(on), np.float32), where=on)
     rest = {"center": middle, "weight": weight, "seen": seen.astype(np.float32)}
     rest |= {f"stats/{n}": np.asarray(v) for n, v in vars(fitted).items()}
-    rest["per_parameter"] = np.asarray(len(values) * unit**2 / on.sum())
     safetensors.numpy.save_file(rest, where / REST)
     shutil.copymode(where / COMPONENTS, where / REST)  # it is made readable by its owner alone
 
@@ -257,15 +256,18 @@ def read(spec: Spec, where: Path) -> tuple[Basis, Stats]:
     if dtype is None:
         raise PdiffError(f"{where / COMPONENTS}: of other networks than this target's; allowed: that of the same run")
     fields = {"center": rest["center"], "weight": rest["weight"], "seen": rest["seen"]}
-    per_parameter = rest["per_parameter"].item()
-    return Basis(spec, where, **fields, per_parameter=per_parameter, dtype=DTYPES[dtype], start=8 + size), fitted
+    return Basis(spec, where, **fields, dtype=DTYPES[dtype], start=8 + size), fitted
 
 
 def abstract(spec: Spec, networks: int, dtype: str) -> Loaded:
     """The shapes of a basis of so many networks."""
-    vector = {leaf.path: jax.ShapeDtypeStruct((leaf.size,), np.float32) for leaf in spec.leaves}
-    matrix = {p: jax.ShapeDtypeStruct((*s.shape, networks - 1), DTYPES[dtype]) for p, s in vector.items()}
-    return Loaded(matrix, vector, dict(vector), spec)
+
+    def zeros() -> Loaded:
+        vectors = {leaf.path: jnp.zeros(leaf.size) for leaf in spec.leaves}
+        matrices = {path: jnp.zeros((len(v), networks - 1), DTYPES[dtype]) for path, v in vectors.items()}
+        return Loaded(matrices, vectors, vectors, spec)
+
+    return jax.eval_shape(zeros)
 
 
 def _header(spec: Spec, count: int, dtype: str) -> bytes:
