@@ -11,10 +11,8 @@ few slices are in memory. Where all of it fits, `Basis.load` brings it to the de
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +31,12 @@ from pdiff.weights import codec
 from pdiff.weights.spec import Spec, flatten
 from pdiff.weights.stats import Stats
 from pdiff.weights.subspace import LEAST_SHARE
-from pdiff.weights.table import Table, read_into, spans
+from pdiff.weights.table import Span, Table, in_order, over, read_into, spans
 
 COMPONENTS, REST = "components.safetensors", "rest.safetensors"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {"float32": "F32", "bfloat16": "BF16"}  # in a safetensors header
-READ = 1 << 19  # elements that a thread decodes at a time, which stay in its cache
+READ = 1 << 18  # elements that a thread decodes at a time, which stay in its cache
 
 Parts = PyTree[Shaped[np.ndarray, "nets ..."]]
 Given = PyTree[Shaped[ArrayLike, "nets ..."]]
@@ -113,7 +111,8 @@ class Basis:
         right = np.ascontiguousarray(np.asarray(coordinates, np.float32).T)
         flat = {leaf.path: np.empty((right.shape[1], leaf.size), leaf.dtype) for leaf in self.spec.leaves}
 
-        def one(number: int, start: int, stop: int, matrix: np.ndarray) -> None:
+        def one(span: Span, matrix: np.ndarray) -> None:
+            number, start, stop = span
             leaf, first = self.spec.leaves[number], self.spec.starts[number]
             values = (matrix @ right).T + self.center[start:stop]
             flat[leaf.path][:, start - first : stop - first] = codec.cast(values, leaf.dtype, np)
@@ -129,7 +128,8 @@ class Basis:
         _refuse_traced(next(iter(by_path.values())), self.nbytes)
         count = len(next(iter(by_path.values())))
 
-        def one(number: int, start: int, stop: int, matrix: np.ndarray) -> np.ndarray:
+        def one(span: Span, matrix: np.ndarray) -> np.ndarray:
+            number, start, stop = span
             leaf, first = self.spec.leaves[number], self.spec.starts[number]
             flat = np.asarray(by_path[leaf.path]).reshape(count, -1)[:, start - first : stop - first]
             return ((np.float32(flat) - self.center[start:stop]) * self.weight[start:stop]) @ matrix
@@ -160,18 +160,16 @@ class Basis:
     def _offset(self, weight: int) -> int:
         return self.start + weight * self.count * self.dtype.itemsize
 
-    def _over(self, one: Callable[[int, int, int, np.ndarray], Any]) -> Iterator:
-        """`one(leaf, start, stop, float32 components of these weights)` of all slices in order, several at a time."""
+    def _over(self, one: Callable[[Span, np.ndarray], Any]) -> Iterator:
+        """`one(span, float32 components of these weights)` of all weights in order, several slices at a time."""
         with open(self.where / COMPONENTS, "rb") as file:
 
-            def read(span: tuple[int, int, int]) -> Any:
-                number, start, stop = span
-                values = np.empty((stop - start, self.count), self.dtype)
-                read_into(file.fileno(), values, self._offset(start))
-                return one(number, start, stop, _as_float32(values))
+            def read(span: Span) -> Any:
+                values = np.empty((span[2] - span[1], self.count), self.dtype)
+                read_into(file.fileno(), values, self._offset(span[1]))
+                return one(span, _as_float32(values))
 
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                yield from pool.map(read, spans(self.spec, READ // self.count))
+            yield from in_order(read, spans(self.spec, READ // self.count))
 
 
 def size_on_disk(spec: Spec, networks: int, dtype: str) -> int:
@@ -201,18 +199,22 @@ def fit(
     center, scale = (np.asarray(x).reshape(-1) for x in (fitted.center, fitted.scale))
     every = len(rows) == len(table)
 
-    def normalized(start: int, stop: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inverse = np.divide(1, scale, out=np.zeros(len(scale)), where=scale > 0)
+    some = slice(None) if every else rows
+
+    def normalized(span: Span, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Normalised weights less their mean, and that mean, in float64."""
-        on = scale[start:stop]
-        z = np.divide(x - center[start:stop], on, out=np.zeros(x.shape), where=on > 0)
-        mean = z[rows].mean(0)
+        part = slice(*span[1:])
+        z = (x - center[part]) * inverse[part]
+        mean = z[some].mean(0)
         z -= mean
         return z, mean
 
-    gram = np.zeros((len(table), len(rows)))
-    for columns in table.slices():
-        z, _ = normalized(*columns)
-        gram += z @ (z.T if every else z[rows].T)
+    def products(span: Span, x: np.ndarray) -> np.ndarray:
+        z, _ = normalized(span, x)
+        return z @ z[some].T
+
+    gram = sum(over(spec, table, products))
     values, vectors = scipy.linalg.eigh(gram if every else gram[rows])
     values, vectors = values[::-1], vectors[:, ::-1]
     real = values > max(LEAST_SHARE * values.sum(), 0)
@@ -224,16 +226,20 @@ def fit(
     seen = gram @ vectors / np.sqrt(values) / unit
     where.mkdir(parents=True)
     middle, mix = center[: spec.num_params].copy(), np.float32(vectors / np.sqrt(values))
+
+    def components(span: Span, x: np.ndarray) -> memoryview:
+        part = slice(*span[1:])
+        z, mean = normalized(span, x)
+        middle[part] += scale[part] * mean
+        in_weights = np.float32(z[some]).T @ mix
+        in_weights *= np.float32(unit) * scale[part, None]
+        return memoryview(in_weights.astype(DTYPES[dtype]).view(np.uint8).reshape(-1))
+
     with open(where / COMPONENTS, "wb") as file:
         file.write(_header(spec, len(values), dtype))
-        for start, stop, x in table.slices():
-            z, mean = normalized(start, stop, x)
-            middle[start:stop] += scale[start:stop] * mean
-            components = np.float32(z[rows].T if not every else z.T) @ mix
-            components *= np.float32(unit) * scale[start:stop, None]
-            file.write(memoryview(components.astype(DTYPES[dtype]).view(np.uint8).reshape(-1)))
-    on = scale[: spec.num_params] > 0
-    weight = np.divide(1, np.square(scale[: spec.num_params] * unit), out=np.zeros(len(on), np.float32), where=on)
+        for data in over(spec, table, components):
+            file.write(data)
+    weight = np.float32(np.square(inverse[: spec.num_params] / unit))
     rest = {"center": middle, "weight": weight, "seen": seen.astype(np.float32)}
     rest |= {f"stats/{n}": np.asarray(v) for n, v in vars(fitted).items()}
     safetensors.numpy.save_file(rest, where / REST)

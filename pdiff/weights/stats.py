@@ -4,7 +4,6 @@ The preconditioning of EDM (Karras et al. 2022, table 1) takes the data's standa
 measured here, once for each zoo, and stored beside the codec, never typed in.
 """
 
-import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
@@ -16,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import Spec
-from pdiff.weights.table import Columns, Table
+from pdiff.weights.table import Span, Table, over
 
 CENTERS = ("mean", "base")
 SCALES = ("param", "leaf", "global")
@@ -90,16 +89,21 @@ def fit_table(
     middle, width = (np.zeros(spec.num_tokens * spec.token_dim, np.float32) for _ in range(2))
     totals, counts = np.zeros(len(spec.leaves)), np.zeros(len(spec.leaves), np.int64)
     base = None if center == "mean" else base_tokens.reshape(-1)
-    for leaf, columns in _by_leaf(spec, table):
-        start, stop, x = columns
+
+    def one(span: Span, x: np.ndarray) -> tuple[int, float, int]:
+        """The leaf, the sum of the mean squares, and the number of weights that vary."""
+        leaf, start, stop = span
         _check_columns_finite(spec, leaf, x)
         seen = moments(x)
         value, constant = _value(seen, *(f(0).astype(np.float64) for f in (x.min, x.max)), x[0])
         middle[start:stop] = value if base is None else np.where(constant, value, base[start:stop])
         square = seen.squares / seen.count + np.square(seen.mean - middle[start:stop])
         width[start:stop] = np.where(constant, 0, np.sqrt(square))
-        totals[leaf] += square[~constant].sum()
-        counts[leaf] += (~constant).sum()
+        return leaf, float(square[~constant].sum()), int((~constant).sum())
+
+    for leaf, total, count in over(spec, table, one):
+        totals[leaf] += total
+        counts[leaf] += count
     _check_varies(spec, bool(counts.any()), len(table))
     if scale == "global":
         totals[:], counts[:] = totals.sum(), counts.sum()
@@ -156,12 +160,6 @@ def _value(
     # The first network rather than the mean, so that a constant keeps every bit, the sign of -0 included.
     value = np.where(low == high, first, seen.mean)
     return value, high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
-
-
-def _by_leaf(spec: Spec, table: Table) -> Iterator[tuple[int, Columns]]:
-    """The slices of a table with the number of the leaf that each is of."""
-    for columns in table.slices():
-        yield bisect.bisect_right(spec.starts, columns[0]) - 1, columns
 
 
 def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:

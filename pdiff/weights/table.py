@@ -6,22 +6,25 @@ they are; others are copied to a file without a name, gone as soon as the proces
 network in one piece.
 """
 
+import collections
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
+import threadpoolctl
 from jaxtyping import Float, PyTree
 
 from pdiff.errors import PdiffError
 from pdiff.system import files
 from pdiff.weights.spec import Spec, flatten
 
-SLICE = 1 << 22  # elements of a slice, all networks together: 32 MiB as float64
+SLICE = 1 << 20  # elements of a slice, all networks together: 8 MiB as float64
 
-Columns = tuple[int, int, Float[np.ndarray, "nets columns"]]
+Span = tuple[int, int, int]  # number of a leaf, and the first and the last but one of some of its weights
 
 
 @runtime_checkable
@@ -30,9 +33,31 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
-    def slices(self) -> Iterator[Columns]:
-        """(start, stop, float32 array of columns `start` … `stop - 1`), in order, each within one leaf."""
+    def read(self, span: Span) -> Float[np.ndarray, "nets columns"]:
+        """Some columns as float32; several threads may do so."""
         ...
+
+
+def over(spec: Spec, table: Table, one: Callable[[Span, np.ndarray], Any]) -> Iterator:
+    """`one(span, columns)` of all columns in order, slice by slice and several at a time."""
+    return in_order(lambda span: one(span, table.read(span)), spans(spec, SLICE // len(table)))
+
+
+def in_order(one: Callable[[Any], Any], items: Iterable) -> Iterator:
+    """Results of `one` in order, from as many threads as there are cores, a few ahead of what is taken.
+
+    Linear algebra within them does without threads of its own: for slices these cost more than they bring, by far where
+    other processes have the cores too.
+    """
+    threads = len(os.sched_getaffinity(0))
+    waiting: collections.deque[Future] = collections.deque()
+    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(one, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class InMemory:
@@ -46,10 +71,10 @@ class InMemory:
     def __len__(self) -> int:
         return len(self._leaves[0])
 
-    def slices(self) -> Iterator[Columns]:
-        for leaf, start, stop in spans(self._spec, SLICE // len(self)):
-            values, offset = self._leaves[leaf], self._spec.starts[leaf]
-            yield start, stop, np.asarray(values[:, start - offset : stop - offset], np.float32)
+    def read(self, span: Span) -> Float[np.ndarray, "nets columns"]:
+        leaf, start, stop = span
+        values, offset = self._leaves[leaf], self._spec.starts[leaf]
+        return np.asarray(values[:, start - offset : stop - offset], np.float32)
 
 
 class OnDisk:
@@ -78,16 +103,16 @@ class OnDisk:
     def __len__(self) -> int:
         return self._count
 
-    def slices(self) -> Iterator[Columns]:
-        for _, start, stop in spans(self._spec, SLICE // self._count):
-            values = np.empty((self._count, stop - start), np.float32)
-            for row in range(self._count):
-                read_into(self._file.fileno(), values[row], 4 * (row * self._spec.num_params + start))
-            yield start, stop, values
+    def read(self, span: Span) -> Float[np.ndarray, "nets columns"]:
+        _, start, stop = span
+        values = np.empty((self._count, stop - start), np.float32)
+        for row in range(self._count):
+            read_into(self._file.fileno(), values[row], 4 * (row * self._spec.num_params + start))
+        return values
 
 
-def spans(spec: Spec, most: int) -> Iterator[tuple[int, int, int]]:
-    """(number of the leaf, start, stop) of all generated weights in order, at most `most` (at least one) together."""
+def spans(spec: Spec, most: int) -> Iterator[Span]:
+    """All generated weights in order, at most `most` (at least one) together."""
     for number, leaf in enumerate(spec.leaves):
         first = spec.starts[number]
         for start in range(first, first + leaf.size, max(1, most)):

@@ -283,7 +283,8 @@ def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[Shard
 def _write_shard(shard: Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     fields = {f.name: getattr(networks, f.name) for f in dataclasses.fields(networks)}
-    writer = ArrayRecordWriter(str(shard.path), "group_size:1")  # a record can be read without its neighbours
+    # A record can be read without its neighbours; and weights are noise to a compressor, which takes as long as the rest.
+    writer = ArrayRecordWriter(str(shard.path), "group_size:1,uncompressed")
     for i in range(len(networks)):
         example = features.encode_example(jax.tree.map(lambda a, i=i: a[i], fields))
         # Protocol buffers are free to order fields otherwise in each process.

@@ -1,5 +1,8 @@
 """Tables of networks: the same numbers from memory and from disk, and statistics that do not depend on which."""
 
+import os
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -39,10 +42,10 @@ def blocks(networks, size):
     return (jax.tree.map(lambda x, i=i: x[i : i + size], networks) for i in range(0, COUNT, size))
 
 
-def whole(rows):
+def whole(spec, rows):
     """All slices side by side, after a check that they follow one another."""
     parts, at = [], 0
-    for start, stop, values in rows.slices():
+    for (_, start, stop), values in table.over(spec, rows, lambda span, values: (span, values)):
         assert start == at and values.shape == (len(rows), stop - start) and values.dtype == np.float32
         parts.append(values)
         at = stop
@@ -53,10 +56,10 @@ def whole(rows):
 def test_memory_and_disk_give_the_same_numbers(spec, networks, tmp_path, monkeypatch, size):
     monkeypatch.setattr(table, "SLICE", size * COUNT)
     expected = codec.encode_stacked(spec, networks).reshape(COUNT, -1)[:, : spec.num_params]
-    np.testing.assert_array_equal(whole(table.InMemory(spec, networks)), expected)
+    np.testing.assert_array_equal(whole(spec, table.InMemory(spec, networks)), expected)
     on_disk = table.OnDisk(spec, blocks(networks, 4), COUNT, tmp_path)
-    np.testing.assert_array_equal(whole(on_disk), expected)
-    np.testing.assert_array_equal(whole(on_disk), expected)  # as often as one likes
+    np.testing.assert_array_equal(whole(spec, on_disk), expected)
+    np.testing.assert_array_equal(whole(spec, on_disk), expected)  # as often as one likes
     assert not list(tmp_path.iterdir())  # the file has no name
 
 
@@ -98,3 +101,22 @@ def test_a_file_that_ends_too_early_is_told(tmp_path):
     (tmp_path / "short").write_bytes(bytes(10))
     with open(tmp_path / "short", "rb") as file, pytest.raises(OSError, match="ends 6 bytes too early"):
         table.read_into(file.fileno(), np.empty(4, np.float32), 0)
+
+
+def test_results_come_in_order_and_not_far_ahead():
+    started = []
+
+    def one(item):
+        started.append(item)
+        time.sleep(0.01 * (item % 3))
+        return item * item
+
+    taken = table.in_order(one, iter(range(1000)))
+    assert [next(taken) for _ in range(7)] == [i * i for i in range(7)]
+    assert len(started) < 7 + 4 * len(os.sched_getaffinity(0))
+    taken.close()
+
+
+def test_what_a_slice_raises_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(table.in_order(lambda item: 1 // (item - 3), range(9)))
