@@ -49,7 +49,7 @@ def run(
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
     Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
-    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point. With `tell_time` a new run
+    results.json, or nothing where networks are too large to be compared in memory. `at_once` handles a second Ctrl-C; the first stops at the next safe point. With `tell_time` a new run
     measures first how long it will take, and says so.
 
     Raises:
@@ -81,6 +81,14 @@ def run(
                 log.info("%s", line)
         with StopSignal(at_once) as stop:
             networks, gen, params = learn(config, family, target, workdir, mesh, stop)
+            if not build.store.holds_one_of_each(networks["seen"]):
+                log.warning(
+                    "warning: trained, and not evaluated: that needs a network of each seen task in memory, and "
+                    "zoo.memory_mb is %g; --workdir=%s --mode=sample draws from it as it is",
+                    config.zoo.memory_mb,
+                    workdir,
+                )
+                return {}
             results = _evaluate(gen, params, networks, workdir, command, stop)
         _report(workdir)
     onwards = "sample, serve or audit" if gen.family.data else "sample"
