@@ -49,8 +49,9 @@ def run(
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
     Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
-    results.json, or nothing where networks are too large to be compared in memory. `at_once` handles a second Ctrl-C; the first stops at the next safe point. With `tell_time` a new run
-    measures first how long it will take, and says so.
+    results.json, or nothing where networks are too large to be compared in memory. `at_once` handles a second Ctrl-C;
+    the first stops at the next safe point. With `tell_time` a new run measures first how long it will take, and says
+    so.
 
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.

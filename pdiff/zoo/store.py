@@ -294,7 +294,7 @@ def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[Shard
 def _write_shard(shard: Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     fields = {f.name: getattr(networks, f.name) for f in dataclasses.fields(networks)}
-    # A record can be read without its neighbours. Compressing weights, which are noise to it, takes as long as the rest.
+    # A record can be read without its neighbours. To compress weights, which are noise, takes as long as all the rest.
     writer = ArrayRecordWriter(str(shard.path), "group_size:1,uncompressed")
     for i in range(len(networks)):
         example = features.encode_example(jax.tree.map(lambda a, i=i: a[i], fields))
