@@ -266,18 +266,21 @@ def stage(name: str, workdir: Path, given: argparse.Namespace) -> dict:
 
 
 def measured(command: list[str]) -> dict:
-    """Runs a process; seconds and peak memory, its own alone, and the last line that it prints, if that is JSON."""
+    """Runs a process; its seconds, those of processors (of all cores, so up to as many times more), and peak memory, its
+    own alone, with what the last line that it prints says, if that is JSON."""
     script = (
-        "import resource, subprocess, sys, json; "
+        "import resource, subprocess, sys; "
         "code = subprocess.run(sys.argv[1:]).returncode; "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr); sys.exit(code)"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    found = {"s": seconds, "gib": int(done.stderr.split()[-1]) / 1024**2}
+    processor, peak = done.stderr.split()[-2:]
+    found = {"s": seconds, "cpu_s": float(processor), "gib": int(peak) / 1024**2}
     last = done.stdout.strip().splitlines()[-1:] or [""]
     return found | (json.loads(last[0]) if last[0].startswith("{") else {})
 
@@ -303,6 +306,7 @@ def of_size(size: str, given: argparse.Namespace) -> dict:
         row["disk_gb"] = {p.name: _size(p) / 1e9 for p in workdir.iterdir() if p.is_dir()}
         row["sample"] = measured(sample)
         row["total_s"] = sum(row[n]["s"] for n in STAGES[:3])
+        row["cpu_s"] = sum(row[n]["cpu_s"] for n in STAGES[:3])
         row["peak_gib"] = max(row[n]["gib"] for n in STAGES[:3])
         row["compare"] = measured([*own, "--stage=compare"])
         return row
@@ -320,7 +324,7 @@ def slopes(rows: list[dict]) -> dict[str, float]:
     if first is last:
         return {}
     span = math.log(last["params"] / first["params"])
-    return {n: math.log(last[n] / first[n]) / span for n in ("total_s", "peak_gib")}
+    return {n: math.log(last[n] / first[n]) / span for n in ("total_s", "cpu_s", "peak_gib")}
 
 
 def main() -> None:
