@@ -266,8 +266,8 @@ def stage(name: str, workdir: Path, given: argparse.Namespace) -> dict:
 
 
 def measured(command: list[str]) -> dict:
-    """Runs a process; its seconds, those of processors (of all cores, so up to as many times more), and peak memory, its
-    own alone, with what the last line that it prints says, if that is JSON."""
+    """Runs a process; its seconds, those of processors (of all cores, so up to as many times more), and peak memory,
+    its own alone, with what the last line that it prints says, if that is JSON."""
     script = (
         "import resource, subprocess, sys; "
         "code = subprocess.run(sys.argv[1:]).returncode; "

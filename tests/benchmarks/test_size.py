@@ -109,6 +109,6 @@ def test_slopes_are_exponents():
 
 def test_what_a_process_takes_is_measured():
     found = size.measured(["python", "-c", "x = bytearray(1 << 28); print('{\"a\": 1}')"])
-    assert found["a"] == 1 and 0.25 < found["gib"] < 0.6 and 0 < found["cpu_s"] and 0 < found["s"]
+    assert found["a"] == 1 and 0.25 < found["gib"] < 0.6 and min(found["cpu_s"], found["s"]) > 0
     with pytest.raises(SystemExit, match="broken"):
         size.measured(["python", "-c", "raise ValueError('broken')"])
