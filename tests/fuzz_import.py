@@ -29,10 +29,10 @@ from configs import imported
 from pdiff import run, scenario
 from pdiff.errors import PdiffError
 from pdiff.zoo import build, store
+from tests.fuzz_kinds import KINDS, Kind
 from tests.imports import zoos
 
 LIMIT_S = 20
-KINDS = (".safetensors", ".npz", ".msgpack", "", "lora")  # '' is Orbax
 NASTY = (
     "", " ", "..", "../../outside/secret.txt", "/etc/passwd", "task_0/../../outside", "task_0", "a\0b", "nan", "inf",
     "-1", "1e400", "1" * 400, "x" * 20_000, "é\u202e", '"', "'", "=1+1", "task_0/network.safetensors", "seen", "interp",
@@ -50,26 +50,25 @@ def config() -> ConfigDict:
     return made
 
 
-def source_of(root: Path, kind: str) -> Path:
+def source_of(root: Path, kind: Kind) -> Path:
     """A sound source of that kind."""
-    zoos.loras(root, 4) if kind == "lora" else zoos.networks(root, kind)
+    kind.write(root)
     return root
 
 
-def damage_file(root: Path, kind: str, random: np.random.Generator) -> None:
+def damage_file(root: Path, kind: Kind, random: np.random.Generator) -> None:
     """Changes something about one network of a source."""
-    task = root / ("strength_0.33" if kind == "lora" else "task_1")
-    paths = sorted(p for p in task.rglob("*") if p.is_file())
+    paths = sorted(p for p in (root / kind.folder).rglob("*") if p.is_file())
     path = paths[random.integers(len(paths))]
     choice = int(random.integers(10))
     if choice < 5:
         path.write_bytes(damaged(path.read_bytes(), random))
     elif choice == 5:
-        path.write_bytes(hostile(path.read_bytes(), kind, random))
+        path.write_bytes(hostile(path.read_bytes(), random))
     elif choice == 6 and path.suffix == ".json":
         path.write_text(json.dumps(twisted(json.loads(path.read_text()), random)))
     elif choice == 6 or choice == 7:
-        structured(path, kind, random)
+        structured(path, random)
     else:
         path.unlink()
         (lambda: path.symlink_to(root.parent / "outside" / "secret.txt"), lambda: path.mkdir(),
@@ -101,7 +100,7 @@ def damaged(data: bytes, random: np.random.Generator) -> bytes:
     return bytes(made)
 
 
-def hostile(data: bytes, kind: str, random: np.random.Generator) -> bytes:
+def hostile(data: bytes, random: np.random.Generator) -> bytes:
     """What is something else altogether, or says that it is enormous."""
     bomb, evil = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as z:
@@ -116,7 +115,8 @@ def hostile(data: bytes, kind: str, random: np.random.Generator) -> bytes:
         b"", pickle.dumps({"a": np.ones(3)}), bomb.getvalue(), evil.getvalue(), lying.getvalue(), b"\0" * 100,
         struct.pack("<Q", 1 << 60) + b"{}", struct.pack("<Q", 60_000) + b"[" * 60_000, b"PK\x03\x04" + data,
         data + data, b"{" * 5000, b"\x93" * 5000, random.bytes(200), b"\x81\xa1a" * 3000,
-        b"\xdd\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff",
+        b"\xdd\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff", b"\x89HDF\r\n\x1a\n" + random.bytes(300),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
     )  # fmt: skip
     return choices[random.integers(len(choices))]
 
@@ -127,13 +127,14 @@ def npy(header: dict, data: bytes) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
 
 
-def structured(path: Path, kind: str, random: np.random.Generator) -> None:
+def structured(path: Path, random: np.random.Generator) -> None:
     """A file of the right format whose contents are not those of the others, or are no weights."""
     arrays = zoos.network(1)
     name = str(random.choice(sorted(arrays)))
     odd = arrays[name]
     changes = (
-        lambda: odd.astype(np.float64), lambda: odd.astype(np.int32), lambda: odd.astype(np.float16),
+        lambda: odd.astype(np.float64), lambda: odd.astype(np.int32), lambda: odd.astype(">f4"),
+        lambda: odd.astype(np.float16),
         lambda: np.full_like(odd, np.nan), lambda: odd * np.float32(np.inf), lambda: odd.reshape(-1, 1),
         lambda: odd[:0], lambda: zoos.network(0)[name], lambda: np.asarray(odd.flat[0]), lambda: odd[::-1].copy(),
     )  # fmt: skip
@@ -167,16 +168,20 @@ def twisted(value, random: np.random.Generator, depth: int = 0):
     return {k: twisted(v, random, depth + 1) if k == key else v for k, v in value.items()}
 
 
+MANIFEST_OF = (".safetensors", "rows of .npy")
 MANIFEST = [
-    {"file": f"task_{i}/network.safetensors", "task": f"task {i}", "description": f"the task of number {i}",
+    {"file": "", "task": f"task {i}", "description": f"the task of number {i}",
      "factor:number": f"{i}", "accuracy": "0.5", "split": "seen"} for i in range(4)
 ]  # fmt: skip
 
 
 def write_manifest(root: Path, random: np.random.Generator) -> Path:
     """A manifest of the source with something wrong, or odd but allowed, about it."""
-    rows = [dict(r) for r in MANIFEST]
-    kind = int(random.integers(8))
+    named = [
+        f"weights.npy#{i}" if (root / "weights.npy").exists() else f"task_{i}/network.safetensors" for i in range(4)
+    ]
+    rows = [r | {"file": file} for r, file in zip(MANIFEST, named, strict=True)]
+    kind = int(random.integers(10))
     if kind < 2:
         for _ in range(int(random.integers(1, 4))):
             row = rows[random.integers(4)]
@@ -185,6 +190,12 @@ def write_manifest(root: Path, random: np.random.Generator) -> Path:
         rows.append(dict(rows[random.integers(4)]))
     elif kind == 3:
         rows = rows[: int(random.integers(0, 4))]
+    elif kind >= 8:  # as spreadsheets and pandas have it
+        share = ("50", "50%", "0,5", 0.5)[random.integers(4)]
+        rows = [
+            {**r, "accuracy": share, "factor:number": f"{i},5", "notes": "?", "Unnamed: 0": i}
+            for i, r in enumerate(rows)
+        ]
     if kind % 2:
         found = twisted(rows, random) if kind in (5, 7) else rows
         path, data = (
@@ -193,9 +204,15 @@ def write_manifest(root: Path, random: np.random.Generator) -> Path:
         )
     else:
         text = io.StringIO()
-        columns = list(random.permutation(list(MANIFEST[0]))) if kind == 4 else list(MANIFEST[0])
+        columns = (
+            list(random.permutation(list(rows[0]))) if kind == 4 and rows else list(rows[0] if rows else MANIFEST[0])
+        )
         header = [NASTY[random.integers(len(NASTY))] if kind == 6 and random.random() < 0.2 else c for c in columns]
-        writer = csv.writer(text)
+        if kind == 8:
+            header = [str(random.choice([c, c.upper(), f" {c} "])) for c in header]
+        separator = ",;\t"[random.integers(3)] if kind == 8 else ","
+        text.write("sep=;\n" * (separator == ";" and random.random() < 0.3))
+        writer = csv.writer(text, delimiter=separator)
         writer.writerow(header)
         writer.writerows([r[c] for c in columns] for r in rows)
         path, data = root / "manifest.csv", text.getvalue().encode("utf-8", "replace")
@@ -215,35 +232,38 @@ def said(path: Path) -> list[dict]:
         found = json.loads(text)
         found = found["networks"] if isinstance(found, dict) else found
     else:
-        lines = [c for c in csv.reader(io.StringIO(text, newline="")) if any(v.strip() for v in c)]
+        plain = [line for line in io.StringIO(text, newline="") if not line.startswith("sep=")]
+        header = next(line for line in plain if line.strip())
+        reader = csv.reader(plain, delimiter=max(",;\t", key=header.count))
+        lines = [c for c in reader if any(v.strip() for v in c)]
         found = [dict(zip(lines[0], cells, strict=True)) for cells in lines[1:]]
     rows = [{name.strip().lower(): v for name, v in r.items() if v is not None} for r in found]
     return [r | {"file": r["file"].replace("\\", "/")} for r in rows]
 
 
-def check_import(workdir: Path, root: Path, kind: str, manifest: Path | None) -> None:
+def check_import(workdir: Path, root: Path, kind: Kind, manifest: Path | None) -> None:
     """Whether an import that went well has what the files hold."""
     facts = scenario.load(workdir)
     networks = store.read(workdir / "zoo", build.fingerprint(config()))
     by_task: dict[str, list[dict]] = {}
     if manifest is not None:
         for row in said(manifest):
-            name = (row.get("task") or "").strip() or Path(row["file"].strip()).parts[0]
+            first, _, number = Path(row["file"].strip()).parts[0].partition("#")
+            name = (row.get("task") or "").strip() or (f"row_{int(number):05d}" if number else first)
             by_task.setdefault(name, []).append(row)
         assert {t["name"] for t in facts.tasks} == set(by_task)
     for i, task in enumerate(facts.tasks):
         rows = np.flatnonzero(networks[task["split"]].task == i)
         if manifest is None:
-            folder = root / task["name"]
-            files = [folder if kind == "lora" else folder / f"network{kind}"]
+            files = [task["name"]]
         else:
-            files = [root / r["file"].strip() for r in by_task[task["name"]]]
+            files = [r["file"].strip().split("/")[0] for r in by_task[task["name"]]]
             for value in (r.get("factor:number") for r in by_task[task["name"]]):
-                assert value in (None, "") or task["factors"] == [float(value)]
+                assert value in (None, "") or task["factors"] == [float(str(value).replace(",", "."))]
         assert len(files) == len(rows)
         for row, file in zip(rows, files, strict=True):
             kept = traverse_util.flatten_dict(networks[task["split"]][row : row + 1].params, sep="/")
-            there = zoos.load(file / "adapter_model.safetensors" if kind == "lora" else file)
+            there = kind.read(root, file)
             for path, (_, _, name, _) in facts.leaves.items():
                 np.testing.assert_array_equal(kept[path][0], np.asarray(there[name]).astype(np.float32))
             assert len(there) == len(kept)
@@ -254,12 +274,12 @@ def listing(root: Path) -> dict:
     return {p: (p.lstat().st_mtime_ns, p.lstat().st_size, p.is_symlink()) for p in root.rglob("*")}
 
 
-def case(kind: str, seed: int, sound: dict[str, Path], manifests: bool, where: Path) -> tuple[str, float]:
+def case(kind: Kind, seed: int, sound: Path, manifests: bool, where: Path) -> tuple[str, float]:
     """One import of a damaged source; how it ended, and in how many seconds."""
     random = np.random.default_rng([seed, manifests])
     root, workdir = where / "source", where / "workdir"
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(sound[kind], root)
+    shutil.copytree(sound, root)
     manifest = write_manifest(root, random) if manifests else None
     if not manifests:
         damage_file(root, kind, random)
@@ -290,20 +310,21 @@ def fuzz(files: int, manifests: int, where: Path, first: int = 0) -> Counter:
     """Runs the cases and returns how often each kind ended how; raises AssertionError naming the case that is wrong."""
     (where / "outside").mkdir()
     (where / "outside" / "secret.txt").write_text("secret")
-    sound = {k: source_of(where / "sound" / (k.strip(".") or "orbax"), k) for k in KINDS}
+    names = list(KINDS)
+    sound = {name: source_of(where / "sound" / f"{i}", KINDS[name]) for i, name in enumerate(names)}
     ended, slowest = Counter(), (0.0, "")
     previous = signal.signal(signal.SIGALRM, _too_long)
     try:
         for i in range(files + manifests):
             of_manifests = i >= files
-            kind = ".safetensors" if of_manifests else KINDS[i % len(KINDS)]
+            name = MANIFEST_OF[i % 2] if of_manifests else names[i % len(names)]
             seed = first + i
             try:
-                how, seconds = case(kind, seed, sound, of_manifests, where)
+                how, seconds = case(KINDS[name], seed, sound[name], of_manifests, where)
             except Exception as e:
-                raise AssertionError(f"kind {kind!r}, seed {seed}, manifest {of_manifests}: {e!r}") from e
-            ended["manifest" if of_manifests else kind or "orbax", how] += 1
-            slowest = max(slowest, (seconds, f"{kind} {seed}"))
+                raise AssertionError(f"kind {name!r}, seed {seed}, manifest {of_manifests}: {e!r}") from e
+            ended[f"manifest of {name}" if of_manifests else name, how] += 1
+            slowest = max(slowest, (seconds, f"{name} {seed}"))
     finally:
         signal.signal(signal.SIGALRM, previous)
     ended["slowest, ms"] = round(1000 * slowest[0])

@@ -160,11 +160,11 @@ def _notes(method: Method, members: Members) -> list[str]:
     """What is done otherwise than the method's name says, a line each."""
     notes = []
     if members.base is None and members.arrays:
-        count = f"{len(members.arrays)} arrays"
+        arrays = some(members.arrays)
         if method.name in methods.ELEMENTWISE:
-            notes.append(f"{count} beside the adapters are merged by their mean, as their base is not known")
+            notes.append(f"merged by the mean, as no base is known to which they could be compared: {arrays}")
         elif method.name == "slerp":
-            notes.append(f"slerp of {count} is of the weights themselves, as their base is not known")
+            notes.append(f"slerp of the weights themselves, as no base is known: {arrays}")
     if any(len(group) > 1 for group in members.groups):
         notes.append("several networks of a task count as their mean")
     return notes

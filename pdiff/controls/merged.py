@@ -143,10 +143,11 @@ class _Products:
 def between(family: Family, task: Task) -> tuple[Task, Task, float]:
     """Two seen tasks other than `task`, and where it lies on the line from the first (0) to the second (1).
 
-    The first is the nearest; the second the nearest of those that lie, seen from the first, in the direction of the
-    task, or the second nearest where there is none. The place is the projection, from 0 to 1. All this is of factors;
-    without factors, of the numbers in descriptions, among the tasks whose descriptions are otherwise the same. Where
-    there are no two such, the two with the most similar words are taken, half way.
+    The first is the nearest. The second is, of those that lie in the direction of the task as seen from the first, the
+    nearest, counting how far the line to it passes by the task; or the second nearest where there is none. The place is
+    the projection, from 0 to 1. All this is of factors; without factors, of the numbers in descriptions, among the
+    tasks whose descriptions are otherwise the same. Where there are no two such, the two with the most similar words
+    are taken, half way.
     """
     seen = [t for t in family.split("seen") if t.id != task.id]
     if family.factor_names:
@@ -156,12 +157,15 @@ def between(family: Family, task: Task) -> tuple[Task, Task, float]:
     if not len(places):
         seen = _by_words([t for t in family.split("seen") if t.id != task.id], task)
         return seen[0], seen[1], 0.5
-    order = np.argsort(((places[:-1] - places[-1]) ** 2).sum(1), kind="stable")
+    apart = np.linalg.norm(places[:-1] - places[-1], axis=1)
+    order = np.argsort(apart, kind="stable")
     first, second = order[0], order[1]
-    line = places[:-1] - places[first]
+    line, gap = places[:-1] - places[first], places[-1] - places[first]
     length = (line**2).sum(1)
-    along = line @ (places[-1] - places[first]) / np.where(length > 0, length, 1)
-    second = next((i for i in order[1:] if along[i] > 0), second)
+    along = line @ gap / np.where(length > 0, length, 1)
+    passes = np.linalg.norm(gap - np.clip(along, 0, 1)[:, None] * line, axis=1)
+    if (along > 0).any():
+        second = np.where(along > 0, apart + passes, np.inf).argmin()
     return seen[first], seen[second], float(np.clip(along[second], 0, 1))
 
 

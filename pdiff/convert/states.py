@@ -22,9 +22,7 @@ from pdiff.errors import PdiffError, some
 from pdiff.imports.reading import MOST_LEAVES, ZIP, shown, size_of
 
 OLDEST = "2.10"  # before it, damaged files could corrupt memory under weights_only (CVE-2026-24747)
-TRAINING = re.compile(
-    r"(optim|lr_sched|sched|scaler|amp|rng|random_state|callbacks|loops|hyper_parameters|hparams)", re.I
-)
+TRAINING = re.compile(r"(optim|lr_sched|sched|scaler|rng|random_state|callbacks|loops|hyper_parameters|hparams)", re.I)
 ALONE = "array"  # what a tensor without a name is called, as the array of a .npy
 SPARE = 2 << 30  # bytes that torch takes for itself
 BITS = {"bfloat16": ("int16", ml_dtypes.bfloat16)} | {
@@ -68,10 +66,10 @@ def confine(megabytes: float) -> None:
         raise PdiffError(
             f"torch: is version {version}; allowed: at least {OLDEST}, as older ones read pickles unsafely"
         )
-    with open("/proc/self/statm") as f:
-        now = int(f.read().split()[0]) * resource.getpagesize()
-    most = now + int(4 * megabytes * 1e6) + SPARE
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # elsewhere the system does not bound memory this way
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + int(4 * megabytes * 1e6) + SPARE
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def is_torch_zip(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pdiff.errors import PdiffError
 from pdiff.imports import keras_file, numpy_files, safetensors_file, trees
-from pdiff.imports.numpy_files import rows_of, split_row
+from pdiff.imports.numpy_files import SHAPES, rows_of, split_row
 from pdiff.imports.reading import (
     ALLOWED,
     FILES,
@@ -32,8 +32,8 @@ from pdiff.imports.reading import (
 )
 
 __all__ = [
-    "ALLOWED", "FILES", "LONGEST_NAME", "PICKLES", "Arrays", "Budget", "File", "bounded", "check_floats",
-    "check_names", "files_of", "is_random_state", "json_of", "kind_of", "parse_json", "read", "refusal", "rows_of",
+    "ALLOWED", "FILES", "LONGEST_NAME", "PICKLES", "SHAPES", "Arrays", "Budget", "File", "bounded", "check_floats",
+    "check_names", "is_random_state", "json_of", "kind_of", "parse_json", "read", "refusal", "rows_of",
     "shown", "split_row", "stem_of", "text",
 ]  # fmt: skip
 
@@ -82,21 +82,6 @@ def stem_of(name: str) -> str:
         if name.lower().endswith(ending) and len(name) > len(ending):
             return name[: -len(ending)]
     return name
-
-
-def files_of(path: Path) -> list[Path]:
-    """All that `read` opens for the network at `path`, for who has to know whether one of them is a link.
-
-    Of a checkpoint of Orbax, which is refused if there is a link in it, only its folder.
-    """
-    kind = kind_of(path)
-    if kind == "row":
-        file = numpy_files.split_row(path)[0]
-        return [file, file.with_name(numpy_files.SHAPES)]
-    if kind == "sharded":
-        index = safetensors_file.index_in(path) if path.is_dir() else path
-        return [index, *(index.parent / file for file in safetensors_file.shards(index))]
-    return [path]
 
 
 def read(path: Path, limit: Budget) -> File:

@@ -17,7 +17,6 @@ from pdiff.system import files
 DESCRIPTION = "description.txt"
 MOST_WORDINGS, LONGEST_TEXT, MOST_ROWS = 32, 1000, 100_000
 DEEPEST = 3  # folders below the source: a task, a seed of it, the network itself
-SHAPES = "shapes.json"  # beside an array with a row for each network: what the rows consist of
 BASES = (*(f"base{ending}" for ending in arrays.FILES), "base")
 ADAPTER_FILES = (lora.CONFIG, *lora.FILES, "adapter_model.bin")
 MODELS = ("model", "diffusion_pytorch_model")  # as transformers and diffusers call the weights beside config.json
@@ -262,7 +261,7 @@ def _snapshot(repository: Path, left: Left) -> Path:
 
 def _rows_in(path: Path) -> int | None:
     """How many networks lie in the rows of a file with shapes.json beside it; None for any other."""
-    shapes = path.parent / SHAPES
+    shapes = path.parent / arrays.SHAPES
     if not path.is_file() or not shapes.is_file():
         return None
     count = arrays.rows_of(path, shapes)

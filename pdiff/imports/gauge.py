@@ -10,56 +10,59 @@ rounding.
 
 import numpy as np
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pdiff.imports.columns import Columns
+from pdiff.merging.updates import Factors, truncated
 from pdiff.zoo.store import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 
-Factors = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
+Arrays = dict[str, Float[np.ndarray, "..."]]
+Pairs = tuple[Float[np.ndarray, "nets out r"], Float[np.ndarray, "nets r in"]]
 
 
-def of_all(columns: Columns, seen: np.ndarray) -> None:
+def of_all(columns: Columns, seen: np.ndarray, base: Arrays | None = None) -> Arrays | None:
     """Brings the factors of each module of all adapters into one gauge, in place; the networks `seen` choose it.
 
     B A stays what it was to the rounding of float32, as the factors of a pair are of one size. One module of all
     networks is in memory at a time.
+
+    Args:
+      base: an adapter that all of them started from, by path.
+
+    Returns:
+      the base in the same gauge.
     """
     modules = [p[:-2] for p in columns.shapes if p.endswith("/A")]
-    for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
-        factors = canonical(columns.read(f"{module}/B"), columns.read(f"{module}/A"), seen)
-        for kind, values in zip("BA", factors, strict=True):
-            for row, value in enumerate(values.astype(np.float32)):
-                columns.write(f"{module}/{kind}", row, value)
+    base = None if base is None else dict(base)
+    # Threads cost more than they bring for matrices of this size, and on a busy machine fifty times as much.
+    with threadpool_limits(1):
+        for module in tqdm(modules, desc="gauge", unit="module", delay=BAR_AFTER_S):
+            factors = {kind: columns.read(f"{module}/{kind}") for kind in "BA"}
+            if base is not None:
+                factors = {kind: np.concatenate([v, base[f"{module}/{kind}"][None]]) for kind, v in factors.items()}
+            turned = canonical(factors["B"], factors["A"], seen)
+            for kind, values in zip("BA", turned, strict=True):
+                for row, value in enumerate(values[: len(columns)].astype(np.float32)):
+                    columns.write(f"{module}/{kind}", row, value)
+                if base is not None:
+                    base[f"{module}/{kind}"] = values[-1].astype(np.float32)
+    return base
 
 
-def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Factors:
+def canonical(b: Float[np.ndarray, "nets out r"], a: Float[np.ndarray, "nets r in"], seen: np.ndarray) -> Pairs:
     """The factors of one module of all networks in float64, in a common gauge; `seen` are those that choose it."""
-    balanced = [_balanced(*pair) for pair in zip(b, a, strict=True)]
-    joined = np.stack([np.concatenate([left, right.T]) for left, right in balanced])  # (nets, out + in, r)
+    rank = b.shape[2]  # at which nothing is cut off: the singular values are split evenly, no more
+    balanced = [truncated(Factors(*pair), rank) for pair in zip(b, a, strict=True)]
+    joined = np.stack([np.concatenate([one.b, one.a.T]) for one in balanced])  # (nets, out + in, r)
     reference = joined[seen[0]]
     for _ in range(ROUNDS):
         reference = np.mean([_turned(joined[i], reference) for i in seen], 0)
     turned = np.stack([_turned(one, reference) for one in joined])
     outputs = b.shape[1]
     return turned[:, :outputs], turned[:, outputs:].swapaxes(1, 2)
-
-
-def _balanced(b: Float[np.ndarray, "out r"], a: Float[np.ndarray, "r in"]) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of b a with equal Gram matrices, by its singular values; b a itself is never made.
-
-    The sign of each pair of singular vectors is that of its largest entry in the left one.
-    """
-    left, inner_left = np.linalg.qr(b.astype(np.float64))
-    right, inner_right = np.linalg.qr(a.astype(np.float64).T)
-    u, s, vt = np.linalg.svd(inner_left @ inner_right.T, full_matrices=False)
-    rank, root = b.shape[1], np.sqrt(s)
-    left, right = left @ u, right @ vt.T
-    sign = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])]) if left.size else 1.0
-    left, right = left * sign * root, right * sign * root
-    missing = ((0, 0), (0, rank - left.shape[1]))  # of a rank above the matrix's smaller side
-    return np.pad(left, missing), np.pad(right, missing).T
 
 
 def _turned(factors: Float[np.ndarray, "sides r"], reference: Float[np.ndarray, "sides r"]) -> np.ndarray:

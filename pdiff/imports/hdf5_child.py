@@ -50,10 +50,11 @@ def main(limit: int, seconds: int) -> None:
 
 
 def _confine(limit: int, seconds: int) -> None:
-    with open("/proc/self/statm") as f:
-        now = int(f.read().split()[0]) * resource.getpagesize()
+    if os.path.exists("/proc/self/statm"):  # elsewhere the system does not bound memory this way
+        with open("/proc/self/statm") as f:
+            most = int(f.read().split()[0]) * resource.getpagesize() + 2 * limit + SPARE
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for what, most in (
-        (resource.RLIMIT_AS, now + 2 * limit + SPARE),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),

@@ -38,7 +38,7 @@ from pdiff.imports.reading import (
 
 CHILD = Path(__file__).with_name("hdf5_child.py")
 MEMBER = "model.weights.h5"  # of a .keras
-OPTIMIZER = "optimizer/"
+OPTIMIZER = ("optimizer/", "optimizer_weights/")  # the second of Keras 2
 SECONDS = 120  # most that a file may take
 STUMBLES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
@@ -70,7 +70,7 @@ def read_keras(path: Path, budget: Budget) -> File:
 def _without_optimizer(arrays: Arrays) -> File:
     kept = {n: a for n, a in arrays.items() if not n.startswith(OPTIMIZER)}
     left = len(arrays) - len(kept)
-    return File(kept, {}, (f"{OPTIMIZER}* is left out ({left} arrays)",) if left else ())
+    return File(kept, {}, (f"what belongs to the optimizer is left out ({left} arrays)",) if left else ())
 
 
 def _datasets(file: BinaryIO, budget: Budget) -> Arrays:

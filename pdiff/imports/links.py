@@ -21,8 +21,11 @@ def inside(source: Path, file: str) -> Path:
       PdiffError: there is nothing, or what is there lies elsewhere, through a link or upwards; so do links in a folder
         that is one network, and those beside the index of shards.
     """
-    path = source / row_of(file)[0]
+    name, row = row_of(file)
+    path = source / name
     _check(source, path)
+    if row is not None and (shapes := path.with_name(arrays.SHAPES)).exists():
+        _check(source, shapes)
     folder = path if path.is_dir() else path.parent if path.name.endswith(INDEX) else None
     if folder is not None:
         for link in sorted(p for p in folder.iterdir() if p.is_symlink() and p.suffix.lower() in READ):

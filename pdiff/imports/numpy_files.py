@@ -86,8 +86,9 @@ def _header(f: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dty
         raise PdiffError(f"{shown(name)} is of .npy version {version}; allowed: 1.0, 2.0")
     try:
         shape, fortran, dtype = HEADERS[version](f)
-    except (RecursionError, MemoryError) as e:
-        raise PdiffError(f"{shown(name)}: its header cannot be read") from e
+    except Exception as e:  # of Python's own parser, among others
+        reason = (str(e) or type(e).__name__).splitlines()[0][:200]
+        raise PdiffError(f"{shown(name)}: its header cannot be read: {reason}") from e
     shape = tuple(int(n) for n in shape)
     if dtype.hasobject:
         return shape, fortran, dtype
@@ -118,12 +119,12 @@ def split_row(path: Path) -> tuple[Path, int | None]:
 def rows_of(path: Path, shapes: Path) -> int | None:
     """How many networks lie in the rows of the array in `path`, of which the file `shapes` says what the columns are.
 
-    They are named `path`#0, `path`#1, ... None if `path` holds other than one 2-d array, and is no such file.
+    They are named `path`#0, `path`#1, ... None if `path` is of another format, or holds other than one 2-d array.
 
     Raises:
       PdiffError: the file is damaged, or its columns are not as many as the shapes want. It does not name the file.
     """
-    place = _place(path)
+    place = _place(path) if path.suffix.lower() in ROWS else None
     if place is None:
         return None
     _check_columns(place[1], read_shapes(shapes))

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,9 +90,10 @@ def read(
     layout = source / mapping.NAME
     rules = mapping.read(layout) if layout.is_file() else None
     read_one = functools.partial(network.read, source, rules=rules, megabytes=megabytes, rank=rank)
+    start = time.perf_counter()
     outlines = _checked(source, listing.rows, read_one)
     first = outlines[0]
-    _tell_time(first, len(outlines))
+    _tell_time(first, len(outlines), time.perf_counter() - start)
     base, unfit = _base(source, first, read_one)
     shapes = {p: shape for p, (shape, _) in first.shapes.items()}
     columns = Columns(shapes, len(listing.rows), megabytes * 1e6 / 2, scratch or Path(tempfile.gettempdir()))
@@ -150,14 +152,15 @@ def _checked(source: Path, rows: Sequence[Row], read_one: Callable[[Row], Networ
     return outlines
 
 
-def _tell_time(first: Outline, count: int) -> None:
-    """Says how much a large import is, and how long the rest of it may take."""
+def _tell_time(first: Outline, count: int, checked_s: float) -> None:
+    """Says how much a large import is, and how long the rest may take, on a machine that took `checked_s` to check."""
     numbers = sum(math.prod(shape) for shape, _ in first.shapes.values())
     megabytes = 4e-6 * numbers * count
     seconds = megabytes * sum(1 / rate for kind, rate in RATES.items() if kind != "gauge" or first.adapter is not None)
+    seconds *= max(1.0, checked_s * RATES["read"] / megabytes)
     if seconds > TELL_ABOVE_S:
         size = f"{count} networks of {numbers / 1e6:.1f} M parameters, {megabytes / 1e3:.1f} GB as float32"
-        log.info("import: %s; about %s on two cores", size, in_words(seconds))
+        log.info("import: %s; about %s if this machine stays as busy as it is", size, in_words(seconds))
 
 
 def _about_rank(rows: Sequence[Row], outlines: Sequence[Outline], rank: int) -> str:

@@ -52,10 +52,6 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path)
     for task in described:
         accuracies[task["split"]] += [imported.rows[i].accuracy for i in task["rows"]]
     accuracies = {split: values for split, values in accuracies.items() if values and None not in values}
-    constants = {
-        name: [list(value.shape), str(value.dtype), base64.b64encode(value.tobytes()).decode()]
-        for name, value in imported.constants.items()
-    }
     facts = Facts(
         digest=imported.digest,
         source=str(folder),
@@ -65,11 +61,16 @@ def read(config: ConfigDict, folder: Path, manifest: Path | None, workdir: Path)
         adapter=imported.adapter and dataclasses.asdict(imported.adapter),
         accuracies=accuracies,
         metadata=imported.metadata,
-        constants=constants,
+        constants=packed(imported.constants),
         beside=imported.beside,
         has_base=imported.base is not None,
     )
     return imported, facts
+
+
+def packed(constants: dict[str, np.ndarray]) -> dict[str, list]:
+    """Arrays as JSON: shape, dtype, and their bytes as base64."""
+    return {n: [list(v.shape), str(v.dtype), base64.b64encode(v.tobytes()).decode()] for n, v in constants.items()}
 
 
 def _of_family(gathered: dict, config: ConfigDict) -> tuple[list[dict], list[str]]:
@@ -168,7 +169,7 @@ def _networks(
     columns, base = imported.columns, imported.base
     rows = {split: [i for t in facts.tasks if t["split"] == split for i in t["rows"]] for split in SPLITS}
     if config.zoo.align == "balanced" and facts.adapter is not None:
-        gauge.of_all(columns, np.array(rows["seen"]))
+        base = gauge.of_all(columns, np.array(rows["seen"]), base)
     if config.tasks.family != scenario.IMPORTED:
         base = _base_of_family(columns, base, rows["seen"], target)
     base = base or _mean(columns, rows["seen"])

@@ -11,7 +11,7 @@ from pdiff import run
 from pdiff.ask.merge import merge
 from pdiff.errors import PdiffError
 from pdiff.merging import methods
-from tests.imports import zoos
+from tests.imports import loras, zoos
 
 SCALE = 4 / zoos.RANK  # lora_alpha / r of the made-up adapters
 
@@ -101,7 +101,7 @@ def test_plain_networks(home, tmp_path, said):
     merge(home / "plain_workdir", method="mean", tasks=names, out=str(tmp_path / "mean"))
     merge(home / "with_base_workdir", method="ties", density=1.0, tasks=names, out=str(tmp_path / "ties"))
     merge(home / "plain_workdir", method="slerp", tasks=names, out=str(tmp_path / "slerp"))
-    assert "of the weights themselves, as their base is not known" in said()
+    assert "slerp of the weights themselves, as no base is known" in said()
     mean, ties = (safetensors.numpy.load_file(tmp_path / n / "sample_0.safetensors") for n in ("mean", "ties"))
     for path, value in mean.items():
         np.testing.assert_allclose(value, (made[0][path] + made[1][path]) / 2, atol=1e-6)
@@ -162,3 +162,31 @@ def test_networks_of_a_family_s_own_and_factors_of_them(tiny_config, tiny_zoo, t
     config_lib.write(tmp_path / "config.json", config)
     with pytest.raises(PdiffError, match="no finished zoo"):
         merge(tmp_path, method="mean", out=str(tmp_path / "y.npz"))
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_scales_of_modules_and_heads_come_back_in_every_spelling(tmp_path, said, form):
+    """Two modules with scales 2 and 5, and a head: what is written does the merge, read as any adapter is."""
+    pattern = {"alpha_pattern": {"fc": 15}} if form == "peft" else {}
+    for seed in range(4):
+        path = tmp_path / "source" / f"task_{seed}"
+        if form == "peft":
+            head = {"base_model.model.score.weight": np.full((2, 5), seed, np.float32)}
+            loras.peft(path, seed=seed, whole=head, modules_to_save=["score"], **pattern)
+        else:
+            loras.kohya(path.with_suffix(".safetensors"), seed=seed, alpha=15.0)
+    config = imported.get_config()
+    run.import_networks(config, tmp_path / "source", None, tmp_path / "w")
+    merge(tmp_path / "w", method="ties", density=0.5, tasks=["task_0", "task_1", "task_3"], out=str(tmp_path / "out"))
+    name = "sample_0" if form == "peft" else "sample_0.safetensors"
+    tree, adapter, _ = network = loras.read(tmp_path / "out" / name)
+    given = [loras.read(tmp_path / "source" / f"task_{i}{name.removeprefix('sample_0')}") for i in (0, 1, 3)]
+    assert set(adapter.scales.values()) == ({2.0, 5.0} if form == "peft" else {5.0})
+    for module, got in loras.updates(network).items():
+        wanted = methods.elementwise("ties", [loras.updates(n)[module] for n in given], 0.5, np.random.default_rng(0))
+        u, s, vt = np.linalg.svd(wanted, full_matrices=False)
+        np.testing.assert_allclose(got, u[:, :3] * s[:3] @ vt[:3], atol=2e-4)
+    if form == "peft":
+        (head,) = (v for p, v in tree.items() if p.startswith("whole/"))
+        np.testing.assert_allclose(head, 4 / 3, rtol=1e-6)
+        assert "merged by the mean, as no base is known" in said()

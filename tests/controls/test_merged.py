@@ -156,6 +156,12 @@ def test_the_place_between_is_a_projection():
     assert place(family(factors), 1) == (0, 2, 0.25)
 
 
+def test_a_line_that_passes_by_is_longer():
+    """On a grid, from (0, 0) past (1, 0): straight on to (2, 0), and not to (1, 1), which is as near."""
+    factors = [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (9.0, 9.0), (2.0, 0.0), (9.0, 8.0), (4.0, 0.0)]
+    assert place(family(factors), 1) == (0, 4, 0.5)
+
+
 def test_without_factors_numbers_of_descriptions_say_where():
     texts = [f"strength {s}" for s in ("0.0", "0.3", "0.4", "0.5", "0.6", "-2", "2.0")]
     assert place(family(texts=texts), 1) == (2, 0, 0.25)

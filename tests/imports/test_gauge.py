@@ -71,3 +71,17 @@ def test_float32_keeps_updates_of_any_size(memory, tmp_path):
         expected = given["lora/m/B"].astype(float) @ given["lora/m/A"]
         found = made["lora/m/B"].astype(float) @ made["lora/m/A"]
         assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_the_base_that_adapters_started_from_comes_into_their_gauge(tmp_path):
+    b, a = zoo()
+    columns = Columns({"lora/m/A": a.shape[1:], "lora/m/B": b.shape[1:], "whole/bias": (3,)}, 9, 1e6, tmp_path)
+    for row in range(9):
+        columns.write("lora/m/A", row, a[row].astype(np.float32))
+        columns.write("lora/m/B", row, b[row].astype(np.float32))
+    mixed = np.array([[2.0, 1.0], [-1.0, 0.5]])  # the fourth network's update, factored otherwise
+    given = {"lora/m/B": b[3] @ mixed, "lora/m/A": np.linalg.solve(mixed, a[3]), "whole/bias": np.arange(3)}
+    base = gauge.of_all(columns, np.arange(9), {p: v.astype(np.float32) for p, v in given.items()})
+    for path in ("lora/m/A", "lora/m/B"):
+        np.testing.assert_allclose(base[path], columns.read(path, [3])[0], atol=1e-5)
+    np.testing.assert_array_equal(base["whole/bias"], given["whole/bias"])

@@ -52,7 +52,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     zoos.loras(home / "my_loras")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    for name in ("import", "train", "sample"):
+    for name in ("import", "merge", "train", "sample"):
         done = subprocess.run(command(name), cwd=home, env=environment, text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
     return home
@@ -122,6 +122,12 @@ def test_asked_for_what_no_task_had_the_update_is_right(home):
     asked = json.loads((home / "new_loras" / "pdiff.json").read_text())
     assert asked["prompt"] == "strength 0.50" and len(asked["model"]) == 64
     assert made[0][1].config == zoos.lora_config(inference_mode=True)
+
+
+def test_a_merge_needs_the_import_alone(home):
+    _, adapter, _ = lora.read(home / "merged" / "sample_0", arrays.Budget(1))
+    assert adapter.rank == zoos.RANK and adapter.config["base_model_name_or_path"] == "made-up"
+    assert json.loads((home / "merged" / "pdiff.json").read_text())["method"] == "ties"
 
 
 def test_the_report_says_what_the_results_say(home, results):

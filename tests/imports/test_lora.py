@@ -176,7 +176,7 @@ def test_a_file_of_kohyas(tmp_path, how, scale):
             {"alpha": None, "metadata": {"ss_network_dim": "Dynamic", "ss_network_alpha": "4"}},
             "'Dynamic' and '4'; allowed",
         ),
-        ({"alpha": None, "metadata": {"ss_network_args": "{"}}, "ss_network_args is no JSON"),
+        ({"alpha": None, "metadata": {"ss_network_dim": "3", "ss_network_alpha": "nan"}}, "'3' and 'nan'; allowed"),
     ],
 )
 def test_an_alpha_that_does_not_say_the_scale_is_refused(tmp_path, how, words):
@@ -285,6 +285,20 @@ def test_convolutions_in_groups_are_refused(tmp_path):
         loras.read(path)
 
 
+@pytest.mark.parametrize("arguments", ["{", "[]", "null", "4", '{"conv_dim": "x"}'])
+def test_arguments_that_nobody_needs_are_no_obstacle(tmp_path, arguments):
+    network = loras.read(loras.kohya(tmp_path / "x.safetensors", metadata={"ss_network_args": arguments})[0])
+    assert lora.to_rank(*network[:2], 4)[1].rank == 4
+
+
+@pytest.mark.parametrize("name", ["unet.x.alpha", "beta.alpha"])
+def test_an_alpha_of_what_is_no_adapter_is_a_whole_array(tmp_path, name):
+    path, _ = loras.diffusers(tmp_path / "x.safetensors")
+    given = arrays.read(path, arrays.Budget(1)).arrays | {name: np.ones(2, np.float32)}
+    tree, adapter, _ = loras.read(loras.write(path, given))
+    assert list(adapter.whole) == [name] and (lora.as_spelled(tree, adapter)[name] == 1).all()
+
+
 def test_plain_networks_are_no_adapters(tmp_path):
     for i, names in enumerate((("a.weight", "b.alpha"), ("params/lora/Dense_0/A", "params/lora/Dense_0/B"))):
         path = loras.write(tmp_path / f"{i}.safetensors", {n: np.ones((2, 2), np.float32) for n in names})
@@ -294,7 +308,9 @@ def test_plain_networks_are_no_adapters(tmp_path):
 def test_a_file_of_peft_without_its_config_is_refused(tmp_path):
     path, _ = loras.peft(tmp_path / "a")
     (path / "adapter_config.json").unlink()
-    with pytest.raises(PdiffError, match="none lies beside it; allowed: a folder with adapter_config.json"):
+    with pytest.raises(
+        PdiffError, match="none goes with adapter_model.safetensors; allowed: a folder with adapter_config.json"
+    ):
         loras.read(path / "adapter_model.safetensors")
 
 
@@ -329,8 +345,8 @@ def one(tmp_path, make, name="x", **how):
         (loras.peft, {}, {"task_type": None}, ["task_type is None, not 'CAUSAL_LM'"]),
         (loras.peft, {}, {"target_modules": ["fc", "q_proj"], "lora_dropout": 0.5}, []),
         (loras.peft, {}, {"base_model_name_or_path": None}, []),
-        (loras.peft, {}, {"lora_alpha": 3}, ["the scale of 'layers.0.q_proj' is 1, not 2 .alpha 3, not 6; 2 such"]),
-        (loras.peft, {}, {"alpha_pattern": {"fc": 3}}, ["the scale of 'layers.1.fc' is 1, not 2 .alpha 3, not 6; 1"]),
+        (loras.peft, {}, {"lora_alpha": 3}, ["the scale of 'layers.0.q_proj' is 1, not 2 .2 such"]),
+        (loras.peft, {}, {"alpha_pattern": {"fc": 3}}, ["the scale of 'layers.1.fc' is 1, not 2 .1 such"]),
         (loras.peft, {}, {"r": 5}, ["the rank of 'layers.0.q_proj' is 5, not 3 .*zoo.rank=5"]),
         (loras.peft, {"use_rslora": True, "r": 4}, {"r": 4, "lora_alpha": 12}, []),
         (loras.kohya, {}, {"alpha": 3.0}, ["the scale of"]),

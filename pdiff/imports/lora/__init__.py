@@ -70,7 +70,7 @@ def read(folder: Path, budget: arrays.Budget) -> Network:
         raise PdiffError(f"{CONFIG}: {e}") from e
     path = folder / spelling.MODEL
     if not path.exists():
-        others = sorted(p.name for p in folder.glob("adapter*") if p.name != CONFIG)
+        others = sorted(p.name for p in folder.glob("adapter*") if p.is_file() and p.name != CONFIG)
         pickled = f"{others[0]} {arrays.refusal(folder / others[0])}" if others else f"allowed: that beside {CONFIG}"
         raise PdiffError(f"has no {spelling.MODEL}; {pickled}")
     try:
@@ -90,10 +90,10 @@ def recognise(path: Path, file: arrays.File) -> Network | None:
         if spelling.is_spelled(file.arrays):
             if any(name.startswith(peft.PREFIX) for name in file.arrays):
                 raise PdiffError(
-                    f"is an adapter of PEFT, whose scale stands in {CONFIG}, and none lies beside it; allowed: a "
-                    f"folder with {CONFIG} and {peft.MODEL}"
+                    f"is an adapter of PEFT, whose scale stands in {CONFIG}, and none goes with {path.name}; allowed: "
+                    f"a folder with {CONFIG} and {peft.MODEL}"
                 )
-            return spelling.of_file(path, file)
+            return spelling.of_file(file)
     return None
 
 

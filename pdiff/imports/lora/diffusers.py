@@ -1,7 +1,6 @@
 """Adapters as diffusers keeps them: one safetensors file, with dotted names below the component of a pipeline."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ def is_spelled(names: Iterable[str]) -> bool:
     return any(name.endswith(tuple(e for e, part in PARTS.items() if part != "alpha")) for name in names)
 
 
-def of_file(path: Path, file: File) -> Network:
-    """The adapter of a file; `path` is for messages."""
+def of_file(file: File) -> Network:
+    """The adapter of a file."""
     parts: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name in file.arrays:
@@ -37,8 +36,9 @@ def of_file(path: Path, file: File) -> Network:
             parts.setdefault(module, {})[part] = name
         else:
             whole[name] = name
-    for name in [n for n, names in parts.items() if set(names) == {"alpha"}]:
-        whole[parts[name]["alpha"]] = parts.pop(name)["alpha"]  # of what is no adapter
+    for module in [m for m, names in parts.items() if set(names) == {"alpha"}]:
+        name = parts.pop(module)["alpha"]  # of what is no adapter
+        whole[name] = name
     if "/" in "".join(whole):
         raise PdiffError("has arrays whose names have a '/' beside the adapter; allowed: names with dots alone")
     configs = form.component_configs(file.metadata)

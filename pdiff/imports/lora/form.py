@@ -258,8 +258,8 @@ def differing(a: Adapter, b: Adapter) -> list[str]:
     ]:
         name, x, y = scales[0]
         lines.append(
-            f"the scale of {shown(name)} is {x.scale:g}, not {y.scale:g} (alpha {x.strength:g}, not {y.strength:g}; "
-            f"{len(scales)} such modules); --config.zoo.rank={x.rank} counts each scale into its adapter"
+            f"the scale of {shown(name)} is {x.scale:g}, not {y.scale:g} ({len(scales)} such modules); "
+            f"--config.zoo.rank={x.rank} counts each scale into its adapter"
         )
     return lines
 

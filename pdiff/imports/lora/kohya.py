@@ -1,7 +1,7 @@
 """Adapters as kohya's sd-scripts keep them: one safetensors file, underscored names, an alpha for each module."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import Any
 
 from pdiff.errors import PdiffError
 from pdiff.imports import arrays
@@ -18,8 +18,8 @@ def is_spelled(names: Iterable[str]) -> bool:
     return any(n.startswith("lora_") and n.partition(".")[2] in ("lora_down.weight", "lora_up.weight") for n in names)
 
 
-def of_file(path: Path, file: File) -> Network:
-    """The adapter of a file; `path` is for messages."""
+def of_file(file: File) -> Network:
+    """The adapter of a file."""
     parts: dict[str, dict[str, str]] = {}
     for name in file.arrays:
         module, _, ending = name.partition(".")
@@ -49,14 +49,18 @@ def _alphas(metadata: Mapping[str, str]) -> dict[bool, tuple[int, float]]:
     found = {}
     if {"ss_network_dim", "ss_network_alpha"} <= set(metadata):
         found[False] = _numbers(metadata, "ss_network_dim", "ss_network_alpha")
-    if "ss_network_args" in metadata:
-        try:
-            arguments = arrays.parse_json(metadata["ss_network_args"])
-        except PdiffError as e:
-            raise PdiffError(f"ss_network_args {e}") from e
-        if isinstance(arguments, dict) and {"conv_dim", "conv_alpha"} <= set(arguments):
-            found[True] = _numbers(arguments, "conv_dim", "conv_alpha")
+    if {"conv_dim", "conv_alpha"} <= set(fields := arguments(metadata)):
+        found[True] = _numbers(fields, "conv_dim", "conv_alpha")
     return found
+
+
+def arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata keep of the network's own arguments; {} where that is nothing that can be read."""
+    try:
+        fields = arrays.parse_json(metadata.get("ss_network_args", "{}"))
+    except PdiffError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _numbers(fields: Mapping, dim: str, alpha: str) -> tuple[int, float]:

@@ -5,7 +5,6 @@ y + scale (x lora_a) lora_b, with lora_a (inputs, r) and lora_b (r, outputs).
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pdiff.errors import PdiffError
@@ -54,7 +53,7 @@ def of_folder(config: dict[str, Any], file: File) -> Network:
     return tree, adapter, notes
 
 
-def of_file(path: Path, file: File) -> Network:
+def of_file(file: File) -> Network:
     """The adapter of a file alone, which does not say its scale."""
     tree, adapter, notes = _read(file, None)
     return (

@@ -5,10 +5,10 @@ import json
 import math
 
 import numpy as np
-from jaxtyping import Float
 
-from pdiff.imports.lora import form, mlx, peft
+from pdiff.imports.lora import form, kohya, mlx, peft
 from pdiff.imports.lora.form import Adapter, Array, Arrays, Module
+from pdiff.merging import updates
 
 
 def to_rank(arrays: Arrays, adapter: Adapter, rank: int) -> tuple[Arrays, Adapter, float]:
@@ -26,29 +26,13 @@ def to_rank(arrays: Arrays, adapter: Adapter, rank: int) -> tuple[Arrays, Adapte
     lost = total = 0.0
     for name, module in adapter.modules.items():
         path = f"{form.TREE}/{name}"
-        b, a, kept, left_out = _truncated(arrays[f"{path}/B"], arrays[f"{path}/A"], module.scale, rank)
-        brought |= {f"{path}/A": a, f"{path}/B": b}
+        update = updates.Factors(module.scale * arrays[f"{path}/B"].astype(np.float64), arrays[f"{path}/A"])
+        near = updates.truncated(update, rank)
+        brought |= {f"{path}/A": near.a.astype(np.float32), f"{path}/B": near.b.astype(np.float32)}
         modules[name] = _resized(module, rank, adapter.spelling == "mlx")
-        lost, total = lost + left_out, total + kept + left_out
+        whole = updates.square(update)
+        lost, total = lost + max(0.0, whole - updates.square(near)), total + whole
     return brought, _at_rank(adapter, modules, rank), math.sqrt(lost / total) if total else 0.0
-
-
-def _truncated(
-    b: Float[np.ndarray, "out r"], a: Float[np.ndarray, "r in"], scale: float, rank: int
-) -> tuple[Float[np.ndarray, "out rank"], Float[np.ndarray, "rank in"], float, float]:
-    """Factors of scale b a at `rank`, and the squared norms of what they hold and of what they do not.
-
-    By the QR decompositions of the factors: the update itself, inputs times outputs large, is never computed.
-    """
-    left, inner_left = np.linalg.qr(b.astype(np.float64))
-    right, inner_right = np.linalg.qr(a.astype(np.float64).T)
-    u, s, vt = np.linalg.svd(scale * inner_left @ inner_right.T, full_matrices=False)
-    kept = min(rank, len(s))
-    root = np.sqrt(s[:kept])
-    missing = ((0, 0), (0, rank - kept))  # zeros, which change nothing
-    new_b = np.pad(left @ u[:, :kept] * root, missing).astype(np.float32)
-    new_a = np.pad(right @ vt[:kept].T * root, missing).T.astype(np.float32)
-    return new_b, np.ascontiguousarray(new_a), float((s[:kept] ** 2).sum()), float((s[kept:] ** 2).sum())
 
 
 def _resized(module: Module, rank: int, transposed: bool) -> Module:
@@ -73,8 +57,7 @@ def _at_rank(adapter: Adapter, modules: dict[str, Module], rank: int) -> Adapter
             metadata, {c: peft.at_rank(fields, rank) for c, fields in configs.items()}
         )
     metadata |= {n: str(rank) for n in ("ss_network_dim", "ss_network_alpha") if n in metadata}
-    if "ss_network_args" in metadata:
-        fields = json.loads(metadata["ss_network_args"])
+    if fields := kohya.arguments(metadata):
         fields |= {n: str(rank) for n in ("conv_dim", "conv_alpha") if n in fields}
         metadata["ss_network_args"] = json.dumps(fields)
     if config is not None:
