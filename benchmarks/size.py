@@ -10,7 +10,7 @@ and compared with the truth, beside the nearest seen network, ridge regression a
 linear in the zoo's networks and so are computed from inner products alone.
 
 `--basis=never` measures the mean with a last layer as wide as the networks, where that fits. Needs five times as much
-disk as the zoo.
+disk as the zoo. Run again, a stopped one goes on.
 """
 
 import argparse
@@ -37,7 +37,7 @@ WAVES, FREQUENCY = 32, 2.5  # of which a network is a sum; in radians over the r
 SIGNAL, NOISE = 0.01, 0.005  # rms of what the factors and the seed change, of weights whose rms is 0.05
 NUMBER_NOISE = 0.06  # condition.number_noise: of .01, .03 and .06 the best at 10 k, on descriptions of no test
 SLICE = 1 << 16  # weights at a time
-STAGES = ("import", "train", "sample", "compare")
+STAGES = ("import", "train", "sample")  # what a user's networks go through
 SMALL_MB = 1024  # zoo.memory_mb and zoo.import_mb
 
 
@@ -260,6 +260,9 @@ def _barycentric(seen: np.ndarray, tested: np.ndarray) -> Float[np.ndarray, "tes
 
 def stage(name: str, workdir: Path, given: argparse.Namespace) -> dict:
     size = given.size
+    if name == "make":
+        make_zoo(workdir.parent / "source", size, given.networks)
+        return {}
     if name == "train":
         return train(workdir, config_of(size, given.basis, given.dtype))
     return compare(workdir, size, given.networks)
@@ -286,32 +289,49 @@ def measured(command: list[str]) -> dict:
 
 
 def of_size(size: str, given: argparse.Namespace) -> dict:
-    """All that is measured of one size."""
-    root = Path(tempfile.mkdtemp(prefix=f"size_{size}_", dir=given.folder))
-    source, workdir = root / "source", root / "workdir"
-    try:
-        start = time.perf_counter()
-        make_zoo(source, size, given.networks)
-        row = {"size": size, "params": num_params(size), "networks": given.networks}
-        row |= {"basis": given.basis, "dtype": given.dtype, "make_s": time.perf_counter() - start}
-        main = [sys.executable, "-m", "pdiff.main", f"--workdir={workdir}"]
-        prompt = f"--prompt={described(other_factors(0)[0])}"
-        sample = [*main, "--mode=sample", prompt, "--num_samples=1", f"--out={root / 'net.safetensors'}"]
-        own = [sys.executable, "-m", "benchmarks.size", f"--size={size}", f"--workdir={workdir}"]
-        own += [f"--basis={given.basis}", f"--dtype={given.dtype}", f"--networks={given.networks}"]
-        flag = flags(size, given.basis, given.dtype)
-        row["import"] = measured([*main, *flag, "--mode=import", f"--source={source}"])
-        shutil.rmtree(source)
-        row["train"] = measured([*own, "--stage=train"])
-        row["disk_gb"] = {p.name: _size(p) / 1e9 for p in workdir.iterdir() if p.is_dir()}
-        row["sample"] = measured(sample)
-        row["total_s"] = sum(row[n]["s"] for n in STAGES[:3])
-        row["cpu_s"] = sum(row[n]["cpu_s"] for n in STAGES[:3])
-        row["peak_gib"] = max(row[n]["gib"] for n in STAGES[:3])
-        row["compare"] = measured([*own, "--stage=compare"])
-        return row
-    finally:
-        shutil.rmtree(root)
+    """All that is measured of one size. What was stopped goes on: with the stage at which it was, begun anew."""
+    root = Path(given.folder or tempfile.gettempdir()) / f"size_{size}_{given.networks}_{given.basis}_{given.dtype}"
+    source, workdir, kept = root / "source", root / "workdir", root / "row.json"
+    root.mkdir(parents=True, exist_ok=True)
+    main = [sys.executable, "-m", "pdiff.main", f"--workdir={workdir}"]
+    own = [sys.executable, "-m", "benchmarks.size", f"--size={size}", f"--workdir={workdir}"]
+    own += [f"--basis={given.basis}", f"--dtype={given.dtype}", f"--networks={given.networks}"]
+    prompt, out = f"--prompt={described(other_factors(0)[0])}", root / "net.safetensors"
+    commands = {
+        "make": [*own, "--stage=make"],
+        "import": [*main, *flags(size, given.basis, given.dtype), "--mode=import", f"--source={source}"],
+        "train": [*own, "--stage=train"],
+        "sample": [*main, "--mode=sample", prompt, "--num_samples=1", f"--out={out}"],
+        "compare": [*own, "--stage=compare"],
+    }
+    row = {"size": size, "params": num_params(size), "networks": given.networks}
+    row |= {"basis": given.basis, "dtype": given.dtype}
+    if kept.exists():
+        row = json.loads(kept.read_text())
+    for name, command in commands.items():
+        if name not in row:
+            _begin(name, root)
+            row[name] = measured(command)
+            if name == "train":
+                row["disk_gb"] = {p.name: _size(p) / 1e9 for p in workdir.iterdir() if p.is_dir()}
+            kept.write_text(json.dumps(row))
+    for total, part, of in (("total_s", "s", sum), ("cpu_s", "cpu_s", sum), ("peak_gib", "gib", max)):
+        row[total] = of(row[name][part] for name in STAGES)
+    shutil.rmtree(root)
+    return row
+
+
+def _begin(name: str, root: Path) -> None:
+    """Removes what a stopped stage has left, and what is needed no more."""
+    leftovers = {
+        "make": ["source"],
+        "import": ["workdir"],
+        "train": ["source", *(f"workdir/{n}" for n in ("basis", "mean", "generator", "checkpoints", "timing.json"))],
+        "sample": ["net.safetensors", "net.safetensors.sha256"],
+        "compare": [],
+    }
+    for path in (root / n for n in leftovers[name]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _size(folder: Path) -> int:
