@@ -18,7 +18,6 @@ import dataclasses
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -370,7 +369,6 @@ def main() -> None:
             text = {"cores": len(os.sched_getaffinity(0)), "slopes": slopes(rows), "rows": rows}
             out.write_text(json.dumps(text, indent=1) + "\n")
     print(f"slopes: {slopes(rows)}")
-    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB")
 
 
 if __name__ == "__main__":
