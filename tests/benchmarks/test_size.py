@@ -22,9 +22,12 @@ def small(monkeypatch):
 
 def family():
     tasks = tuple(
-        Task(f"t{i}", i, "seen", tuple(f), (size.described(f),), ()) for i, f in enumerate(size.seen_factors(COUNT))
+        Task(f"t{i}", i, "seen", tuple(f.tolist()), (size.described(f),), ())
+        for i, f in enumerate(size.seen_factors(COUNT))
     )
-    return Family("made_up", ("warmth", "sharpness"), (0.0, 0.0), 0, (0,), {}, tasks, np.zeros((COUNT, 0)), None, None)
+    return Family(
+        "made_up", ("warmth", "sharpness"), (0.0, 0.0), 0, (0,), {}, tasks, np.zeros((COUNT, 0)), lambda v, x: x, None
+    )
 
 
 def whole(curve, waves, noise=0):
@@ -88,7 +91,7 @@ def test_controls_of_unit_vectors_are_coefficients(small, fit):
     networks = whole(curve, curve.waves(size.seen_factors(COUNT)), COUNT).astype(np.float32)
     zoo = size._identity_zoo(made, COUNT)
     real = type(zoo)(made, networks[:, None], networks.mean(0)[None], zoo.task, zoo.seed)
-    tasks = [Task("new", -1, "unseen", tuple(f), ("",), ()) for f in size.other_factors(0)]
+    tasks = [Task("new", -1, "unseen", tuple(f.tolist()), ("",), ()) for f in size.other_factors(0)]
     weights, direct = (fit(z).sample(tasks, 1, np.random.default_rng(0)).reshape(16, -1) for z in (zoo, real))
     np.testing.assert_allclose(weights @ networks, direct, atol=1e-5)
 
