@@ -21,13 +21,10 @@ def small(monkeypatch):
 
 
 def family():
-    tasks = tuple(
-        Task(f"t{i}", i, "seen", tuple(f.tolist()), (size.described(f),), ())
-        for i, f in enumerate(size.seen_factors(COUNT))
-    )
-    return Family(
-        "made_up", ("warmth", "sharpness"), (0.0, 0.0), 0, (0,), {}, tasks, np.zeros((COUNT, 0)), lambda v, x: x, None
-    )
+    factors = size.seen_factors(COUNT).tolist()
+    tasks = tuple(Task(f"t{i}", i, "seen", tuple(f), (size.described(np.array(f)),), ()) for i, f in enumerate(factors))
+    variables, names = np.zeros((COUNT, 0), np.float32), ("warmth", "sharpness")
+    return Family("made_up", names, (0.0, 0.0), 0, (0,), {}, tasks, variables, lambda variables, x: x, None)
 
 
 def whole(curve, waves, noise=0):
