@@ -4,7 +4,7 @@ The mean's last layer has its width times as many parameters as are generated: m
 wider than there are networks. But what it learns from the zoo lies in the span of the zoo's networks: the gradients of
 the squared distance from them do. So such a mean loses nothing by predicting coordinates there (`weights.basis`), and
 nothing but the basis then has the size of the networks. What a network does on images, the functional loss, can lead
-out of that span: there it is a loss, of which docs/scaling.md has the size.
+out of that span: there coordinates give something up, which has not been measured.
 
 The folder `basis` of a workdir holds the basis, and the statistics with it. It is read again if a run goes on.
 """
