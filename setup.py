@@ -44,7 +44,7 @@ setup(
         "scipy>=1.14,<2",
         "scikit-image>=0.25,<1",  # its photographs are the ground of the camera traps
         "scikit-learn>=1.5,<2",
-        "threadpoolctl>=3.5,<4",  # threads of NumPy's linear algebra
+        "threadpoolctl>=3.5,<4",  # slices and factors of a zoo are worked on by one thread each
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",
         "tensorboardX>=2.6.1,<3",

@@ -49,8 +49,9 @@ def run(
     """Everything: zoo, training, evaluation, report. Resumes what is there; a finished run is left as it is.
 
     Of a finished run all files are checked first, and what is damaged is made again. Returns the contents of
-    results.json. `at_once` handles a second Ctrl-C; the first stops at the next safe point. With `tell_time` a new run
-    measures first how long it will take, and says so.
+    results.json, or nothing where networks are too large to be compared in memory. `at_once` handles a second Ctrl-C;
+    the first stops at the next safe point. With `tell_time` a new run measures first how long it will take, and says
+    so.
 
     Raises:
       PdiffError: the config is not valid, or the workdir belongs to another one, or another process writes there.
@@ -82,17 +83,33 @@ def run(
             for line in duration.lines(config, family, target, mesh, imported):
                 log.info("%s", line)
         with StopSignal(at_once) as stop:
-            with workdir_lib.timed(workdir, "zoo_s"):
-                networks = _zoo(family, target, config, workdir, mesh, stop)
-            log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
-            gen = generator.make_generator(config, family, target, networks)
-            with workdir_lib.timed(workdir, "train_s"):
-                gen, params = _train(gen, networks["seen"], workdir, mesh, stop)
+            networks, gen, params = learn(config, family, target, workdir, mesh, stop)
+            if not build.store.holds_one_of_each(networks["seen"]):
+                log.warning(
+                    "warning: trained, and not evaluated: that needs a network of each seen task in memory, and "
+                    "zoo.memory_mb is %g; --workdir=%s --mode=sample draws from it as it is",
+                    config.zoo.memory_mb,
+                    workdir,
+                )
+                return {}
             results = _evaluate(gen, params, networks, workdir, command, stop)
         _report(workdir)
     onwards = "sample, serve or audit" if gen.family.data else "sample"
     log.info("next: open the report in a browser; then --workdir=%s with --mode=%s", workdir, onwards)
     return results
+
+
+def learn(
+    config: ConfigDict, family: Family, target: Target, workdir: Path, mesh: Mesh, stop: StopSignal
+) -> tuple[dict, generator.Generator, PyTree]:
+    """The zoo, the generator and the prior's parameters, as far as they are not in the workdir already."""
+    with workdir_lib.timed(workdir, "zoo_s"):
+        networks = _zoo(family, target, config, workdir, mesh, stop)
+    log.info("zoo: %d networks of %d seen tasks", len(networks["seen"]), len(family.split("seen")))
+    with workdir_lib.timed(workdir, "statistics_s"):
+        gen = generator.make_generator(config, family, target, networks, workdir)
+    with workdir_lib.timed(workdir, "train_s"):
+        return networks, *_train(gen, networks["seen"], workdir, mesh, stop)
 
 
 def evaluate(workdir: Path, at_once: Handler = default_int_handler) -> dict:
@@ -226,7 +243,7 @@ def _evaluate(
     closeups = measured.pop("closeup", None)
     timing = workdir_lib.timing(workdir) | measured.pop("timing")
     timing["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "train_s", "rivals_s", "evaluate_s"))
+    timing["total_s"] = sum(timing.get(k, 0) for k in ("zoo_s", "statistics_s", "train_s", "rivals_s", "evaluate_s"))
     results = _facts(gen, params, networks) | {"command": command, "rivals": rival_facts, "timing": timing} | measured
     if closeups is not None:
         processes.on_first(partial(results_lib.write, workdir / closeup.FILE, closeups), "done with the close-ups")

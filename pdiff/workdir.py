@@ -1,10 +1,10 @@
 """The folder of a run: who writes there, what is in it, how far it is, and when it is whole.
 
-A workdir holds config.json, zoo/, mean/ (checkpoints of the mean), generator/, checkpoints/ (of the prior),
-metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, after an audit,
-audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on where the last
-one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/ says who is
-writing.
+A workdir holds config.json, zoo/, basis/ (of large networks), mean/ (checkpoints of the mean), generator/, checkpoints/
+(of the prior), metrics.jsonl, tensorboard/, timing.json, results.json, closeup.json, plots/ and report.html, and, after
+an audit, audit.json and audit.html. Each is written whole or not at all, so running the same command again goes on
+where the last one stopped. manifest.json, of what lies beside it, comes last and says that the run is finished; claim/
+says who is writing.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from pdiff import config as config_lib
 from pdiff import results as results_lib
 from pdiff import scenario
 from pdiff.errors import RERUN, PdiffError
-from pdiff.generator import generator
+from pdiff.generator import generator, large
 from pdiff.rivals import trained
 from pdiff.system import checkpoint, claim, files, processes
 from pdiff.system.logs import log
@@ -32,7 +32,7 @@ REMEDY = f"{RERUN}: it evaluates again, and writes the report"
 START = "the command that started the run"  # in messages of what is not finished
 TIMING = "timing.json"
 # Folders that have manifests of their own, or are no part of the run's outcome.
-PARTS = ("zoo", stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
+PARTS = ("zoo", large.FOLDER, stages.MEAN, "generator", stages.CHECKPOINTS, "rivals", claim.FOLDER, "wandb")
 
 
 @contextmanager
@@ -159,6 +159,9 @@ def check(where: Path) -> Iterator[str]:
     files.verify_manifest(store.location(home, name), store.KIND, remedy)
     yield f"zoo: {store.location(home, name)}"
     yield f"training of the mean: step {_trained(where / stages.MEAN, config.mean.steps)} of {config.mean.steps}"
+    if (where / large.FOLDER).exists():
+        files.verify_manifest(where / large.FOLDER, large.KIND, large.REMEDY)
+        yield f"basis: {where / large.FOLDER}"
     files.verify_manifest(where / generator.ARTIFACTS, generator.KIND, generator.REMEDY)
     done = _trained(where / stages.CHECKPOINTS, config.train.steps)
     yield f"training of the prior: step {done} of {config.train.steps}"

@@ -154,7 +154,10 @@ def _training(generator: Generator, mesh: Mesh, step: str) -> Program:
     size, names = training.settings.batch_size, ("index",) if step == "train" else ("task", "wording", "index")
     batch: dict = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in names}
     if step == "mean" and generator.config.mean.zoo_weight:
-        batch["params"] = _stacked(codec.take(generator.spec, generator.target.abstract()), size)
+        one = codec.take(generator.spec, generator.target.abstract())
+        if generator.coordinates:
+            one = jax.ShapeDtypeStruct(generator.mean.shape, jnp.float32)
+        batch["params"] = _stacked(one, size)
     arguments = (train.abstract_state(training), batch, _shapes(training.constants))
     return Program(train.make_step(training, mesh), arguments)
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from pdiff.compile import aot
 from pdiff.errors import PdiffError, in_words
+from pdiff.generator import large
 from pdiff.generator.generator import Generator, abstract
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family
@@ -140,9 +141,11 @@ def count_work(config: ConfigDict, family: Family, target: Target, shape: tuple[
     image = 3 * _forward(target, math.prod(shape)) if family.data else 0.0  # and gradients
     networks = count_networks(config, family) + zoo.reference_seeds  # these are task-blind
     drawn = mean.functional_images if mean.functional_weight else 0
+    seen = len(family.split("seen")) * zoo.seeds_per_task * zoo.keep_last
+    outputs = large.spanning(config, seen) if large.suits(config, weights, seen) else weights  # of the mean
     return Work(
         zoo=image * zoo.batch_size * (networks * zoo.steps + zoo.pretrain_steps),
-        mean_step=mean.batch_size * (image * drawn + 6 * mean.width * weights),
+        mean_step=mean.batch_size * (image * drawn + 6 * mean.width * outputs),
         prior=config.train.steps * prior_step,
         evaluation=image / 3 * ANSWERED,
     )

@@ -145,6 +145,11 @@ FIELDS: dict[str, Field] = {
     "weights.token_dim": count(256, low=0),  # width of a token; 0 is chosen by the network's size
     "weights.center": one_of("mean", "mean", "base"),
     "weights.scale": one_of("leaf", "param", "leaf", "global"),
+    # Whether the mean and the subspace work in coordinates on all principal components of the seen networks, which lie
+    # on disk, and not in weights. auto: where the mean's last layer would otherwise have more than 16.8 M parameters,
+    # and either more than the zoo or, in training, more than zoo.memory_mb. See pdiff/generator/large.py.
+    "weights.basis": one_of("auto", "auto", "always", "never"),
+    "weights.basis_dtype": one_of("float32", "float32", "bfloat16"),  # of these components, in their file
     # The mean: from a condition to one network. `train` says the rest of how it is trained.
     "mean.width": count(256),  # of the layer before the weights
     "mean.steps": count(2000),

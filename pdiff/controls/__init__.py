@@ -6,12 +6,13 @@ A control is a frozen dataclass with `sample(tasks, count, random)`, which gives
 
 import dataclasses
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from pdiff.generator.generator import Generator
 from pdiff.tasks import Family
-from pdiff.weights import stats
+from pdiff.weights import codec, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,11 @@ class SeenZoo:
 
 
 def raw_by_task(
-    generator: Generator, z: Float[np.ndarray, "samples tokens dim"], num_tasks: int
+    generator: Generator, z: Float[np.ndarray, "samples _ _"], num_tasks: int
 ) -> Float[np.ndarray, "tasks count tokens dim"]:
-    """Normalised tokens in task order as raw ones, as many for each task."""
-    tokens = np.asarray(stats.denormalize(generator.stats, z), np.float32)
+    """Normal forms in task order as raw tokens, as many for each task."""
+    if generator.coordinates:
+        tokens = codec.encode_stacked(generator.spec, jax.tree.map(np.asarray, generator.denormalize(z)))
+    else:
+        tokens = np.asarray(stats.denormalize(generator.stats, z), np.float32)
     return tokens.reshape(num_tasks, -1, *tokens.shape[1:])

@@ -137,7 +137,11 @@ def _paths(bench: Bench, tasks: dict[str, Sequence[Task]], project) -> list[dict
 
     def at_level(z: Float[np.ndarray, "samples tokens dim"], sigma: float) -> Float[np.ndarray, "samples axes"]:
         coefficients = (z / np.sqrt(1 + sigma**2)).reshape(len(z), -1)
-        return project(np.asarray(generator.subspace.reconstruct(coefficients.astype(np.float32))))
+        z = generator.subspace.reconstruct(coefficients.astype(np.float32))
+        if generator.coordinates:
+            networks = jax.tree.map(np.asarray, generator.denormalize(z))
+            z = stats.normalize(generator.stats, bench.encode(networks))
+        return project(np.asarray(z))
 
     chosen = [of_split[len(of_split) // 2] for of_split in tasks.values() for _ in range(PATHS)]
     levels = np.asarray(noise_levels(generator.path, config.num_steps, config.rho), np.float64)

@@ -5,6 +5,8 @@ model of networks in a subspace, conditioned on some of the mean's networks: `me
 `refined.refine` then adds what it has learned, `mean_params`, `subspace` and `refined`, without which nothing can be
 drawn. The prior's parameters come from a checkpoint. `save` and `load` keep all but these, so that sampling needs
 no zoo.
+
+Both work in the normal form of networks: their normalised weights, or of large ones (`large`) coordinates on a basis.
 """
 
 import dataclasses
@@ -14,19 +16,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
 from pdiff import scenario
 from pdiff.diffusion import denoiser, sde
 from pdiff.errors import RERUN, PdiffError
+from pdiff.generator import large
+from pdiff.generator.members import MEMBERS, RefinedZoo
 from pdiff.models.conditions import Context, Mixture, make_conditions, mix
 from pdiff.models.dit import DiT, make_dit
 from pdiff.models.mean import MeanNetwork
@@ -36,48 +39,19 @@ from pdiff.system import files
 from pdiff.targets import Target
 from pdiff.tasks import Family
 from pdiff.tasks.base import Task
-from pdiff.tasks.language import TaskSet
-from pdiff.weights import codec, stats
+from pdiff.weights import basis, codec, stats
+from pdiff.weights.basis import Basis, Loaded
 from pdiff.weights.spec import Spec, make_spec
 from pdiff.weights.subspace import Subspace
 from pdiff.zoo.networks import Networks, StoredNetworks
 
 ARTIFACTS = KIND = "generator"
 REMEDY = f"delete that folder and {RERUN} to rebuild it"
-MEMBERS = 32  # networks that stand for a set of tasks; a power of two, so that a mean of equal ones is exact
 SENTENCES = 512  # vague descriptions that the tokenizer is trained with
 
+Networked = PyTree[Float[Array | np.ndarray, "batch ..."]]
 Strings = Sequence[str] | None
 Members = Float[np.ndarray, "batch members components"] | None
-
-
-@flax.struct.dataclass
-class RefinedZoo:
-    """Rows of the refined zoo.
-
-    Attributes:
-      coefficients: of each network.
-      means: those of the mean's network for the same condition; they differ only where the zoo itself is learned from.
-      factors: of the task of each.
-    """
-
-    coefficients: Float[ArrayLike, "rows components"]
-    means: Float[ArrayLike, "rows components"]
-    factors: Float[ArrayLike, "rows factors"]
-
-    @property
-    def everything(self) -> Float[Array, "members components"]:
-        """Networks that stand for no description: some of all rows, evenly."""
-        return jnp.asarray(self.means)[np.linspace(0, len(self.means) - 1, MEMBERS).round().astype(int)]
-
-    def rows_of(self, tasks: TaskSet) -> Int[np.ndarray, " some"]:
-        """The rows whose tasks are in a set."""
-        return np.flatnonzero(tasks.contains(np.asarray(self.factors, np.float64)))
-
-    def draw(self, tasks: TaskSet, count: int, random: np.random.Generator) -> Int[np.ndarray, " count"]:
-        """Rows in a set, drawn evenly: their counts differ by one at most. Empty if none is in the set."""
-        rows = random.permutation(self.rows_of(tasks))
-        return random.permutation(np.resize(rows, count)) if len(rows) else rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +63,9 @@ class Generator:
       sentences: the frozen encoder, if a condition needs it.
       mean_params: of the trained mean.
       subspace: in which the prior works.
+      coordinates: how many the normal form of networks has; 0 where it is their normalised weights.
+      stored: the basis of large networks, on disk.
+      basis: the same in memory, where it fits and networks are run on images.
       refined: the networks that the prior learns from, and that sets of tasks are drawn from.
     """
 
@@ -106,14 +83,23 @@ class Generator:
     mean_params: PyTree | None = None
     subspace: Subspace | None = None
     refined: RefinedZoo | None = None
+    coordinates: int = 0
+    stored: Basis | None = None
+    basis: Loaded | None = None
 
     def arrays(self) -> dict:
         """The arrays among the parts, as steps take them: baked into a program, large ones would fill it."""
-        return {n: getattr(self, n) for n in ("stats", "base", "mean_params", "subspace", "refined")}
+        names = ("base", "mean_params", "subspace", "refined", "basis" if self.coordinates else "stats")
+        return {n: getattr(self, n) for n in names}
 
     def bind(self, arrays: dict) -> "Generator":
         """The same generator with `arrays`, traced or laid out over devices, in place of its own."""
         return dataclasses.replace(self, **arrays)
+
+    @property
+    def streams(self) -> bool:
+        """Whether networks are decoded slice by slice, from a basis on disk, and not within a step."""
+        return bool(self.coordinates) and self.basis is None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,9 +127,9 @@ class Generator:
         return self.mean.apply({"params": self.mean_params}, condition, method="encode")
 
     def mean_tokens(self, condition: dict | Mixture) -> Float[Array, "batch tokens dim"]:
-        """The mean's network for each condition, in normalised weights, zero where they do not vary."""
+        """The mean's network for each condition, in normal form; a weight that does not vary is zero."""
         z = self.mean.apply({"params": self.mean_params}, self.mean_context(condition), method="decode")
-        return jnp.where(stats.varying(self.stats), z, 0)
+        return z if self.coordinates else jnp.where(stats.varying(self.stats), z, 0)
 
     def members(self, condition: dict | Mixture) -> Float[Array, "batch members components"]:
         """The networks that the prior is conditioned on: the condition's own members, else the mean's network for it,
@@ -162,16 +148,20 @@ class Generator:
         """Networks, as the generated part of their trees, to tokens of coefficients: the nearest in the subspace."""
         return self.subspace.project(self.normalize(networks)).reshape(-1, *self.shape)
 
-    def decode(self, x: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
+    def decode(self, x: Float[ArrayLike, "batch tokens dim"]) -> Networked:
         """Tokens of coefficients to networks, as the generated part of their trees."""
         return self.denormalize(self.subspace.reconstruct(x.reshape(len(x), -1)))
 
     def normalize(self, networks: PyTree[Float[ArrayLike, "batch ..."]]) -> Float[Array, "batch tokens dim"]:
-        """Networks, as the generated part of their trees, to normalised weights."""
+        """Networks, as the generated part of their trees, to their normal form."""
+        if self.coordinates:
+            return jnp.asarray((self.basis or self.stored).encode(networks))[:, None]
         return jax.vmap(lambda p: stats.normalize(self.stats, codec.encode_part(self.spec, p)))(networks)
 
-    def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> PyTree[Float[Array, "batch ..."]]:
-        """Normalised weights to networks, as the generated part of their trees."""
+    def denormalize(self, z: Float[ArrayLike, "batch tokens dim"]) -> Networked:
+        """Normal forms to networks, as the generated part of their trees; NumPy arrays where it `streams`."""
+        if self.coordinates:
+            return (self.basis or self.stored).decode(z.reshape(len(z), -1))
         return jax.vmap(lambda x: codec.decode_part(self.spec, stats.denormalize(self.stats, x)))(z)
 
     def apply(self, network: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
@@ -217,16 +207,32 @@ def null_condition(condition: dict | Mixture) -> dict:
 
 
 def make_generator(
-    config: ConfigDict, family: Family, target: Target, networks: dict[str, Networks | StoredNetworks]
+    config: ConfigDict,
+    family: Family,
+    target: Target,
+    networks: dict[str, Networks | StoredNetworks],
+    workdir: Path | None = None,
 ) -> Generator:
     """A generator for a zoo: statistics from its seen networks, tokenizer from the training descriptions.
+
+    Args:
+      workdir: where the basis of large networks is kept.
 
     Raises:
       PdiffError: the zoo, the descriptions and the config do not fit together.
     """
     base = jax.tree.map(lambda a: a[0], networks["base"].params)
     spec, weights = _spec(config, target), config.weights
-    base_tokens = np.asarray(codec.encode(spec, base))
+
+    def encoded() -> np.ndarray:
+        return np.asarray(codec.encode(spec, base))
+
+    if large.suits(config, spec.num_params, len(networks["seen"])):
+        if workdir is None:
+            raise PdiffError("workdir: missing; allowed for networks of this size: the folder to keep their basis in")
+        stored, fitted = large.prepared(config, spec, networks["seen"], encoded, workdir)
+        return _assemble(config, family, target, fitted, base, make_tokenizer(config, family), stored)
+    base_tokens = encoded()
     # Never all tokens at once: there may be more of them than fit into memory.
     blocks = networks["seen"].blocks(max(1, stats.BLOCK_ELEMENTS // spec.num_params))
     tokens = (codec.encode_stacked(spec, block.params) for block in blocks)
@@ -246,6 +252,14 @@ def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
     shape, most, count = (spec.num_tokens, spec.token_dim), config.subspace.components, config.refined.networks
     fitted = jax.eval_shape(lambda: stats.Stats(center=jnp.zeros(shape), scale=jnp.zeros(shape)))
     generator = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
+    seen = len(family.split("seen")) * config.zoo.seeds_per_task * config.zoo.keep_last
+    if large.suits(config, spec.num_params, seen):
+        used = large.spanning(config, seen)
+        shape = (1, used - 1)
+        generator = dataclasses.replace(generator, coordinates=used - 1, mean=generator.mean.clone(shape=shape))
+        if family.data and basis.size_on_disk(spec, used, config.weights.basis_dtype) <= config.zoo.memory_mb * 1e6:
+            of_zoo = basis.abstract(spec, used, config.weights.basis_dtype)
+            generator = dataclasses.replace(generator, basis=of_zoo)
     mean_params = jax.eval_shape(generator.init_mean, jax.random.key(0))
     subspace = jax.eval_shape(lambda: Subspace(jnp.zeros(shape), jnp.zeros((most, *shape)), jnp.zeros(())))
     factors = np.asarray(family.grammar.grid(count) if family.grammar else np.zeros((count, 0)), np.float32)
@@ -298,12 +312,15 @@ def save(generator: Generator, workdir: Path) -> None:
     where.mkdir(parents=True)
     parts = {
         "base": generator.base,
-        "stats": vars(generator.stats),
         "mean": generator.mean_params,
         "subspace": vars(generator.subspace),
         "refined": vars(generator.refined),
         "usual_length": np.int64(generator.tokenizer.usual_length),
     }
+    if generator.stored is None:
+        parts["stats"] = vars(generator.stats)
+    else:
+        generator.stored.copy_to(Path(workdir) / large.FOLDER)
     arrays = traverse_util.flatten_dict(parts, sep="/")
     # Safetensors saves strided arrays wrong, and `np.ascontiguousarray` gives a scalar an axis.
     arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
@@ -332,7 +349,13 @@ def load(workdir: Path) -> Generator:
     family, target = scenario.family_and_target(config, workdir)
     model = (where / "tokenizer.model").read_bytes()
     tokenizer = Tokenizer(model, config.condition.text_max_length, tree["usual_length"].item())
-    generator = _assemble(config, family, target, stats.Stats(**tree["stats"]), tree["base"], tokenizer)
+    spec = _spec(config, target)
+    stored, fitted = large.read(spec, workdir) or (None, None)
+    if stored is None:
+        if "stats" not in tree:
+            raise PdiffError(f"{Path(workdir) / large.FOLDER}: missing; {REMEDY}")
+        fitted = stats.Stats(**tree["stats"])
+    generator = _assemble(config, family, target, fitted, tree["base"], tokenizer, stored)
     subspace, refined = Subspace(**tree["subspace"]), RefinedZoo(**tree["refined"])
     return dataclasses.replace(generator, mean_params=tree["mean"], subspace=subspace, refined=refined)
 
@@ -351,8 +374,11 @@ def suited_token_dim(num_params: int) -> int:
     return 1 << max(5, math.ceil(math.log2(2 * math.sqrt(num_params))))
 
 
-def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
+def _assemble(config, family, target, fitted, base, tokenizer, stored: Basis | None = None) -> Generator:
     spec, conditions = _spec(config, target), make_conditions(config, family, tokenizer.vocab_size)
+    shape = (spec.num_tokens, spec.token_dim) if stored is None else (1, stored.count)
+    # Images are what networks are run on in steps; without any, nothing needs the basis in memory.
+    fits = stored is not None and family.data and stored.nbytes <= config.zoo.memory_mb * 1e6
     return Generator(
         config=config,
         family=family,
@@ -361,8 +387,11 @@ def _assemble(config, family, target, fitted, base, tokenizer) -> Generator:
         stats=fitted,
         base=base,
         tokenizer=tokenizer,
-        mean=MeanNetwork(conditions, config.mean.width, (spec.num_tokens, spec.token_dim)),
+        mean=MeanNetwork(conditions, config.mean.width, shape),
         dit=make_dit(config.model),
         path=sde.make_path(config.diffusion),
         sentences=make_sentences(config, family),
+        coordinates=stored.count if stored else 0,
+        stored=stored,
+        basis=stored.load() if fits else None,
     )

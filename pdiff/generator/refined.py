@@ -7,6 +7,7 @@ one (`refined.of` = "zoo"), the refined zoo is the zoo itself.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -36,14 +37,17 @@ def refine(generator: Generator, mean_params: PyTree, networks: Networks | Store
     generator = generator.bind(generator.arrays() | {"mean_params": mean_params})
     of_zoo, config = generator.config.refined.of == "zoo", generator.config.subspace
     condition, factors = _conditions(generator, networks if of_zoo else None)
-    count, together = len(factors), max(1, stats.BLOCK_ELEMENTS // generator.spec.num_params)
+    count, together = len(factors), max(1, stats.BLOCK_ELEMENTS // math.prod(generator.mean.shape))
     run_mean, normalize = _mean_blocks(generator, mesh), jax.jit(generator.normalize)
+    stored = generator.stored
 
     def of_mean(rows):
         return run_mean(jax.tree.map(lambda x: x[rows], condition))
 
     def read(rows):
-        return np.asarray(normalize(networks[rows].params)) if of_zoo else of_mean(rows)
+        if not of_zoo:
+            return of_mean(rows)
+        return np.asarray(normalize(networks[rows].params)) if stored is None else stored.seen[rows][:, None]
 
     def blocks(rows: Int[np.ndarray, " some"], read=read) -> Iterator[Float[np.ndarray, "some tokens dim"]]:
         for start in range(0, len(rows), together):
@@ -99,7 +103,8 @@ def _conditions(
 
 def _mean_blocks(generator: Generator, mesh: Mesh) -> Callable[[dict], Float[np.ndarray, "some tokens dim"]]:
     """Conditions of any number of rows -> the mean's networks, `sample.batch_size` at a time."""
-    arrays = dist.replicate({n: generator.arrays()[n] for n in ("stats", "mean_params")}, mesh)
+    arrays = generator.arrays()
+    arrays = dist.replicate({n: arrays[n] for n in ("stats", "mean_params") if n in arrays}, mesh)
     batch = dist.round_up(generator.config.sample.batch_size, mesh)
     specs = (dist.REPLICATED, dist.SHARDED)
     step = dist.data_parallel(lambda a, c: generator.bind(a).mean_tokens(c), mesh, specs, dist.SHARDED)
@@ -112,10 +117,11 @@ def _mean_blocks(generator: Generator, mesh: Mesh) -> Callable[[dict], Float[np.
 
 
 def mean_tokens(generator: Generator, condition: dict, mesh: Mesh) -> Float[np.ndarray, "rows tokens dim"]:
-    """The mean's network for each row of a condition, in normalised weights."""
+    """The mean's network for each row of a condition, in normal form."""
     return _mean_blocks(generator, mesh)(condition)
 
 
 def mean_networks(generator: Generator, condition: dict, mesh: Mesh) -> PyTree[Float[np.ndarray, "rows ..."]]:
     """The same as generated parts of trees."""
-    return jax.tree.map(np.asarray, jax.jit(generator.denormalize)(mean_tokens(generator, condition, mesh)))
+    denormalize = generator.denormalize if generator.streams else jax.jit(generator.denormalize)
+    return jax.tree.map(np.asarray, denormalize(mean_tokens(generator, condition, mesh)))

@@ -22,10 +22,11 @@ from pdiff.rng import Keys
 from pdiff.training import data
 from pdiff.training.train import Losses, Stage
 from pdiff.weights import codec, stats
-from pdiff.zoo.networks import Networks, StoredNetworks
+from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks
 
 MEAN, PRIOR = "mean", "prior"  # names; the mean's is that of the folder of its checkpoints too
 CHECKPOINTS = "checkpoints"  # of the prior
+DECODED = 1 << 22  # weights of large networks that are run on images at a time
 
 
 def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, mesh: Mesh) -> Stage:
@@ -33,6 +34,11 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
     config, settings = generator.config, _settings(generator.config, "mean")
     wordings = len(generator.family.tasks[0].descriptions)
     options = {"seed": config.seed, "batch_size": settings.batch_size, "params": bool(config.mean.zoo_weight)}
+    if generator.stored is not None:
+        networks = _in_coordinates(generator, networks)
+    arrays = generator.arrays()
+    if not config.mean.functional_weight:  # no network is decoded
+        arrays |= {n: None for n in ("base", "basis") if n in arrays}
 
     def draw(params, condition):
         return mean_networks(generator.bind(generator.arrays() | {"mean_params": params}), condition, mesh)
@@ -45,7 +51,7 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
         before=0,
         init=generator.init_mean,
         loss=functools.partial(mean_loss, generator),
-        constants=make_constants(generator) | {"generator": generator.arrays()},
+        constants=make_constants(generator) | {"generator": arrays},
         batches=functools.partial(data.training_batches, networks, wordings, **options),
         identity=data.fingerprint(networks, zoo, config.seed, settings.batch_size),
         **_validation(generator, mesh, **{MEAN: draw}),
@@ -87,21 +93,54 @@ def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict
     z = generator.mean_tokens(condition)
     loss, parts = jnp.zeros(()), {}
     if config.zoo_weight:
-        varying = stats.varying(generator.stats)
-        error = jnp.square(z - generator.normalize(batch["params"]))
-        parts["zoo_loss"] = (jnp.where(varying, error, 0).sum((1, 2)) / varying.sum(dtype=error.dtype)).mean()
+        parts["zoo_loss"] = _distance_from_zoo(generator, z, batch["params"]).mean()
         loss += config.zoo_weight * parts["zoo_loss"]
     if config.functional_weight:
         shape, images = (config.functional_images,), len(constants["y"])
         rows = jax.vmap(lambda k: jax.random.randint(k, shape, 0, images))(streams[:, 1])
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
         x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
-        networks = generator.denormalize(z)
-        parts["functional_loss"] = losses.functional_loss(networks, generator.apply, x, y).mean()
-        base = codec.take(generator.spec, generator.base)
-        parts["base_distance"] = losses.squared_distance(networks, base).mean()
+        parts |= _on_images(generator, z, x, y)
         loss += config.functional_weight * (parts["functional_loss"] + config.base_penalty * parts["base_distance"])
     return loss, {"loss": loss, **parts}
+
+
+def _distance_from_zoo(generator: Generator, z: Array, networks: PyTree) -> Float[Array, " batch"]:
+    """Mean squared distance, over weights that vary, of normal forms from networks of the zoo."""
+    if generator.coordinates:  # and so are the networks
+        return jnp.square(z - networks).mean((1, 2))
+    varying = stats.varying(generator.stats)
+    error = jnp.square(z - generator.normalize(networks))
+    return jnp.where(varying, error, 0).sum((1, 2)) / varying.sum(dtype=error.dtype)
+
+
+def _on_images(generator: Generator, z: Array, x: Array, y: Array) -> dict[str, Float[Array, ""]]:
+    """What the networks of normal forms answer on images, and how far they are from the base; means over them.
+
+    Large networks are decoded a few at a time, and once more for their gradients.
+    """
+    base = codec.take(generator.spec, generator.base)
+
+    def measured(z: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        networks = generator.denormalize(z)
+        loss = losses.functional_loss(networks, generator.apply, x, y)
+        return loss, losses.squared_distance(networks, base)
+
+    if generator.coordinates:
+        few = min(len(z), max(1, DECODED // generator.spec.num_params))
+        while len(z) % few:
+            few -= 1
+        split = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), (z, x, y))
+        loss, distance = jax.lax.map(lambda part: jax.checkpoint(measured)(*part), split)
+    else:
+        loss, distance = measured(z, x, y)
+    return {"functional_loss": loss.mean(), "base_distance": distance.mean()}
+
+
+def _in_coordinates(generator: Generator, networks: Networks | StoredNetworks) -> Networks:
+    """The seen networks with their coordinates in place of their parameters."""
+    columns = {name: getattr(networks, name) for name in COLUMNS}
+    return Networks(params=generator.stored.seen[:, None], **columns)
 
 
 def prior_loss(generator: Generator, params: PyTree, batch: dict, constants: dict, keys: Keys) -> Losses:

@@ -99,7 +99,7 @@ def _decode(spec: Spec, tokens: Any, xp: Any, batch: tuple[int, ...]) -> PyTree:
     flat, part, start = tokens.reshape(*batch, spec.num_tokens * spec.token_dim), {}, 0
     for leaf in spec.leaves:
         values = flat[..., start : start + leaf.size].reshape(*batch, *leaf.shape)
-        part[leaf.path] = _cast(values, leaf.dtype, xp)
+        part[leaf.path] = cast(values, leaf.dtype, xp)
         start += leaf.size
     return traverse_util.unflatten_dict(part, sep="/")
 
@@ -114,7 +114,8 @@ def _part(spec: Spec, part: PyTree, batch: tuple[int, ...] = ()) -> dict[str, An
     return flat
 
 
-def _cast(array: Any, dtype: str, xp: Any) -> Any:
+def cast(array: Any, dtype: str, xp: Any) -> Any:
+    """Float32 values as those of a leaf of that dtype, as `decode_part` has them; `xp` is `numpy` or `jax.numpy`."""
     if dtype == "bool":
         return array > 0.5
     if jnp.issubdtype(dtype, jnp.integer):

@@ -62,6 +62,11 @@ class Spec:
         """How many numbers are generated; the rest of num_tokens * token_dim is padding."""
         return sum(leaf.size for leaf in self.leaves)
 
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each of `leaves` begins among the generated numbers."""
+        return tuple(itertools.accumulate([leaf.size for leaf in self.leaves[:-1]], initial=0))
+
     @property
     def num_tokens(self) -> int:
         return -(-self.num_params // self.token_dim)

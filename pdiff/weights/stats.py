@@ -6,6 +6,7 @@ measured here, once for each zoo, and stored beside the codec, never typed in.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 import flax.struct
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from pdiff.errors import PdiffError
 from pdiff.weights.spec import Spec
+from pdiff.weights.table import Span, Table, over
 
 CENTERS = ("mean", "base")
 SCALES = ("param", "leaf", "global")
@@ -59,21 +61,57 @@ def fit(
     shape = (spec.num_tokens, spec.token_dim)
     _check_arguments(shape, center, scale, base_tokens)
     seen, low, high, first = _summary(spec, tokens)
-    # The first network rather than the mean, so that a constant keeps every bit, the sign of -0 included.
-    value = np.where(low == high, first, seen.mean)
-    constant = high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
+    value, constant = _value(seen, low, high, first)
     varies = spec.mask & ~constant
-    if not varies.any():
-        raise PdiffError(
-            f"all {spec.num_params} parameters are the same in all {seen.count} networks "
-            "of the zoo; there is no distribution to learn"
-        )
+    _check_varies(spec, bool(varies.any()), seen.count)
     middle = value if center == "mean" else np.where(varies, base_tokens, value)
     middle = np.where(spec.mask, middle, 0).astype(np.float32)
     # Around the rounded center, because that is the one that `normalize` subtracts: E (x - c)^2 = var x + (E x - c)^2.
     square = seen.squares / seen.count + np.square(seen.mean - middle)
     width = np.where(varies, np.sqrt(_pooled(spec, square, varies, scale)), 0).astype(np.float32)
     return Stats(center=jnp.asarray(middle), scale=jnp.asarray(width))
+
+
+def fit_table(
+    spec: Spec,
+    table: Table,
+    *,
+    center: str = "mean",
+    scale: str = "leaf",
+    base_tokens: Float[np.ndarray, "tokens token_dim"] | None = None,
+) -> Stats:
+    """As `fit`, of a table of networks: nothing but the statistics themselves and a slice is in memory.
+
+    Raises as `fit`.
+    """
+    shape = (spec.num_tokens, spec.token_dim)
+    _check_arguments(shape, center, scale, base_tokens)
+    middle, width = (np.zeros(spec.num_tokens * spec.token_dim, np.float32) for _ in range(2))
+    totals, counts = np.zeros(len(spec.leaves)), np.zeros(len(spec.leaves), np.int64)
+    base = None if center == "mean" else base_tokens.reshape(-1)
+
+    def one(span: Span, x: np.ndarray) -> tuple[int, float, int]:
+        """The leaf, the sum of the mean squares, and the number of weights that vary."""
+        leaf, start, stop = span
+        _check_columns_finite(spec, leaf, x)
+        seen = moments(x)
+        value, constant = _value(seen, *(f(0).astype(np.float64) for f in (x.min, x.max)), x[0])
+        middle[start:stop] = value if base is None else np.where(constant, value, base[start:stop])
+        square = seen.squares / seen.count + np.square(seen.mean - middle[start:stop])
+        width[start:stop] = np.where(constant, 0, np.sqrt(square))
+        return leaf, float(square[~constant].sum()), int((~constant).sum())
+
+    for leaf, total, count in over(spec, table, one):
+        totals[leaf] += total
+        counts[leaf] += count
+    _check_varies(spec, bool(counts.any()), len(table))
+    if scale == "global":
+        totals[:], counts[:] = totals.sum(), counts.sum()
+    for total, count, start, leaf in zip(totals, counts, spec.starts, spec.leaves, strict=True):
+        if scale != "param":
+            part = width[start : start + leaf.size]
+            part[part > 0] = np.sqrt(total / max(count, 1))
+    return Stats(center=jnp.asarray(middle.reshape(shape)), scale=jnp.asarray(width.reshape(shape)))
 
 
 def normalize(stats: Stats, tokens: Float[ArrayLike, "*n tokens token_dim"]) -> Float[Array, "*n tokens token_dim"]:
@@ -115,6 +153,15 @@ def merged(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.squares + b.squares + np.square(delta) * (a.count * b.count / count))
 
 
+def _value(
+    seen: Moments, low: np.ndarray, high: np.ndarray, first: np.ndarray
+) -> tuple[Float[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
+    """The mean of each element, and whether it is constant, up to rounding."""
+    # The first network rather than the mean, so that a constant keeps every bit, the sign of -0 included.
+    value = np.where(low == high, first, seen.mean)
+    return value, high - low <= RELATIVE_SPAN * np.maximum(np.abs(low), np.abs(high)) + ABSOLUTE_SPAN
+
+
 def _blocks(tokens: Zoo) -> Iterator[np.ndarray]:
     """Blocks of at most BLOCK_ELEMENTS elements, however large the blocks of `tokens` are."""
     for networks in (tokens,) if hasattr(tokens, "ndim") else tokens:
@@ -146,6 +193,26 @@ def _summary(spec: Spec, tokens: Zoo) -> tuple[Moments, np.ndarray, np.ndarray, 
     return seen, low, high, first
 
 
+def _check_varies(spec: Spec, varies: bool, count: int) -> None:
+    if not varies:
+        raise PdiffError(
+            f"all {spec.num_params} parameters are the same in all {count} networks "
+            "of the zoo; there is no distribution to learn"
+        )
+
+
+def _check_columns_finite(spec: Spec, leaf: int, columns: np.ndarray) -> None:
+    if not np.isfinite(columns).all():
+        network, column = np.argwhere(~np.isfinite(columns))[0]
+        _refuse(int(network), float(columns[network, column]), repr(spec.leaves[leaf].path))
+
+
+def _refuse(network: int, value: float, where: str) -> NoReturn:
+    raise PdiffError(
+        f"network {network} of the zoo has {value} in {where}; weights must be finite; lower --config.zoo.learning_rate"
+    )
+
+
 def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
     """`start` is the number of the block's first network."""
     if np.isfinite(block).all():
@@ -153,10 +220,7 @@ def _check_finite(spec: Spec, block: np.ndarray, start: int) -> None:
     network, token, element = np.argwhere(~np.isfinite(block))[0]
     leaf = spec.element_leaf[token, element]
     where = repr(spec.leaves[leaf].path) if leaf >= 0 else "padding"
-    raise PdiffError(
-        f"network {start + network} of the zoo has {block[network, token, element]} in {where}; "
-        "weights must be finite; lower --config.zoo.learning_rate"
-    )
+    _refuse(start + int(network), float(block[network, token, element]), where)
 
 
 def _pooled(spec: Spec, square: np.ndarray, varies: np.ndarray, scale: str) -> np.ndarray:

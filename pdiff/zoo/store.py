@@ -220,8 +220,18 @@ def in_memory(networks: Mapping[str, Networks | StoredNetworks]) -> dict[str, Ne
     """The same zoo for what needs all networks at once: of a split on disk a sample, which the log reports.
 
     A sample has as many networks of each task as fit into the memory that the zoo was read with, evenly chosen.
+
+    Raises:
+      PdiffError: not even one of each fits.
     """
     return {split: n if isinstance(n, Networks) else _sampled(split, n) for split, n in networks.items()}
+
+
+def holds_one_of_each(networks: Networks | StoredNetworks) -> bool:
+    """Whether `in_memory` can hold one network of each task of a split."""
+    if isinstance(networks, Networks):
+        return True
+    return len(np.unique(networks.task)) * tree_bytes(networks.shapes) <= networks.memory
 
 
 def check_memory(memory_mb: float, tasks: int, network_bytes: int) -> None:
@@ -235,6 +245,7 @@ def check_memory(memory_mb: float, tasks: int, network_bytes: int) -> None:
 
 def _sampled(split: str, networks: StoredNetworks) -> Networks:
     by_task = [np.flatnonzero(networks.task == t) for t in np.unique(networks.task)]
+    check_memory(networks.memory / 1e6, len(by_task), tree_bytes(networks.shapes))
     per_task = max(1, int(networks.memory // tree_bytes(networks.shapes)) // len(by_task))
     chosen = np.sort(np.concatenate([rows[evenly(len(rows), per_task)] for rows in by_task]))
     sample = f"{len(chosen)} of the {len(networks)} {split} networks, {per_task} of each task"
@@ -283,7 +294,8 @@ def _plan(where: Path, split: str, count: int, network_bytes: int) -> list[Shard
 def _write_shard(shard: Shard, networks: Networks, features: tfds.features.FeaturesDict) -> None:
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     fields = {f.name: getattr(networks, f.name) for f in dataclasses.fields(networks)}
-    writer = ArrayRecordWriter(str(shard.path), "group_size:1")  # a record can be read without its neighbours
+    # A record can be read without its neighbours. To compress weights, which are noise, takes as long as all the rest.
+    writer = ArrayRecordWriter(str(shard.path), "group_size:1,uncompressed")
     for i in range(len(networks)):
         example = features.encode_example(jax.tree.map(lambda a, i=i: a[i], fields))
         # Protocol buffers are free to order fields otherwise in each process.

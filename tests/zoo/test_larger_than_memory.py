@@ -1,5 +1,6 @@
 """A zoo whose parameters stay on disk is the same zoo."""
 
+import dataclasses
 import weakref
 
 import jax
@@ -145,3 +146,12 @@ def test_shards_are_of_64_mb_or_4096_networks_and_cover_every_network_once(tmp_p
     np.testing.assert_array_equal(rows, np.arange(10_000))
     assert {s.rows.stop - s.rows.start for s in shards[:-1]} == {each}
     assert shards[-1].path.name == f"pdiff_zoo-seen.array_record-{len(shards) - 1:05d}-of-{len(shards):05d}"
+
+
+def test_a_zoo_of_which_not_one_of_each_task_fits_is_not_sampled(stored):
+    one = stored["seen"].params_bytes / len(stored["seen"])
+    assert store.holds_one_of_each(stored["seen"])
+    few = dataclasses.replace(stored["seen"], memory=11.5 * one)
+    assert not store.holds_one_of_each(few)
+    with pytest.raises(PdiffError, match="zoo.memory_mb: got .*; allowed: at least .* the 12 seen tasks"):
+        store.in_memory({"seen": few})
