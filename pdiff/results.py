@@ -18,7 +18,7 @@ from pdiff.system import files
 # Every control, in the order in which it is shown.
 CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
 CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
-SPLITS = ("seen", "interp", "unseen", "validation")
+SPLITS = ("seen", "interp", "unseen", "unheard", "validation")
 
 
 def summary(values: Float[np.ndarray, "..."], groups: Shaped[np.ndarray, "..."] | None = None) -> dict:

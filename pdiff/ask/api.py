@@ -293,7 +293,7 @@ class LoadedGenerator:
         if part not in family.data:
             raise PdiffError(f"part: got {part!r}; allowed: {', '.join(family.data) or 'none, as there are no images'}")
         data, variables = family.data[part], jax.tree.map(lambda v: v[self.task(task).id], family.variables)
-        return jax.tree.map(np.asarray, family.labelled(variables, data.x, data.y))
+        return jax.tree.map(np.asarray, family.all_of_task(variables, data.x, data.y))
 
     def apply(
         self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike

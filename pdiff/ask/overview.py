@@ -8,7 +8,7 @@ import numpy as np
 
 from pdiff.config.fields import SAMPLERS
 from pdiff.generator.generator import Generator
-from pdiff.tasks.base import SPLITS, Family, Task
+from pdiff.tasks.base import EVERY_SPLIT, Family, Task
 
 NAMED = 3  # tasks of a split that are named
 TURNING = {"degrees": "counter-clockwise"}  # factors by name that go round one way
@@ -91,7 +91,7 @@ def overview(static: Generator, prompts: Sequence[str], sampler: str) -> Overvie
         family=family.name,
         target=static.target.name,
         weights=(spec.num_params, sum(leaf.size for leaf in spec.all_leaves)),
-        tasks={s: _tasks(family.split(s), family.arcs.get(s, ())) for s in SPLITS if family.split(s)},
+        tasks={s: _tasks(family.split(s), family.arcs.get(s, ())) for s in EVERY_SPLIT if family.split(s)},
         prompts=tuple(prompts),
         factors={name: (low / unit, high / unit) for name, unit, (low, high), there in numbered if not there},
         indicators=tuple(name for name, *_, there in numbered if there),

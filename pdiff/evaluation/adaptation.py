@@ -174,11 +174,11 @@ def _draw(bench: Bench, tasks: Sequence[Task], shots: int, stream: str) -> Suppo
     family, images = bench.generator.family, bench.generator.family.data["train"]
     room = max(bench.config.eval.adapt_shots) * family.num_classes
     x, y, real = (np.zeros((len(tasks), room, *s), t) for s, t in (((family.features,), "f4"), ((), "i4"), ((), bool)))
-    label = jax.jit(family.labelled)
+    label = jax.jit(family.of_task)
     for i, task in enumerate(tasks):
         order = rng.on_host(bench.config.seed, f"adaptation/{stream}", task.id).permutation(len(images.y))
         variables = jax.tree.map(lambda v, t=task.id: v[t], family.variables)
-        seen, labels = (np.asarray(a) for a in label(variables, images.x[order], images.y[order]))
+        seen, labels = (np.asarray(a) for a in label(variables, images.x, images.y, order))
         rows = np.concatenate([np.flatnonzero(labels == c)[:shots] for c in range(family.num_classes)])
         x[i, : len(rows)], y[i, : len(rows)], real[i, : len(rows)] = seen[rows], labels[rows], True
     return Support(x, y, real)
@@ -205,7 +205,7 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
         def step(carry, key):
             network, state = carry
             rows = jax.random.randint(key, (REPTILE_IMAGES,), 0, len(images.y))
-            x, y = family.labelled(mine, jnp.asarray(images.x)[rows], jnp.asarray(images.y)[rows])
+            x, y = family.of_task(mine, images.x, images.y, rows)
             gradients = jax.grad(loss)(network, x, y)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
                 updates, state = inner.update(gradients, state)

@@ -57,11 +57,11 @@ class Grid:
         self._chunk = round_up(8, mesh)
 
         @jax.jit
-        def on_tasks(networks, arrays, variables, x, y):
+        def on_tasks(networks, arrays, variables, x, y, rows):
             apply = generator.bind(arrays).apply
 
             def on_task(own):
-                seen, labels = family.labelled(own, x, y)
+                seen, labels = family.of_task(own, x, y, rows)
                 return jax.vmap(lambda n: (apply(n, seen).argmax(-1) == labels).mean())(networks)
 
             return jax.lax.map(on_task, variables)
@@ -77,13 +77,12 @@ class Grid:
         for part in parts:
             images = self._family.data[part]
             rows = evenly(len(images.y), IMAGES[part])
-            x, y = jnp.asarray(images.x[rows]), jnp.asarray(images.y[rows])
-            run = functools.partial(self._on_part, held, arrays, x, y)
+            run = functools.partial(self._on_part, held, arrays, jnp.asarray(images.x), jnp.asarray(images.y), rows)
             scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
         return scores
 
-    def _on_part(self, networks, arrays, x, y, variables):
-        return self._on_tasks(networks, arrays, variables, x, y)
+    def _on_part(self, networks, arrays, x, y, rows, variables):
+        return self._on_tasks(networks, arrays, variables, x, y, rows)
 
     def rows_of(self, tasks: TaskSet, zoo: RefinedZoo) -> Int[np.ndarray, " rows"]:
         """The tasks of the grid that stand for a set: the nearest to each of the refined zoo's that are in it."""

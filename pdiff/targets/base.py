@@ -28,6 +28,7 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
+      frozen: regex over whole leaf paths that pretraining leaves as `init` has them, because they were published.
       permutations: which units of the whole tree can be reordered; None if unknown, or if none can.
     """
 
@@ -36,6 +37,7 @@ class Target:
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
     generate: str = ".*"
     apply_train: Callable[[PyTree, Float[Array, "n features"]], tuple[Float[Array, "n classes"], PyTree]] | None = None
+    frozen: str = ""
     permutations: PermutationSpec | None = None
 
     def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:

@@ -41,7 +41,7 @@ def write(folder) -> None:
     for name in norms:
         arrays |= {f"{name}.weight": 1 + normal(WIDTH), f"{name}.bias": normal(WIDTH)}
     safetensors.numpy.save_file(arrays, folder / "model.safetensors")
-    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "layer_norm_eps": EPSILON}
+    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH, "layer_norm_eps": EPSILON}
     (folder / "config.json").write_text(json.dumps(config))
 
     vocabulary = {piece: i for i, piece in enumerate(PIECES)}
