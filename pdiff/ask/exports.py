@@ -25,10 +25,12 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Float, PyTree, Shaped
 
+from pdiff.ask import adapters
 from pdiff.errors import PdiffError
 from pdiff.imports import mapping, peft
 from pdiff.scenario import Facts
 from pdiff.system import files
+from pdiff.targets.base import Peft
 
 FORMATS = ("safetensors", "npz", "orbax", "peft", "files")
 ASKED = "pdiff.json"
@@ -36,14 +38,15 @@ ASKED = "pdiff.json"
 Flat = dict[str, Shaped[np.ndarray, "..."]]
 
 
-def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
-    """The format that `--format` names, or that the ending of `out` and the run's import suggest.
+def format_of(out: Path, chosen: str | None, facts: Facts | None, as_adapter: Peft | None = None) -> str:
+    """The format that `--format` names, or that the ending of `out` and the run's import or its target suggest.
 
     Raises:
       PdiffError: it does not fit the ending, or the run has not imported what it needs.
     """
     ending = Path(out).suffix.lower()[1:]
     usual = "orbax" if facts is None else "files" if facts.adapter is None else "peft"
+    usual = "peft" if as_adapter else usual
     if chosen is None and ending not in ("", "safetensors", "npz"):
         raise PdiffError(
             f"--out: got {str(out)!r}, which ends as no format does; allowed: .safetensors, .npz, or a folder's name "
@@ -56,8 +59,8 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: a file that ends in .{form}")
     if form not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: the name of a folder")
-    if form == "peft" and (facts is None or facts.adapter is None):
-        raise PdiffError("--format: got 'peft'; allowed where LoRA folders were imported")
+    if form == "peft" and as_adapter is None and (facts is None or facts.adapter is None):
+        raise PdiffError("--format: got 'peft'; allowed where LoRA folders were imported, or target.name is minilm")
     if form == "files" and facts is None:
         raise PdiffError("--format: got 'files'; allowed where networks were imported")
     return form
@@ -78,12 +81,14 @@ def write(
     form: str,
     metadata: Mapping[str, str],
     facts: Facts | None = None,
+    as_adapter: Peft | None = None,
 ) -> None:
     """Writes stacked networks to `out` in the format `form`, one of FORMATS.
 
     Args:
       metadata: what was asked for, of which model: kept with them.
-      facts: of the run's import, which `peft` and `files` need.
+      facts: of the run's import, which `files` needs, and `peft` without `as_adapter`.
+      as_adapter: what the target's leaves are called as an adapter, if they are one.
 
     Raises:
       PdiffError: `out` is taken, or the networks are not those of the import.
@@ -97,6 +102,8 @@ def write(
         np.savez(buffer, **arrays)
         files.write_atomic(_facts_of(out), _as_json(metadata))
         files.write_with_digest(out, buffer.getvalue())
+    elif form == "peft" and as_adapter:
+        _folders(arrays, Path(out), lambda network, where: adapters.write(network, where, as_adapter), metadata)
     else:
         one = {"orbax": _orbax, "peft": _peft, "files": _file}[form]
         _folders(arrays, Path(out), lambda network, where: one(network, where, facts), metadata)

@@ -36,6 +36,7 @@ class Overview:
       factors: the least and the largest number for each factor, as descriptions write it.
       indicators: factors that are there or not, such as a class, and are written in words.
       turning: which way each factor that is an angle turns.
+      texts: whether the inputs are texts, and no images.
       image_shape: of one image; images are (images, *image_shape), or flat, with pixels from 0 to 1.
       classes: what the labels 0, 1, … are called.
       samplers: those that may be chosen, the default first.
@@ -50,6 +51,7 @@ class Overview:
     factors: dict[str, tuple[float, float]]
     indicators: tuple[str, ...]
     turning: dict[str, str]
+    texts: bool
     image_shape: tuple[int, ...]
     classes: tuple[str, ...]
     samplers: tuple[str, ...]
@@ -72,7 +74,9 @@ class Overview:
             lines.append(f"  {name}: {low:g} to {high:g}{turning}")
         if self.indicators:
             lines.append(f"  there or not: {_listed(self.indicators)}")
-        if self.classes:
+        if self.texts:
+            lines.append(f"inputs: lists of texts in English; classes: {_listed(self.classes)}")
+        elif self.classes:
             shape, features = ", ".join(map(str, self.image_shape)), math.prod(self.image_shape)
             flat = f" or (images, {features})" if len(self.image_shape) > 1 else ""
             lines.append(f"images: (images, {shape}){flat}, pixels from 0 to 1; classes: {_listed(self.classes)}")
@@ -96,6 +100,7 @@ def overview(static: Generator, prompts: Sequence[str], sampler: str) -> Overvie
         factors={name: (low / unit, high / unit) for name, unit, (low, high), there in numbered if not there},
         indicators=tuple(name for name, *_, there in numbered if there),
         turning=turning(family),
+        texts=family.reads is not None,
         image_shape=family.image_shape,
         classes=family.classes,
         samplers=(sampler, *(s for s in SAMPLERS if s != sampler)),

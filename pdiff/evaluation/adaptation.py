@@ -12,6 +12,7 @@ images; what they may choose (space, learning rate, steps) is chosen for each of
     zoo                 the likeliest network of the zoo
     reptile             an initialisation learned from the seen tasks (Nichol et al. 2018)
     base                the base
+    base_head           the base, of which the last layer alone is fine-tuned; where the target says which one that is
 
 `unlabelled` is the one of the prior's that is surest of its answers on the same images, and is not fine-tuned.
 """
@@ -29,7 +30,7 @@ from jaxtyping import Float, PyTree
 from pdiff import rng
 from pdiff.evaluation.bench import Bench
 from pdiff.generator import refined
-from pdiff.generator.adapt import SPACES, WEIGHTS, Adapter, Recipe, log_likelihood
+from pdiff.generator.adapt import HEAD, SPACES, WEIGHTS, Adapter, Recipe, log_likelihood
 from pdiff.measures.accuracy import repeat
 from pdiff.results import summary
 from pdiff.tasks.base import Task
@@ -39,7 +40,7 @@ from pdiff.zoo.store import Networks
 
 MOST_WORDINGS = 4  # of a seen task's description, for each of which there is a network in the refined zoo
 LONGER = 5  # times as many steps, which the base and Reptile may take too: they have farther to go
-REPTILE_STEPS, REPTILE_TASKS, REPTILE_INNER = 300, 16, 8
+REPTILE_TASKS, REPTILE_INNER = 16, 8
 REPTILE_RATE, REPTILE_IMAGES = 1e-2, 64
 
 Start = Callable[[Sequence[Task], Support], PyTree[Float[np.ndarray, "tasks ..."]]]
@@ -113,8 +114,9 @@ def _without(bench: Bench, sampler: str, networks: dict[str, Networks], tasks: S
 
 def _recipes(bench: Bench, name: str) -> list[Recipe]:
     config = bench.config.adapt
-    spaces = SPACES if name.startswith("prior") else (WEIGHTS,)
-    steps = (config.steps, LONGER * config.steps) if name in ("base", "reptile") else (config.steps,)
+    spaces = SPACES if name.startswith("prior") else (HEAD,) if name == "base_head" else (WEIGHTS,)
+    far = name in ("base", "base_head", "reptile")
+    steps = (config.steps, LONGER * config.steps) if far else (config.steps,)
     guided = config.guided if name == "prior_guided" else 0
     return [Recipe(*choice, guided) for choice in itertools.product(spaces, config.learning_rates, steps)]
 
@@ -160,8 +162,9 @@ def _starts(bench: Bench, sampler: str, networks: dict[str, Networks], adapter: 
         "refined_zoo": chosen(of_seen),
         "refined_all": chosen(every),
         "zoo": chosen(networks["seen"].params),
-        "reptile": same(reptile(bench, base)),
+        **({"reptile": same(reptile(bench, base))} if config.eval.reptile_steps else {}),
         "base": same(base),
+        **({"base_head": same(base)} if generator.target.head else {}),
     }
 
 
@@ -219,7 +222,8 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
         return jax.tree.map(lambda w, e: w + rate * (e.mean(0) - w), network, ends)
 
     network = jax.tree.map(jnp.array, base)
-    for n in range(REPTILE_STEPS):
+    steps = bench.config.eval.reptile_steps
+    for n in range(steps):
         key = rng.stream(bench.config.seed, "adaptation/reptile", n)
-        network = outer(network, key, np.float32(0.5 * (1 - n / REPTILE_STEPS)))
+        network = outer(network, key, np.float32(0.5 * (1 - n / steps)))
     return jax.tree.map(np.asarray, network)

@@ -60,6 +60,15 @@ class Grid:
         def on_tasks(networks, arrays, variables, x, y, rows):
             apply = generator.bind(arrays).apply
 
+            if family.same_images:  # each network answers once, and tasks differ by which answers are right
+                predicted = jax.lax.map(lambda n: apply(n, x).argmax(-1), networks)
+
+                def accuracy(own):
+                    chosen = rows if family.choose is None else family.choose(own, rows, len(y))
+                    return (predicted[:, chosen] == family.relabel(own, x[chosen], y[chosen])).mean(1)
+
+                return jax.lax.map(accuracy, variables)
+
             def on_task(own):
                 seen, labels = family.of_task(own, x, y, rows)
                 return jax.vmap(lambda n: (apply(n, seen).argmax(-1) == labels).mean())(networks)
@@ -77,6 +86,9 @@ class Grid:
         for part in parts:
             images = self._family.data[part]
             rows = evenly(len(images.y), IMAGES[part])
+            if self._family.choose is not None:  # which looks at how all of them lie
+                images = self._family.data["validation" if part == "train" else part]
+                rows = np.arange(len(images.y))
             run = functools.partial(self._on_part, held, arrays, jnp.asarray(images.x), jnp.asarray(images.y), rows)
             scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
         return scores

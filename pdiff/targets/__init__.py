@@ -54,7 +54,10 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
     if RUNNING in target.abstract():
         target = with_running_statistics(target, module)
     if hasattr(source, "published"):
-        target = dataclasses.replace(target, init=_with_published(target.init, source.published), frozen=source.FROZEN)
+        whole = _with_published(target.init, source.published)
+        target = dataclasses.replace(
+            target, init=whole, frozen=source.FROZEN, head=source.HEAD, peft=source.peft(config)
+        )
     if config.lora_rank:
         apart = hasattr(source, "published")
         target = with_lora(target, config.lora_rank, config.lora_alpha, config.lora_modules, apart)

@@ -5,7 +5,7 @@ An input is the tokens of a text after the layers below, one after the other, an
 layer only the first token is computed, because nothing else is read.
 
 What is published stays as it is. What is generated are low-rank adapters of the layers' six matrices, and the head:
-`generate="lora/.*|params/classifier/.*"`. `peft_names` says what PEFT calls these leaves.
+`generate="lora/.*|params/classifier/.*"`. `peft` says what PEFT calls these leaves.
 """
 
 from typing import Any
@@ -18,14 +18,17 @@ from ml_collections import ConfigDict
 from pdiff import minilm
 from pdiff.errors import PdiffError
 from pdiff.minilm import MATRICES, NORMS, POOLER, TOP, Sizes
+from pdiff.targets.base import Peft
 
 FROZEN = "params/(?!classifier/).*"
-HEAD = "classifier"
+HEAD = "params/classifier/.*"
+PEFT_LAYER, PEFT_HEAD = "base_model.model.bert.encoder.layer.{}.{}", "base_model.model.classifier"
+HEAD_PARTS = {"kernel": "weight", "bias": "bias"}
 NEEDED_BY = "target.name: 'minilm'"
 
 
 class Adapted(nn.Module):
-    """`nn.Dense` and, where the tree has an adapter of it, x A B times `scale`; no network has a whole matrix of its own."""
+    """`nn.Dense` and, where the tree has an adapter of it, x A B times `scale`, never a whole matrix."""
 
     features: int
     scale: float
@@ -73,7 +76,7 @@ class Classifier(nn.Module):
 
             x = minilm.layer(x, real, self.sizes.heads, dense, norm, first=i == self.sizes.depth - 1)
         pooled = nn.tanh(nn.Dense(self.sizes.width, name="pooler")(x[:, 0]))
-        return nn.Dense(self.num_classes, name=HEAD)(pooled)
+        return nn.Dense(self.num_classes, name="classifier")(pooled)
 
 
 def _module(layer: int, name: str) -> str:
@@ -111,3 +114,33 @@ def published() -> dict[str, Float[Any, "..."]]:
             leaves[f"params/{_module(i, name)}/bias"] = layers[f"{name}.bias"][i]
     leaves["params/pooler/kernel"] = weights["pooler"][f"{POOLER}.weight"].T
     return leaves | {"params/pooler/bias": weights["pooler"][f"{POOLER}.bias"]}
+
+
+def peft(config: ConfigDict) -> Peft | None:
+    """What PEFT calls the generated leaves, and the config of such an adapter; None without adapters."""
+    if not config.lora_rank:
+        return None
+    depth = minilm.sizes(minilm.find(NEEDED_BY)).depth
+    every = itertools.product(range(depth - TOP, depth), MATRICES)
+    adapted = [(i, name) for i, name in every if re.fullmatch(config.lora_modules, _module(i, name))]
+    names = {f"params/classifier/{ours}": f"{PEFT_HEAD}.{theirs}" for ours, theirs in HEAD_PARTS.items()}
+    for i, name in adapted:
+        for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
+            names[f"lora/{_module(i, name)}/{ours}"] = f"{PEFT_LAYER.format(i, name)}.{theirs}.weight"
+    return Peft(
+        names,
+        {
+            "base_model_name_or_path": minilm.MODEL,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": 0.0,
+            "modules_to_save": ["classifier"],
+            "peft_type": "LORA",
+            "r": config.lora_rank,
+            "target_modules": [f"bert.encoder.layer.{i}.{name}" for i, name in adapted],
+            "task_type": "SEQ_CLS",
+            "use_rslora": False,
+        },
+    )

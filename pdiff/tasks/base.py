@@ -92,6 +92,7 @@ class Family:
       notes: a line each on what a user should know of the data before a run.
       choose: (variables of one task, rows, number of shared images) -> the shared images that the task has in the place
         of those rows, pure JAX; so a task whose labels are rare can have as many images of each. None is those rows.
+      same_images: whether `render` leaves images as they are, so that tasks differ by their labels and choice alone.
       reads: texts -> images (n, features), where the inputs are texts; None where they are images.
       sentences: (shared images) -> unit vectors, as the frozen encoder gives them for the texts; None without texts.
     """
@@ -119,6 +120,7 @@ class Family:
     notes: tuple[str, ...] = ()
     singular: tuple[float, ...] = ()
     choose: Callable[[Any, Int[ArrayLike, " n"], int], Int[Array, " n"]] | None = None
+    same_images: bool = False
     reads: Callable[[Sequence[str]], Float[np.ndarray, "n features"]] | None = None
     sentences: Callable[[Float[Array, "n shared"]], Float[Array, "n width"]] | None = None
 

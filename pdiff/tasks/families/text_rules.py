@@ -1,7 +1,7 @@
 """Rules over texts: is a text about one of these kinds of thing? A family whose inputs are texts.
 
 The texts are WordNet's nouns with their definitions (`tasks.data=wordnet`), of 23 kinds. A task is a rule, a set of 1
-to 5 of 20 of the kinds; a network answers for a text whether it is of one of them (label 1) or of another of the 20 (0).
+to 5 of 20 of the kinds; a network answers whether a text is of one of them (label 1) or of another of the 20 (0).
 
 How far apart two rules are is a number of kinds: those that are in just one of the two.
 
@@ -110,6 +110,7 @@ def make_family(config: ConfigDict) -> Family:
         name="text_rules",
         factor_names=tuple(called[0] for called in KINDS.values()),
         factor_periods=(0.0,) * len(kinds),
+        factor_units=(0.0,) * len(kinds),
         num_classes=2,
         image_shape=(width,),
         data=data,
@@ -119,10 +120,11 @@ def make_family(config: ConfigDict) -> Family:
         describe=describe,
         relabel=relabel,
         vary=lambda factors: {"member": _member(factors)},
-        class_names=("other", "of the rule"),
+        class_names=("no", "yes"),
         grammar=make_grammar(),
         pretraining={"member": single},
         choose=choose,
+        same_images=True,
         reads=functools.partial(read_texts, width=width),
         sentences=vectors,
     )
