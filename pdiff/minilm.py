@@ -199,13 +199,29 @@ class Reader:
             if len(tokens) > length:
                 tokens = [*tokens[: length - 1], tokens[-1]]
             ids[i, : len(tokens)], real[i, : len(tokens)] = tokens, True
-        of = functools.partial(hidden, of=self.sizes, layers=layers)
-        run, out = jax.jit(lambda *a: of(*a).astype(jnp.float16)), []
+
+        def run(weights, ids, real):
+            return hidden(weights, ids, real, self.sizes, layers).astype(jnp.float16)
+
+        return self._in_batches(run, (ids, real), np.zeros((0, length, self.sizes.width), np.float16))
+
+    def vectors(self, x: Float[np.ndarray, "texts length width"], layers: int) -> Float[np.ndarray, "texts width"]:
+        """The unit vectors of texts, of which `x` are the tokens below the last `layers` layers, as `after` has them."""
+
+        def run(weights, x):
+            x, real = x.astype(jnp.float32), (x != 0).any(-1)
+            return mean_vector(through(weights, x, real, self.sizes, slice(-layers, None)), real)
+
+        return self._in_batches(run, (x,), np.zeros((0, self.sizes.width), np.float32))
+
+    def _in_batches(self, run: Callable, rows: tuple[np.ndarray, ...], none: np.ndarray) -> np.ndarray:
+        """`run(weights, *rows)` for some rows at a time; `none` is the answer for no rows."""
+        step, count, out = jax.jit(run), len(rows[0]), [none]
         with jax.default_matmul_precision("float32"):  # on some devices, a matmul's default is less
-            for start in range(0, len(texts), _BATCH):
-                rows = np.minimum(np.arange(start, start + _BATCH), len(texts) - 1)  # one program for all
-                out.append(np.asarray(run(self.weights(), ids[rows], real[rows]))[: len(texts) - start])
-        return np.concatenate(out) if out else np.zeros((0, length, self.sizes.width), np.float16)
+            for start in range(0, count, _BATCH):
+                part = np.minimum(np.arange(start, start + _BATCH), count - 1)  # one program for all
+                out.append(np.asarray(step(self.weights(), *(r[part] for r in rows)))[: count - start])
+        return np.concatenate(out)
 
 
 def check_script(text: str, what: str) -> None:
@@ -214,4 +230,4 @@ def check_script(text: str, what: str) -> None:
     latin = sum("LATIN" in unicodedata.name(c, "") for c in letters)
     if 2 * latin <= len(letters):
         got = "no letters" if not letters else "letters of another script"
-        raise PdiffError(f"{what}: {shortened(text)} has {got}; allowed: English words, which the model was trained on")
+        raise PdiffError(f"{what}: {shortened(text)} has {got}; allowed: English, as it was trained on")

@@ -18,6 +18,7 @@ from pdiff.system import files
 # Every control, in the order in which it is shown.
 CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
 CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
+CONTROLS += ("cosine", "joined_head", "conditioned")  # of families of texts
 SPLITS = ("seen", "interp", "unseen", "unheard", "validation")
 
 

@@ -8,6 +8,8 @@ What is published stays as it is. What is generated are low-rank adapters of the
 `generate="lora/.*|params/classifier/.*"`. `peft` says what PEFT calls these leaves.
 """
 
+import itertools
+import re
 from typing import Any
 
 import jax.numpy as jnp

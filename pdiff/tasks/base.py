@@ -122,7 +122,7 @@ class Family:
     choose: Callable[[Any, Int[ArrayLike, " n"], int], Int[Array, " n"]] | None = None
     same_images: bool = False
     reads: Callable[[Sequence[str]], Float[np.ndarray, "n features"]] | None = None
-    sentences: Callable[[Float[Array, "n shared"]], Float[Array, "n width"]] | None = None
+    sentences: Callable[[Float[np.ndarray, "n shared"]], Float[np.ndarray, "n width"]] | None = None
 
     @property
     def units(self) -> tuple[float, ...]:

@@ -161,14 +161,10 @@ def read_texts(texts, width: int) -> Float[np.ndarray, "n features"]:
     return x.reshape(len(x), -1)
 
 
-def vectors(x: Float[Array, "n features"]) -> Float[Array, "n width"]:
+def vectors(x: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n width"]:
     """The published unit vectors of texts, by the layers above what the inputs are of."""
     reader = _reader()
-    tokens = jnp.asarray(x).reshape(len(x), -1, reader.sizes.width).astype(jnp.float32)
-    real = (tokens != 0).any(-1)
-    return minilm.mean_vector(
-        minilm.through(reader.weights(), tokens, real, reader.sizes, slice(-minilm.TOP, None)), real
-    )
+    return reader.vectors(x.reshape(len(x), -1, reader.sizes.width), minilm.TOP)
 
 
 def split_rules(config: ConfigDict, num_kinds: int) -> dict[str, list[Rule]]:
