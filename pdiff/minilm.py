@@ -206,7 +206,7 @@ class Reader:
         return self._in_batches(run, (ids, real), np.zeros((0, length, self.sizes.width), np.float16))
 
     def vectors(self, x: Float[np.ndarray, "texts length width"], layers: int) -> Float[np.ndarray, "texts width"]:
-        """The unit vectors of texts, of which `x` are the tokens below the last `layers` layers, as `after` has them."""
+        """The unit vectors of texts, of which `x` are the tokens below the last `layers` layers (see `after`)."""
 
         def run(weights, x):
             x, real = x.astype(jnp.float32), (x != 0).any(-1)
@@ -229,5 +229,5 @@ def check_script(text: str, what: str) -> None:
     letters = [c for c in text if c.isalpha()]
     latin = sum("LATIN" in unicodedata.name(c, "") for c in letters)
     if 2 * latin <= len(letters):
-        got = "no letters" if not letters else "letters of another script"
-        raise PdiffError(f"{what}: {shortened(text)} has {got}; allowed: English, as it was trained on")
+        got = "letters of another script" if letters else "no letters"
+        raise PdiffError(f"{what}: {shortened(text)} has {got}; allowed: English, which the model reads")

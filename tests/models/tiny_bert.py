@@ -10,7 +10,7 @@ from scipy.special import erf
 WIDTH, HIDDEN, DEPTH, HEADS, EPSILON = 24, 40, 2, 3, 1e-5
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 PIECES += [p + c for c in string.ascii_lowercase + string.digits + ".,-°" for p in ("", "##")]
-PIECES += ["digits", "rotated", "degrees"]
+PIECES += ["digits", "rotated", "degrees", ":"]
 
 
 def write(folder) -> None:
