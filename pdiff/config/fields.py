@@ -226,7 +226,9 @@ FIELDS: dict[str, Field] = {
     "adapt.guided": count(0, low=0),
     "adapt.steps": count(60, low=0),  # of fine-tuning from there
     "adapt.learning_rates": several((1e-3, 3e-3, 1e-2), float, above=0, high=1),  # chosen for each number of images
-    "eval.reptile_steps": count(300, low=0),  # of the learned initialisation that adaptation is compared with; 0: none
+    "eval.reptile": Field(
+        True
+    ),  # compare adaptation with a learned initialisation, which trains 38,400 networks a little
     "eval.samples_per_task": count(3),
     "eval.max_tasks": count(64),  # tasks scored in each split, evenly chosen
     "eval.chunk_size": count(256),  # networks scored together

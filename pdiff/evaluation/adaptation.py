@@ -33,14 +33,14 @@ from pdiff.generator import refined
 from pdiff.generator.adapt import HEAD, SPACES, WEIGHTS, Adapter, Recipe, log_likelihood
 from pdiff.measures.accuracy import repeat
 from pdiff.results import summary
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.tasks.support import UNKNOWN, Support
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
 
 MOST_WORDINGS = 4  # of a seen task's description, for each of which there is a network in the refined zoo
 LONGER = 5  # times as many steps, which the base and Reptile may take too: they have farther to go
-REPTILE_TASKS, REPTILE_INNER = 16, 8
+REPTILE_STEPS, REPTILE_TASKS, REPTILE_INNER = 300, 16, 8
 REPTILE_RATE, REPTILE_IMAGES = 1e-2, 64
 
 Start = Callable[[Sequence[Task], Support], PyTree[Float[np.ndarray, "tasks ..."]]]
@@ -59,7 +59,7 @@ def adaptation(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dic
     study: dict = {"recipes": {}, "splits": {}}
     for shots in config.eval.adapt_shots:
         study["recipes"][str(shots)] = {}
-    for split in ("interp", "unseen"):
+    for split in REPORTED_SPLITS[1:]:
         tasks = bench.tasks(split, config.eval.adapt_tasks)
         if tasks:
             study["splits"][split] = [{"shots": 0, "accuracy": _without(bench, sampler, networks, tasks)}]
@@ -162,7 +162,7 @@ def _starts(bench: Bench, sampler: str, networks: dict[str, Networks], adapter: 
         "refined_zoo": chosen(of_seen),
         "refined_all": chosen(every),
         "zoo": chosen(networks["seen"].params),
-        **({"reptile": same(reptile(bench, base))} if config.eval.reptile_steps else {}),
+        **({"reptile": same(reptile(bench, base))} if config.eval.reptile else {}),
         "base": same(base),
         **({"base_head": same(base)} if generator.target.head else {}),
     }
@@ -222,8 +222,7 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
         return jax.tree.map(lambda w, e: w + rate * (e.mean(0) - w), network, ends)
 
     network = jax.tree.map(jnp.array, base)
-    steps = bench.config.eval.reptile_steps
-    for n in range(steps):
+    for n in range(REPTILE_STEPS):
         key = rng.stream(bench.config.seed, "adaptation/reptile", n)
-        network = outer(network, key, np.float32(0.5 * (1 - n / steps)))
+        network = outer(network, key, np.float32(0.5 * (1 - n / REPTILE_STEPS)))
     return jax.tree.map(np.asarray, network)
