@@ -74,6 +74,8 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }
+    of_texts = object_at(config, "tasks").get("family") == "text_rules"
+    applies |= {"cosine": of_texts, "conditioned": of_texts, "joined_head": of_texts and split != "unheard"}
     trained = _rivals(object_at(config, "eval").get("rivals"))
     applies |= {name: name in trained for name in RIVALS}
     return tuple(c for c in CONTROLS if applies.get(c, True))

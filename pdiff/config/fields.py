@@ -228,7 +228,7 @@ FIELDS: dict[str, Field] = {
     "adapt.learning_rates": several((1e-3, 3e-3, 1e-2), float, above=0, high=1),  # chosen for each number of images
     "eval.reptile": Field(
         True
-    ),  # compare adaptation with a learned initialisation, which trains 38,400 networks a little
+    ),  # of adaptation, a learned initialisation beside it, which takes 40,000 short trainings
     "eval.samples_per_task": count(3),
     "eval.max_tasks": count(64),  # tasks scored in each split, evenly chosen
     "eval.chunk_size": count(256),  # networks scored together

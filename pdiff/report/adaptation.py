@@ -22,7 +22,8 @@ NAMES = {  # of rows, in order
 LINES = {
     "prior": (BLUE, "-"), "prior_guided": (BLUE, ":"), "prior_described": (SKY, "-"), "described": (PURPLE, "-"),
     "refined_zoo": (GREEN, "-"),
-    "refined_all": (GREEN, ":"), "zoo": (ORANGE, "-"), "reptile": (VERMILLION, "-"), "base": (MUTED, "--"), "base_head": (MUTED, ":"),
+    "refined_all": (GREEN, ":"), "zoo": (ORANGE, "-"), "reptile": (VERMILLION, "-"), "base": (MUTED, "--"),
+    "base_head": (MUTED, ":"),
 }  # fmt: skip
 
 
