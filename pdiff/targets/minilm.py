@@ -39,9 +39,10 @@ class Adapted(nn.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
         y = x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
-        if not self.has_variable("lora", "a"):
+        if not self.has_variable("lora", "kernel"):
             return y
-        return y + self.scale * (x @ self.get_variable("lora", "a")) @ self.get_variable("lora", "b")
+        adapter = self.get_variable("lora", "kernel")
+        return y + self.scale * (x @ adapter["a"]) @ adapter["b"]
 
 
 class Norm(nn.Module):
@@ -128,7 +129,7 @@ def peft(config: ConfigDict) -> Peft | None:
     names = {f"params/classifier/{ours}": f"{PEFT_HEAD}.{theirs}" for ours, theirs in HEAD_PARTS.items()}
     for i, name in adapted:
         for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-            names[f"lora/{_module(i, name)}/{ours}"] = f"{PEFT_LAYER.format(i, name)}.{theirs}.weight"
+            names[f"lora/{_module(i, name)}/kernel/{ours}"] = f"{PEFT_LAYER.format(i, name)}.{theirs}.weight"
     return Peft(
         names,
         {

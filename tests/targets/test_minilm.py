@@ -53,7 +53,7 @@ def test_it_is_bert_with_its_pooler_and_the_adapters_merged(folder, target):
     layers = {}
     for name in minilm.MATRICES:
         at = [f"layer_{i}_{name.replace('.', '_')}" for i in range(tiny_bert.DEPTH)]
-        change = [ALPHA / RANK * flat[f"lora/{m}/a"] @ flat[f"lora/{m}/b"] for m in at]
+        change = [ALPHA / RANK * flat[f"lora/{m}/kernel/a"] @ flat[f"lora/{m}/kernel/b"] for m in at]
         layers[f"{name}.weight"] = jnp.stack(
             [(flat[f"params/{m}/kernel"] + c).T for m, c in zip(at, change, strict=True)]
         )
