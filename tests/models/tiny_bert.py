@@ -40,6 +40,7 @@ def write(folder) -> None:
         norms += [f"encoder.layer.{i}.{n}.LayerNorm" for n in ("attention.output", "output")]
     for name in norms:
         arrays |= {f"{name}.weight": 1 + normal(WIDTH), f"{name}.bias": normal(WIDTH)}
+    arrays["pooler.dense.bias"] = normal(WIDTH)
     safetensors.numpy.save_file(arrays, folder / "model.safetensors")
     config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH, "layer_norm_eps": EPSILON}
     (folder / "config.json").write_text(json.dumps(config))

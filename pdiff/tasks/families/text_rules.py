@@ -35,7 +35,7 @@ from pdiff.tasks.data import wordnet
 from pdiff.tasks.languages.class_subsets import every_subset
 from pdiff.tasks.languages.text_rules import KINDS, SIZES, describe, make_grammar
 
-UNHEARD = {  # the kinds that no other task names, by WordNet's own definitions of them
+UNHEARD = {  # the kinds that no other task names, by WordNet's definitions of them, with their parts
     "body": "the entire physical structure of an organism, and any part of it, such as an organ or a limb",
     "feeling": "the experiencing of affective and emotional states",
     "time": "the continuum of experience in which events pass from the future through the present to the past, and "
