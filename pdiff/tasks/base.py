@@ -92,7 +92,8 @@ class Family:
       notes: a line each on what a user should know of the data before a run.
       choose: (variables of one task, rows, number of shared images) -> the shared images that the task has in the place
         of those rows, pure JAX; so a task whose labels are rare can have as many images of each. None is those rows.
-      same_images: whether `render` leaves images as they are, so that tasks differ by their labels and choice alone.
+      same_images: whether `render` leaves images as they are, so that tasks differ by their labels and choice
+        alone, and `relabel` looks at labels alone.
       reads: texts -> images (n, features), where the inputs are texts; None where they are images.
       sentences: (shared images) -> unit vectors, as the frozen encoder gives them for the texts; None without texts.
     """
