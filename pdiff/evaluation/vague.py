@@ -96,8 +96,8 @@ class Grid:
                 rows = np.arange(len(images.y))
             x, y = jnp.asarray(images.x), jnp.asarray(images.y)
             if self._family.same_images:  # each network answers once, and tasks differ by which answers are right
-                answered = self._answers(held, arrays, x)
-                scores.append(np.asarray(self._accuracies(answered, self._variables, y, rows)).T)
+                answered, places = self._answers(held, arrays, x[rows]), np.arange(len(rows))
+                scores.append(np.asarray(self._accuracies(answered, self._variables, y[rows], places)).T)
             else:
                 run = functools.partial(self._on_part, held, arrays, x, y, rows)
                 scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
