@@ -53,7 +53,12 @@ def find(needed_by: str = "condition.use: 'sentence'") -> Path:
     specs = {name: importlib.util.find_spec(name) for name in (PACKAGE, "tokenizers")}
     if missing := [name for name, spec in specs.items() if not spec]:
         raise PdiffError(f"{needed_by} needs {' and '.join(missing)}; install with: {INSTALL}")
-    folder = Path(specs[PACKAGE].submodule_search_locations[0]) / "model"
+    return _verified(Path(specs[PACKAGE].submodule_search_locations[0]) / "model")
+
+
+@functools.cache
+def _verified(folder: Path) -> Path:
+    """The folder, whose files are the published ones. Hashing them takes a moment, so it is done once."""
     for name, digest in SHA256.items():
         if not (folder / name).is_file() or files.sha256(folder / name) != digest:
             raise PdiffError(

@@ -3,6 +3,7 @@
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -44,7 +45,7 @@ def test_peft_answers_as_we_do(tmp_path):
     tree = jax.jit(target.init)(jax.random.key(0))
     tree |= {"lora": noised(tree["lora"], 0.05)}
     tree["params"]["classifier"] = noised(tree["params"]["classifier"], 0.5)
-    ours = np.asarray(target.apply(tree, x.reshape(len(x), -1)))
+    ours = np.asarray(target.apply(tree, jnp.asarray(x.reshape(len(x), -1))))
     network = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
     adapters.write(network, tmp_path / "adapter", target.peft)
 

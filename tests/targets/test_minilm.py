@@ -66,7 +66,7 @@ def test_it_is_bert_with_its_pooler_and_the_adapters_merged(folder, target):
     after = minilm.through(weights | {"layers": layers}, tokens, (tokens != 0).any(-1), reader.sizes, slice(None))
     pooled = jnp.tanh(after[:, 0] @ flat["params/pooler/kernel"] + flat["params/pooler/bias"])
     expected = pooled @ flat["params/classifier/kernel"] + flat["params/classifier/bias"]
-    np.testing.assert_allclose(target.apply(tree, x.reshape(3, -1)), expected, atol=1e-4)
+    np.testing.assert_allclose(target.apply(tree, jnp.asarray(x.reshape(3, -1))), expected, atol=1e-4)
 
 
 def test_what_lies_after_the_end_of_a_text_is_not_read(folder, target):
@@ -74,7 +74,9 @@ def test_what_lies_after_the_end_of_a_text_is_not_read(folder, target):
     tree = noised(jax.jit(target.init)(jax.random.key(0)), 0.3)
     longer = np.concatenate([x, np.zeros((3, 4, tiny_bert.WIDTH), np.float16)], 1)
     np.testing.assert_allclose(
-        target.apply(tree, x.reshape(3, -1)), target.apply(tree, longer.reshape(3, -1)), atol=1e-5
+        target.apply(tree, jnp.asarray(x.reshape(3, -1))),
+        target.apply(tree, jnp.asarray(longer.reshape(3, -1))),
+        atol=1e-5,
     )
 
 
@@ -83,7 +85,7 @@ def test_published_leaves_are_there_and_stay(folder, target):
     config = defaults().zoo
     with config.unlocked():
         config.update(dict(pretrain_steps=3, batch_size=4))
-    base = finetune.pretrain(target, x.reshape(3, -1), np.array([0, 1, 1], np.int32), config, 0)
+    base = finetune.pretrain(target, jnp.asarray(x.reshape(3, -1)), jnp.array([0, 1, 1], jnp.int32), config, 0)
     flat = traverse_util.flatten_dict(base, sep="/")
     layers = minilm.load_weights(folder / "model.safetensors")["layers"]
     np.testing.assert_array_equal(flat["params/layer_1_output_dense/kernel"], layers["output.dense.weight"][1].T)
