@@ -33,5 +33,5 @@ def get_config() -> ConfigDict:
     c.adapt.update(dict(num_samples=128, learning_rates=(1e-3, 3e-3)))
     c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=16, adapt_tasks=6, adapt_shots=(4,), reptile=False))
     c.eval.update(dict(vague_samples=8, vague_prompts=("is it about plants and some other kinds", "any kinds")))
-    c.eval.update(dict(calibration_samples=0, mixing_separations=(), closeup_tasks=0, novelty_networks=64))
+    c.eval.update(dict(calibration_samples=0, mixing_separations=(), closeup_tasks=0, novelty_networks=8))
     return c.lock()
