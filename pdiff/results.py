@@ -18,7 +18,8 @@ from pdiff.system import files
 # Every control, in the order in which it is shown.
 CONTROLS = ("hypernetwork", "soup", "gaussian", "noise", "nearest_seen", "ridge", *RIVALS)
 CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task", "shuffled_text", "majority")
-CONTROLS += ("cosine", "joined_head", "conditioned")  # of families of texts
+OF_TEXTS = ("cosine", "joined_head", "conditioned")  # where the inputs are texts
+CONTROLS += OF_TEXTS
 SPLITS = ("seen", "interp", "unseen", "unheard", "validation")
 
 
