@@ -20,7 +20,7 @@ from tests.test_config import SHRUNKEN, with_field
 
 CHANGES = SHRUNKEN | {
     "tasks.num_unheard": 2, "tasks.eval_images": 46, "target.lora_rank": 2, "condition.text_max_length": 200,
-    "zoo.reference_seeds": 1, "zoo.seeds_per_task": 1, "eval.samples_per_task": 1, "eval.adapt_tasks": 2,
+    "zoo.reference_seeds": 1, "eval.samples_per_task": 1, "eval.adapt_tasks": 2,
     "adapt.guided": 0, "eval.vague_samples": 2, "eval.vague_prompts": ("any kinds",),
 }  # fmt: skip
 
@@ -100,3 +100,8 @@ def test_a_definition_is_given_to_the_model_as_it_is(finished, loaded):
 def test_the_page_which_shows_images_says_so(loaded):
     with pytest.raises(PdiffError, match=re.escape("--mode=serve: the family has texts")):
         Session(loaded)
+
+
+def test_what_to_expect_of_a_rule_is_not_taken_from_unheard_kinds(loaded):
+    assert "unheard" not in loaded.expect("plants or food").basis
+    assert loaded.expect(task_id="unheard_body").basis != loaded.expect("plants or food").basis
