@@ -30,7 +30,9 @@ flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
 flags.DEFINE_string("prompt", None, "sample, adapt: a description of the task, or of a set of tasks.")
 flags.DEFINE_string("task", None, "sample: the name or id of one of the family's tasks, in place of a prompt.")
 flags.DEFINE_string("between", None, "sample: two tasks and how far from one to the other, as 'a,b,0.5'.")
-flags.DEFINE_string("support", None, "adapt: a folder of the task's png or jpg images, or of a folder for each class.")
+flags.DEFINE_string(
+    "support", None, "adapt: a folder of images, or a folder of them for each class; or CLASS.txt of texts."
+)
 flags.DEFINE_bool("force", False, "sample, adapt: take a prompt like no description, with a warning.")
 flags.DEFINE_integer(
     "num_samples", None, "Networks: for sample, by default 8; for adapt to choose from, by default 512.", lower_bound=1

@@ -21,7 +21,9 @@ CONTROLS += ("linear_interpolation", "rebasin_merge", "task_blind", "wrong_task"
 # Merges of imported networks, which stand beside held-out tasks alone; `svd` is the mean's. See `controls.merged`.
 MERGED = ("merged_mean", "merged_svd")
 MERGED += tuple(f"merged_{n}{end}" for n in ("ties", "dare", "lerp", "slerp") for end in ("", "_svd"))
-SPLITS = ("seen", "interp", "unseen", "validation")
+OF_TEXTS = ("cosine", "joined_head", "conditioned")  # where the inputs are texts
+CONTROLS += OF_TEXTS
+SPLITS = ("seen", "interp", "unseen", "unheard", "validation")
 
 
 def summary(values: Float[np.ndarray, "..."], groups: Shaped[np.ndarray, "..."] | None = None) -> dict:

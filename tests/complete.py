@@ -8,7 +8,7 @@ from typing import Any
 from pdiff.config import rivals
 from pdiff.config.fields import DESCRIBING, RIVALS
 from pdiff.errors import PdiffError
-from pdiff.results import CONTROLS, SPLITS, leaves
+from pdiff.results import CONTROLS, OF_TEXTS, SPLITS, leaves
 
 SUMMARY_KEYS = ("mean", "sem", "min", "max", "n")
 CALIBRATED = ("generated_ensemble", "generated_single", "finetuned_ensemble", "finetuned_single")
@@ -74,6 +74,8 @@ def expected_controls(results: dict, split: str) -> tuple[str, ...]:
         "wrong_task": _several(entry.get("num_tasks")),
         "shuffled_text": isinstance(condition, (list, tuple)) and any(n in condition for n in DESCRIBING),
     }
+    of_texts = object_at(config, "tasks").get("family") == "text_rules"
+    applies |= {name: of_texts for name in OF_TEXTS} | {"joined_head": of_texts and split != "unheard"}
     trained = _rivals(object_at(config, "eval").get("rivals"))
     applies |= {name: name in trained for name in RIVALS}
     return tuple(c for c in CONTROLS if applies.get(c, True))

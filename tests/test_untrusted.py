@@ -51,6 +51,7 @@ CALLED = {
     ("pdiff/targets/__init__.py", "import_module"): "pdiff's own modules, from a list of those that are there",
     ("pdiff/system/tfds_folder.py", "builder_from_directory"): "after the folder was looked through",
     ("pdiff/tasks/data/fashion_mnist.py", "download_and_prepare"): "reads files that are there",
+    ("pdiff/tasks/data/wordnet.py", "download_and_prepare"): "reads files that are there",
     ("pdiff/report/html.py", "Markup"): "a script beside the code, and its hash",
     ("launch/common.py", "execvp"): "the command that was asked for, without a shell",
 }

@@ -124,7 +124,7 @@ class LoadedGenerator:
         """A network for a task of which there are a few images: the likeliest of many, fine-tuned on them.
 
         Args:
-          images: (images, features) or (images, *image_shape) of the task, with pixels in [0, 1].
+          images: (images, features) or (images, *image_shape) of the task, with pixels in [0, 1]; or a list of texts.
           labels: of the images, UNKNOWN (-1) where one has none. Without any, the network that is surest of its answers
             is taken as it is, with a warning: on a task unlike the seen ones a network may be sure and wrong. There is
             another if a class has none, and for so many steps on so few images that these are learned by heart.
@@ -162,13 +162,17 @@ class LoadedGenerator:
         if not self.family.data:
             raise PdiffError("support: networks that were imported without images cannot be asked about any")
         x = inputs.images(images, self.family)
-        sets = support_lib.of_images(x, inputs.labels(labels), self.family.num_classes, self.family.features)
+        pixels = self.family.reads is None
+        sets = support_lib.of_images(
+            x, inputs.labels(labels), self.family.num_classes, self.family.features, pixels=pixels
+        )
         recipe = recipe_for(sets, self.results, self.config.adapt, self.family.num_classes, prompt is not None)
         if steps is not None:
             whole("steps", steps, 0)
             recipe = dataclasses.replace(recipe, steps=steps)
         plan = self.plan(request)
-        inputs.warn_of_dark(x)
+        if pixels:
+            inputs.warn_of_dark(x)
         labelled = check_examples(sets, self.family.classes, recipe)
         if labelled and recipe.guided and prompt is None:
             chosen = self._adapter.draw_guided(self._params, sets, recipe.guided, rng.stream(seed, "adapt"))
@@ -293,7 +297,7 @@ class LoadedGenerator:
         if part not in family.data:
             raise PdiffError(f"part: got {part!r}; allowed: {', '.join(family.data) or 'none, as there are no images'}")
         data, variables = family.data[part], jax.tree.map(lambda v: v[self.task(task).id], family.variables)
-        return jax.tree.map(np.asarray, family.labelled(variables, data.x, data.y))
+        return jax.tree.map(np.asarray, family.all_of_task(variables, data.x, data.y))
 
     def apply(
         self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike
@@ -302,7 +306,7 @@ class LoadedGenerator:
 
         Args:
           params: a tree of `target`; of stacked networks axis 0 of every leaf counts them.
-          x: images with pixels in [0, 1], (images, features) or (images, *image_shape).
+          x: images with pixels in [0, 1], (images, features) or (images, *image_shape); or a list of texts.
 
         Returns:
           (images, classes); of stacked networks (samples, images, classes).

@@ -16,6 +16,7 @@ from pdiff.generator import generator, published
 from pdiff.system import logs
 from pdiff.system.files import SUMS, digest_of
 from pdiff.system.logs import log
+from pdiff.tasks.data import text_files
 from pdiff.tasks.families import folder
 
 MOST_SAID = 16  # networks of which it is said what they are good for
@@ -60,6 +61,8 @@ def adapt(
 ) -> None:
     """Makes one network from a folder of images of a task, labelled by the folders that they are in, and writes it.
 
+    Of a family of texts, it is a folder of files with a text on each line.
+
     Args:
       given: arguments of `LoadedGenerator.adapt`; None is as if it were not given.
 
@@ -71,7 +74,8 @@ def adapt(
     usual = {"prompt": None, "num_samples": 512, "seed": 0}
     given = usual | {name: value for name, value in given.items() if value is not None}
     loaded, write = _open(workdir, out, form)
-    images, labels = folder.read_support(Path(support), loaded.family)
+    read = folder.read_support if loaded.family.reads is None else text_files.read_support
+    images, labels = read(Path(support), loaded.family)
     network, plan = loaded.adapted(images, labels, **given, progress=True)
     _say(plan)
     expected = loaded.expect_adapted(labels, given["prompt"] is not None)
@@ -112,12 +116,11 @@ def _open(workdir: Path | None, out: str | None, form: str | None) -> tuple[Load
     if out is None:
         raise PdiffError("--out: missing; allowed: the file or folder to write")
     exports.check_out(Path(out))
-    imported = scenario.load(api.place(workdir))
-    form = exports.format_of(Path(out), form, imported)
-    loaded = api.load(workdir)
+    imported, loaded = scenario.load(api.place(workdir)), api.load(workdir)
+    form = exports.format_of(Path(out), form, imported, loaded.target.peft)
 
     def write(facts: dict[str, str], networks) -> None:
-        exports.write(networks, Path(out), form, facts, imported)
+        exports.write(networks, Path(out), form, facts, imported, loaded.target.peft)
 
     return loaded, write
 

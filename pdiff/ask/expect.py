@@ -67,7 +67,7 @@ class Expectations:
 
     def for_task(self, task: Task, sampler: str, given: Sequence[str]) -> Expectation | None:
         """A task of the family, asked for by the conditions `given`; None if nothing is known."""
-        for split, row in self._measured(sampler, given):
+        for split, row in self._measured(sampler, given, unheard=True):
             if row["id"] == task.id:
                 return self._itself(split, row, sampler, given)
         if task.split == "validation" and self._is_usual(given):
@@ -232,8 +232,10 @@ class Expectations:
         mean, margin = min(1.0, max(0.0, mean)), max(margin, flips(self._images))
         return Expectation(mean, max(0.0, mean - margin), min(1.0, mean + margin), tasks, basis, tuned)
 
-    def _measured(self, sampler: str, given: Sequence[str]) -> list[tuple[str, dict]]:
-        return [(s, row) for s, row in self._rows if self._value(row, sampler, given) is not None]
+    def _measured(self, sampler: str, given: Sequence[str], unheard: bool = False) -> list[tuple[str, dict]]:
+        """What was measured; `unheard` tasks too, which have no place among the factors of the others."""
+        rows = [(s, row) for s, row in self._rows if unheard or s != "unheard"]
+        return [(s, row) for s, row in rows if self._value(row, sampler, given) is not None]
 
     def _distance(self, factors: Sequence[float], rows: Sequence[dict]) -> Float[np.ndarray, " rows"]:
         return self._family.distance(_row(factors), np.array([r["factors"] for r in rows], np.float32))[0]

@@ -27,11 +27,13 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Float, PyTree, Shaped
 
+from pdiff.ask import adapters
 from pdiff.errors import PdiffError
 from pdiff.imports import lora, mapping
 from pdiff.imports.network import CONFIG
 from pdiff.scenario import Facts
 from pdiff.system import files
+from pdiff.targets.base import Peft
 
 FORMATS = ("safetensors", "npz", "orbax", "files", *lora.SPELLINGS)
 ASKED = "pdiff.json"
@@ -39,14 +41,15 @@ ASKED = "pdiff.json"
 Flat = dict[str, Shaped[np.ndarray, "..."]]
 
 
-def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
-    """The format that `--format` names, or that the ending of `out` and the run's import suggest.
+def format_of(out: Path, chosen: str | None, facts: Facts | None, as_adapter: Peft | None = None) -> str:
+    """The format that `--format` names, or that the ending of `out` and the run's import or its target suggest.
 
     Raises:
       PdiffError: it does not fit the ending, or the run has not imported what it needs.
     """
     ending = Path(out).suffix.lower()[1:]
     usual = "orbax" if facts is None else "files" if facts.adapter is None else facts.adapter["spelling"]
+    usual = "peft" if as_adapter else usual
     if chosen is None and ending not in ("", "safetensors", "npz"):
         raise PdiffError(
             f"--out: got {str(out)!r}, which ends as no format does; allowed: .safetensors, .npz, or a folder's name "
@@ -59,9 +62,10 @@ def format_of(out: Path, chosen: str | None, facts: Facts | None) -> str:
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: a file that ends in .{form}")
     if form not in ("safetensors", "npz") and ending in ("safetensors", "npz"):
         raise PdiffError(f"--out: got {str(out)!r}; allowed for --format={form}: the name of a folder")
-    if form in lora.SPELLINGS:
+    if form in lora.SPELLINGS and not (form == "peft" and as_adapter):
         if facts is None or facts.adapter is None:
-            raise PdiffError(f"--format: got {form!r}; allowed where LoRA adapters were imported")
+            allowed = "peft, orbax, safetensors, npz" if as_adapter else "where LoRA adapters were imported"
+            raise PdiffError(f"--format: got {form!r}; allowed{':' if as_adapter else ''} {allowed}")
         lora.translated(lora.Adapter.of(facts.adapter), form)  # refuses what it cannot write
     if form == "files" and facts is None:
         raise PdiffError("--format: got 'files'; allowed where networks were imported")
@@ -83,12 +87,14 @@ def write(
     form: str,
     metadata: Mapping[str, str],
     facts: Facts | None = None,
+    as_adapter: Peft | None = None,
 ) -> None:
     """Writes stacked networks to `out` in the format `form`, one of FORMATS.
 
     Args:
       metadata: what was asked for, of which model: kept with them.
       facts: of the run's import, which `files` and the spellings of adapters need.
+      as_adapter: what PEFT calls the target's leaves, where they are an adapter of a published model.
 
     Raises:
       PdiffError: `out` is taken, the networks are not those of the import, or cannot be spelled so.
@@ -102,6 +108,8 @@ def write(
         np.savez(buffer, **arrays)
         files.write_atomic(_facts_of(out), _as_json(metadata))
         files.write_with_digest(out, buffer.getvalue())
+    elif form == "peft" and as_adapter:
+        _folders(arrays, Path(out), lambda network, where: adapters.write(network, where, as_adapter), metadata)
     else:
         _folders(arrays, Path(out), _writer(form, facts), metadata)
 

@@ -61,9 +61,13 @@ def images(
 ) -> Float[np.ndarray, "n features"] | Float[Array, "n features"]:
     """Images to show to networks, (images, features) or (images, *image_shape), as (images, features) in float32.
 
+    Of a family whose inputs are texts, they are texts, or what the family reads of them.
+
     Raises:
       PdiffError: they have another shape, or pixels that are not in [0, 1]; traced ones are looked at by shape alone.
     """
+    if family.reads is not None:
+        return _texts(x, family, name)
     flat, whole = family.features, family.image_shape
     allowed = f"allowed: (images, {flat})" + (f" or (images, {', '.join(map(str, whole))})" if len(whole) > 1 else "")
     if not isinstance(x, jax.Array):
@@ -79,6 +83,27 @@ def images(
     if not isinstance(x, jax.core.Tracer):
         _check_pixels(np.asarray(x), name)
     return x
+
+
+def _texts(x: Any, family: Family, name: str) -> Float[np.ndarray, "n features"] | Float[Array, "n features"]:
+    """Texts as the family reads them, or what it has read, as it is."""
+    allowed = f"allowed: a list of texts, or (texts, {family.features}) numbers, as the family reads them"
+    if isinstance(x, str):
+        raise PdiffError(f"{name}: got a single text; allowed: a list of texts; [text] is a list of one")
+    if isinstance(x, jax.Array):
+        read = x
+    else:
+        array = np.asarray(x)
+        if array.dtype.kind == "U" and array.ndim == 1 and len(array):
+            return family.reads(array.tolist())
+        if array.dtype.kind != "f":
+            raise PdiffError(f"{name}: got {reprlib.repr(x)}; {allowed}")
+        read = array.astype(np.float32)
+    if read.ndim != 2 or read.shape[1] != family.features or not len(read):
+        raise PdiffError(f"{name}: got shape {read.shape}; {allowed}")
+    if not isinstance(read, jax.core.Tracer) and not np.isfinite(np.asarray(read)).all():
+        raise PdiffError(f"{name}: got numbers that are not finite; {allowed}")
+    return read
 
 
 def labels(y: Any) -> np.ndarray | None:

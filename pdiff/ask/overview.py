@@ -8,7 +8,7 @@ import numpy as np
 
 from pdiff.config.fields import SAMPLERS
 from pdiff.generator.generator import Generator
-from pdiff.tasks.base import SPLITS, Family, Task
+from pdiff.tasks.base import EVERY_SPLIT, Family, Task
 
 NAMED = 3  # tasks of a split that are named
 TURNING = {"degrees": "counter-clockwise"}  # factors by name that go round one way
@@ -36,6 +36,7 @@ class Overview:
       factors: the least and the largest number for each factor, as descriptions write it.
       indicators: factors that are there or not, such as a class, and are written in words.
       turning: which way each factor that is an angle turns.
+      texts: whether the inputs are texts, and no images.
       image_shape: of one image; images are (images, *image_shape), or flat, with pixels from 0 to 1.
       classes: what the labels 0, 1, … are called.
       samplers: those that may be chosen, the default first.
@@ -50,6 +51,7 @@ class Overview:
     factors: dict[str, tuple[float, float]]
     indicators: tuple[str, ...]
     turning: dict[str, str]
+    texts: bool
     image_shape: tuple[int, ...]
     classes: tuple[str, ...]
     samplers: tuple[str, ...]
@@ -72,7 +74,9 @@ class Overview:
             lines.append(f"  {name}: {low:g} to {high:g}{turning}")
         if self.indicators:
             lines.append(f"  there or not: {_listed(self.indicators)}")
-        if self.classes:
+        if self.texts:
+            lines.append(f"inputs: lists of texts in English; classes: {_listed(self.classes)}")
+        elif self.classes:
             shape, features = ", ".join(map(str, self.image_shape)), math.prod(self.image_shape)
             flat = f" or (images, {features})" if len(self.image_shape) > 1 else ""
             lines.append(f"images: (images, {shape}){flat}, pixels from 0 to 1; classes: {_listed(self.classes)}")
@@ -91,11 +95,12 @@ def overview(static: Generator, prompts: Sequence[str], sampler: str) -> Overvie
         family=family.name,
         target=static.target.name,
         weights=(spec.num_params, sum(leaf.size for leaf in spec.all_leaves)),
-        tasks={s: _tasks(family.split(s), family.arcs.get(s, ())) for s in SPLITS if family.split(s)},
+        tasks={s: _tasks(family.split(s), family.arcs.get(s, ())) for s in EVERY_SPLIT if family.split(s)},
         prompts=tuple(prompts),
         factors={name: (low / unit, high / unit) for name, unit, (low, high), there in numbered if not there},
         indicators=tuple(name for name, *_, there in numbered if there),
         turning=turning(family),
+        texts=family.reads is not None,
         image_shape=family.image_shape,
         classes=family.classes,
         samplers=(sampler, *(s for s in SAMPLERS if s != sampler)),

@@ -94,8 +94,9 @@ FIELDS: dict[str, Field] = {
     # What a network must do. Regions and widths are in the family's own units. For rotation: degrees, 'start:end'
     # with the end past the start going counter-clockwise ('350:10' crosses zero), separated by commas. For
     # corruptions: percent of the highest severity, the same for each kind.
-    "tasks.family": Field("rotation"),  # rotation | corruptions | class_subsets | camera_trap | folder
-    "tasks.data": Field("digits"),  # the images that the tasks share: digits | fashion_mnist | tfds:NAME
+    "tasks.family": Field("rotation"),  # rotation | corruptions | class_subsets | camera_trap | folder | text_rules
+    # What the tasks share: images, digits | fashion_mnist | tfds:NAME, or the texts of text_rules, wordnet.
+    "tasks.data": Field("digits"),
     "tasks.data_dir": Field(""),  # where they, or the tasks of a folder, lie, if not in an installed package
     "tasks.eval_images": count(0, low=0),  # most of validation and of test, by a fixed permutation; 0 is all
     "tasks.unseen": Field("60:90,216:234"),  # regions held out as `unseen`
@@ -103,6 +104,7 @@ FIELDS: dict[str, Field] = {
     "tasks.num_interp": count(16, low=0),  # tasks strictly inside the interp gaps
     "tasks.num_unseen": count(16, low=-1),  # tasks inside the unseen regions; of a folder, -1 is as many as suit
     "tasks.num_validation": count(20, low=-1),  # tasks inside the validation gaps, which select everything; -1 likewise
+    "tasks.num_unheard": Field(0, low=0, high=3),  # of text_rules: tasks of a kind that no other task names
     "tasks.held_out": Field(""),  # of a folder: names of the unseen tasks, separated by commas; '' draws them
     # Of a folder: images that are larger, or not all of one size, are resized to squares of this side; 0: none is.
     "tasks.image_side": Field(0, low=0, high=4096),
@@ -111,7 +113,7 @@ FIELDS: dict[str, Field] = {
     "tasks.validation_gaps": several((10.0, 30.0), float, above=0),  # widths of gaps with validation tasks
     "tasks.corruptions": several(CORRUPTIONS, str, choices=CORRUPTIONS),  # kinds in use
     # The network whose weights are generated.
-    "target.name": Field("mlp"),  # mlp | cnn | vit | resnet
+    "target.name": Field("mlp"),  # mlp | cnn | vit | resnet | minilm
     "target.widths": several((32,), int, low=1),  # hidden; of a cnn's or resnet's stages; of a vit, once for each block
     "target.blocks": count(1),  # blocks of each stage of a resnet; 1 for all others
     "target.generate": Field(".*"),  # regex over leaf paths: what is fine-tuned and generated; others stay the base's
@@ -230,6 +232,9 @@ FIELDS: dict[str, Field] = {
     "adapt.guided": count(0, low=0),
     "adapt.steps": count(60, low=0),  # of fine-tuning from there
     "adapt.learning_rates": several((1e-3, 3e-3, 1e-2), float, above=0, high=1),  # chosen for each number of images
+    "eval.reptile": Field(
+        True
+    ),  # of adaptation, a learned initialisation beside it, which takes 40,000 short trainings
     "eval.samples_per_task": count(3),
     "eval.max_tasks": count(64),  # tasks scored in each split, evenly chosen
     "eval.chunk_size": count(256),  # networks scored together

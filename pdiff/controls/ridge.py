@@ -38,7 +38,8 @@ class Ridge:
     @classmethod
     def select(cls, zoo: SeenZoo, validation_accuracy: Callable[["Ridge"], float]) -> "Ridge":
         """The best of a grid of harmonics and penalties, as judged on validation tasks."""
-        fits = (cls.fit(zoo, h, p) for h, p in itertools.product(HARMONICS, PENALTIES))
+        harmonics = HARMONICS if any(zoo.family.units) else HARMONICS[:1]  # indicators have none
+        fits = (cls.fit(zoo, h, p) for h, p in itertools.product(harmonics, PENALTIES))
         return max(fits, key=validation_accuracy)
 
     def sample(

@@ -12,6 +12,7 @@ images; what they may choose (space, learning rate, steps) is chosen for each of
     zoo                 the likeliest network of the zoo
     reptile             an initialisation learned from the seen tasks (Nichol et al. 2018)
     base                the base
+    base_head           the base, of which the last layer alone is fine-tuned; where the target says which one that is
 
 `unlabelled` is the one of the prior's that is surest of its answers on the same images, and is not fine-tuned.
 """
@@ -29,10 +30,10 @@ from jaxtyping import Float, PyTree
 from pdiff import rng
 from pdiff.evaluation.bench import Bench
 from pdiff.generator import refined
-from pdiff.generator.adapt import SPACES, WEIGHTS, Adapter, Recipe, log_likelihood
+from pdiff.generator.adapt import HEAD, SPACES, WEIGHTS, Adapter, Recipe, log_likelihood
 from pdiff.measures.accuracy import repeat
 from pdiff.results import summary
-from pdiff.tasks.base import Task
+from pdiff.tasks.base import REPORTED_SPLITS, Task
 from pdiff.tasks.support import UNKNOWN, Support
 from pdiff.weights import codec
 from pdiff.zoo.store import Networks
@@ -58,7 +59,7 @@ def adaptation(bench: Bench, sampler: str, networks: dict[str, Networks]) -> dic
     study: dict = {"recipes": {}, "splits": {}}
     for shots in config.eval.adapt_shots:
         study["recipes"][str(shots)] = {}
-    for split in ("interp", "unseen"):
+    for split in REPORTED_SPLITS[1:]:
         tasks = bench.tasks(split, config.eval.adapt_tasks)
         if tasks:
             study["splits"][split] = [{"shots": 0, "accuracy": _without(bench, sampler, networks, tasks)}]
@@ -113,8 +114,9 @@ def _without(bench: Bench, sampler: str, networks: dict[str, Networks], tasks: S
 
 def _recipes(bench: Bench, name: str) -> list[Recipe]:
     config = bench.config.adapt
-    spaces = SPACES if name.startswith("prior") else (WEIGHTS,)
-    steps = (config.steps, LONGER * config.steps) if name in ("base", "reptile") else (config.steps,)
+    spaces = SPACES if name.startswith("prior") else (HEAD,) if name == "base_head" else (WEIGHTS,)
+    far = name in ("base", "base_head", "reptile")
+    steps = (config.steps, LONGER * config.steps) if far else (config.steps,)
     guided = config.guided if name == "prior_guided" else 0
     return [Recipe(*choice, guided) for choice in itertools.product(spaces, config.learning_rates, steps)]
 
@@ -160,8 +162,9 @@ def _starts(bench: Bench, sampler: str, networks: dict[str, Networks], adapter: 
         "refined_zoo": chosen(of_seen),
         "refined_all": chosen(every),
         "zoo": chosen(networks["seen"].params),
-        "reptile": same(reptile(bench, base)),
+        **({"reptile": same(reptile(bench, base))} if config.eval.reptile else {}),
         "base": same(base),
+        **({"base_head": same(base)} if generator.target.head else {}),
     }
 
 
@@ -174,11 +177,11 @@ def _draw(bench: Bench, tasks: Sequence[Task], shots: int, stream: str) -> Suppo
     family, images = bench.generator.family, bench.generator.family.data["train"]
     room = max(bench.config.eval.adapt_shots) * family.num_classes
     x, y, real = (np.zeros((len(tasks), room, *s), t) for s, t in (((family.features,), "f4"), ((), "i4"), ((), bool)))
-    label = jax.jit(family.labelled)
+    label = jax.jit(family.of_task)
     for i, task in enumerate(tasks):
         order = rng.on_host(bench.config.seed, f"adaptation/{stream}", task.id).permutation(len(images.y))
         variables = jax.tree.map(lambda v, t=task.id: v[t], family.variables)
-        seen, labels = (np.asarray(a) for a in label(variables, images.x[order], images.y[order]))
+        seen, labels = (np.asarray(a) for a in label(variables, images.x, images.y, order))
         rows = np.concatenate([np.flatnonzero(labels == c)[:shots] for c in range(family.num_classes)])
         x[i, : len(rows)], y[i, : len(rows)], real[i, : len(rows)] = seen[rows], labels[rows], True
     return Support(x, y, real)
@@ -205,7 +208,7 @@ def reptile(bench: Bench, base: PyTree) -> PyTree:
         def step(carry, key):
             network, state = carry
             rows = jax.random.randint(key, (REPTILE_IMAGES,), 0, len(images.y))
-            x, y = family.labelled(mine, jnp.asarray(images.x)[rows], jnp.asarray(images.y)[rows])
+            x, y = family.of_task(mine, images.x, images.y, rows)
             gradients = jax.grad(loss)(network, x, y)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
                 updates, state = inner.update(gradients, state)

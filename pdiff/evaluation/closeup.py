@@ -19,7 +19,6 @@ import itertools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int, PyTree
@@ -187,7 +186,7 @@ def _answers(bench: Bench, networks: dict[str, Networks], tasks: dict, generated
     for split, of_split in tasks.items():
         ids = np.repeat([t.id for t in of_split], count)
         tuned = networks[split][np.isin(networks[split].task, [t.id for t in of_split])]
-        labels = dict(zip([t.id for t in of_split], _labels(family, of_split), strict=True))
+        labels = dict(zip([t.id for t in of_split], family.labels(of_split), strict=True))
         predicted = {
             "generated": (ids, bench.score["test"].answers(generated[split], ids).predicted),
             "finetuned": (tuned.task, bench.score["test"].answers(tuned.params, tuned.task).predicted),
@@ -199,12 +198,6 @@ def _answers(bench: Bench, networks: dict[str, Networks], tasks: dict, generated
         strips += _strips(family, of_split, labels, predicted)
     study = {"images": strips}
     return study | {"confusion": confusion} if family.num_classes <= MOST_CLASSES else study
-
-
-def _labels(family: Family, tasks: Sequence[Task]) -> Int[np.ndarray, "tasks images"]:
-    images = family.data["test"]
-    variables = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
-    return np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(variables, images.x, images.y))
 
 
 def _counts(
@@ -225,14 +218,14 @@ def _strips(family: Family, tasks: Sequence[Task], labels: dict, predicted: dict
     (ids, answers), (tuned_ids, tuned) = predicted["generated"], predicted["finetuned"]
     right = {t.id: (answers[ids == t.id] == labels[t.id]).mean(0) for t in tasks}
     order = sorted(tasks, key=lambda t: right[t.id].mean())
-    draw = jax.jit(family.labelled)
+    draw = jax.jit(family.of_task)
     images, strips = family.data["test"], []
     for task in dict.fromkeys((order[0], order[len(order) // 2])):
         hardest = np.argsort(right[task.id], kind="stable")
         rest = np.sort(hardest[MOST_IMAGES // 2 :])
         rows = np.concatenate([hardest[: MOST_IMAGES // 2], rest[evenly(len(rest), MOST_IMAGES - MOST_IMAGES // 2)]])
         variables = jax.tree.map(lambda v, i=task.id: v[i], family.variables)
-        pixels = np.asarray(draw(variables, images.x[rows], images.y[rows])[0]).reshape(-1, *family.image_shape)
+        pixels = np.asarray(draw(variables, images.x, images.y, rows)[0]).reshape(-1, *family.image_shape)
         first, other = answers[np.argmax(ids == task.id)], tuned[np.argmax(tuned_ids == task.id)]
         strip = [
             {"png": png, "label": int(labels[task.id][r]), "generated": int(first[r]), "finetuned": int(other[r])}

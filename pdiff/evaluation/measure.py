@@ -1,6 +1,7 @@
 """What "good" means: what networks answer, or, without images, how near they are to their task's networks."""
 
 import dataclasses
+import functools
 import random as python_random
 from collections.abc import Sequence
 from functools import partial
@@ -11,12 +12,15 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float, PyTree
 
+from pdiff import minilm
 from pdiff.config.fields import DESCRIBING
 from pdiff.controls import merged
+from pdiff.controls.texts import Texts
 from pdiff.evaluation import studies
 from pdiff.evaluation.bench import Bench, Scores
 from pdiff.measures.accuracy import majority, repeat
 from pdiff.measures.weight_space import MEASURES, Reference, gram_of_updates, gram_of_weights
+from pdiff.models.sentence import SentenceEncoder
 from pdiff.results import summary
 from pdiff.scenario import Facts
 from pdiff.tasks.base import REPORTED_SPLITS, Task
@@ -87,7 +91,16 @@ class Answers:
             most = bench.config.condition.text_max_length - 1  # letters out of order are a token each
             texts = ["".join(shuffle.sample(d, len(d)))[:most] for d in self._wordings(tasks, "descriptions")]
             rows["shuffled_text"] = bench.scores(sampler, tasks, f"evaluate/{split}/shuffled", texts=texts)
+        if bench.generator.family.sentences is not None:
+            rows |= {name: Scores(values[:, None]) for name, values in self._texts.accuracy(tasks).items()}
         return rows
+
+    @functools.cached_property
+    def _texts(self) -> Texts:
+        """The controls of a family of texts, fitted once."""
+        generator = self._bench.generator
+        encoder = generator.sentences or SentenceEncoder(minilm.find())
+        return Texts.fit(generator.family, encoder, generator.config.seed)
 
     def rows(self, split: str, tasks: Sequence[Task]) -> dict[str, Scores]:
         bench, tuned = self._bench, self._networks[split]

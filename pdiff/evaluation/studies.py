@@ -43,7 +43,7 @@ def calibration(bench: Bench, sampler: str, networks: dict[str, Networks]) -> di
         if not tasks:
             continue
         variables = jax.tree.map(lambda v, tasks=tasks: v[np.array([t.id for t in tasks])], family.variables)
-        x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, test.x, test.y)
+        x, y = jax.jit(jax.vmap(family.all_of_task, (0, None, None)))(variables, test.x, test.y)
         finetuned = networks[split]
         tuned = min(count, *(int((finetuned.task == t.id).sum()) for t in tasks))
         rows = np.concatenate([np.flatnonzero(finetuned.task == t.id)[:tuned] for t in tasks])

@@ -26,6 +26,7 @@ from pdiff.system.evenly import evenly
 from pdiff.tasks.base import Family
 from pdiff.tasks.language import TaskSet
 from pdiff.zoo.networks import Networks
+from pdiff.zoo.score import in_blocks
 
 GRID = 180  # tasks that networks are tried on, over all that can be described
 MOST_BINS = 36  # of a set, with at least ROWS tasks of the grid each
@@ -57,16 +58,29 @@ class Grid:
         self._chunk = round_up(8, mesh)
 
         @jax.jit
-        def on_tasks(networks, arrays, variables, x, y):
+        def on_tasks(networks, arrays, variables, x, y, rows):
             apply = generator.bind(arrays).apply
 
             def on_task(own):
-                seen, labels = family.labelled(own, x, y)
+                seen, labels = family.of_task(own, x, y, rows)
                 return jax.vmap(lambda n: (apply(n, seen).argmax(-1) == labels).mean())(networks)
 
             return jax.lax.map(on_task, variables)
 
-        self._on_tasks = on_tasks
+        @jax.jit
+        def answers(networks, arrays, x):
+            apply = generator.bind(arrays).apply
+            return jax.lax.map(lambda n: in_blocks(lambda part: apply(n, part).argmax(-1), x), networks)
+
+        @jax.jit
+        def accuracies(answered, variables, y, rows):
+            def on_task(own):
+                chosen = rows if family.choose is None else family.choose(own, rows, len(y))
+                return (answered[:, chosen] == family.relabel(own, jnp.zeros((len(chosen), 0)), y[chosen])).mean(1)
+
+            return jax.lax.map(on_task, variables)
+
+        self._on_tasks, self._answers, self._accuracies = on_tasks, answers, accuracies
 
     def tables(
         self, networks: PyTree[Float[np.ndarray, "nets ..."]], parts: Sequence[str]
@@ -77,13 +91,20 @@ class Grid:
         for part in parts:
             images = self._family.data[part]
             rows = evenly(len(images.y), IMAGES[part])
-            x, y = jnp.asarray(images.x[rows]), jnp.asarray(images.y[rows])
-            run = functools.partial(self._on_part, held, arrays, x, y)
-            scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
+            if self._family.choose is not None:  # which looks at how all of them lie
+                images = self._family.data["validation" if part == "train" else part]
+                rows = np.arange(len(images.y))
+            x, y = jnp.asarray(images.x), jnp.asarray(images.y)
+            if self._family.same_images:  # each network answers once, and tasks differ by which answers are right
+                answered, places = self._answers(held, arrays, x[rows]), np.arange(len(rows))
+                scores.append(np.asarray(self._accuracies(answered, self._variables, y[rows], places)).T)
+            else:
+                run = functools.partial(self._on_part, held, arrays, x, y, rows)
+                scores.append(map_chunks(run, self._variables, len(self.factors), self._chunk).T)
         return scores
 
-    def _on_part(self, networks, arrays, x, y, variables):
-        return self._on_tasks(networks, arrays, variables, x, y)
+    def _on_part(self, networks, arrays, x, y, rows, variables):
+        return self._on_tasks(networks, arrays, variables, x, y, rows)
 
     def rows_of(self, tasks: TaskSet, zoo: RefinedZoo) -> Int[np.ndarray, " rows"]:
         """The tasks of the grid that stand for a set: the nearest to each of the refined zoo's that are in it."""

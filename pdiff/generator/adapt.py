@@ -7,12 +7,14 @@ all weights, or the coefficients in the subspace alone, as validation tasks choo
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
@@ -26,6 +28,7 @@ from pdiff.system.logs import log
 from pdiff.tasks.support import UNKNOWN, Support
 
 WEIGHTS, SUBSPACE = SPACES = ("weights", "subspace")
+HEAD = "head"  # the target's last layer, a space for what knows the task no better than the base
 WEIGHT_DECAY = 1e-2
 IN_SUBSPACE = 10.0  # times the learning rate there: coefficients are that much larger than weights
 TOGETHER = 256  # networks scored at a time
@@ -39,7 +42,10 @@ Chosen = Bool[Array, " images"] | bool
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Fine-tunes the chosen network, or the likeliest of `guided` ones if that is above 0; `space` is in SPACES."""
+    """Fine-tunes the chosen network, or the likeliest of `guided` ones if that is above 0.
+
+    `space` is in SPACES, or HEAD.
+    """
 
     space: str = WEIGHTS
     learning_rate: float = 1e-3
@@ -198,9 +204,17 @@ class Adapter:
             gradients = jax.grad(lambda p: -likelihood(read(p)))(parameters)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
                 updates, state = adam.update(gradients, state, parameters)
-            return (jax.tree.map(lambda p, u: p + rate * u, parameters, updates), state), None
+            moves = _in_head(generator, parameters) if space == HEAD else jax.tree.map(lambda _: True, parameters)
+            return (jax.tree.map(lambda p, u, m: p + rate * u if m else p, parameters, updates, moves), state), None
 
         return read(jax.lax.scan(step, (start, adam.init(start)), length=steps)[0][0])
+
+
+def _in_head(generator: Generator, network: PyTree) -> PyTree[bool]:
+    """Which leaves are the target's last layer."""
+    leaves = traverse_util.flatten_dict(network, sep="/")
+    head = {path: bool(re.fullmatch(generator.target.head, path)) for path in leaves}
+    return traverse_util.unflatten_dict(head, sep="/")
 
 
 def _likelihood(generator: Generator, support: dict) -> tuple[Callable, Bool[Array, " images"]]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from pdiff import config as config_lib
-from pdiff import scenario
+from pdiff import minilm, scenario
 from pdiff.diffusion import denoiser, sde
 from pdiff.errors import RERUN, PdiffError
 from pdiff.generator import large
@@ -33,7 +33,7 @@ from pdiff.generator.members import MEMBERS, RefinedZoo
 from pdiff.models.conditions import Context, Mixture, make_conditions, mix
 from pdiff.models.dit import DiT, make_dit
 from pdiff.models.mean import MeanNetwork
-from pdiff.models.sentence import SentenceEncoder, find_minilm
+from pdiff.models.sentence import SentenceEncoder
 from pdiff.models.text import Tokenizer, train_tokenizer, usual_length
 from pdiff.system import files
 from pdiff.targets import Target
@@ -292,7 +292,7 @@ def make_sentences(config: ConfigDict, family: Family) -> SentenceEncoder | None
     """
     if "sentence" not in config.condition.use:
         return None
-    encoder = SentenceEncoder(find_minilm())
+    encoder = SentenceEncoder(minilm.find())
     for text in (d for t in family.tasks for d in t.descriptions):
         encoder.tokens(text)
     return encoder

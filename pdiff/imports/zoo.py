@@ -256,7 +256,8 @@ def _accuracy(family: Family, target: Target, spec, base: PyTree, part: str) -> 
     def accuracies(params, variables):
         def one(pair):
             network = codec.complete(spec, pair[0], base)
-            return score.right(target.apply, family.labelled, network, pair[1], images.x, images.y).mean()
+            shared = family.shared(pair[1], images.x, images.y)
+            return score.right(target.apply, family.labelled, network, pair[1], *shared).mean()
 
         return jax.lax.map(one, (params, variables))
 

@@ -58,7 +58,7 @@ class Scorer:
         variables, x, y = jax.tree.map(jnp.asarray, family.variables), jnp.asarray(images.x), jnp.asarray(images.y)
         ahead = family.fit_rendered(len(family.tasks), len(y))
         if ahead:
-            variables, x, y = jax.jit(jax.vmap(family.labelled, (0, None, None)))(variables, x, y), None, None
+            variables, x, y = jax.jit(jax.vmap(family.all_of_task, (0, None, None)))(variables, x, y), None, None
         constants = dist.replicate({"own": variables, "x": x, "y": y, "generator": generator.arrays()}, mesh)
         some = evenly(len(images.y), MOST_PROBABILITIES)
 
@@ -69,7 +69,7 @@ class Scorer:
             def one(pair):
                 network, task = pair
                 variables = jax.tree.map(lambda v: v[task], constants["own"])
-                x, y = variables if ahead else (constants["x"], constants["y"])
+                x, y = variables if ahead else family.shared(variables, constants["x"], constants["y"])
                 return answer(apply, network, variables, x, y)
 
             on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -121,10 +121,7 @@ class Scorer:
 
 def majority(family: Family, tasks: Sequence[Task], part: str = "test") -> Float[np.ndarray, " tasks"]:
     """The share of the most frequent label among each task's images: the best that a constant answer can be."""
-    images = family.data[part]
-    variables = jax.tree.map(lambda v: jnp.asarray(v)[np.array([t.id for t in tasks])], family.variables)
-    labels = np.asarray(jax.jit(jax.vmap(family.relabel, (0, None, None)))(variables, images.x, images.y))
-    return np.array([np.bincount(y).max() / len(y) for y in labels])
+    return np.array([np.bincount(y).max() / len(y) for y in family.labels(tasks, part)])
 
 
 def repeat(network: PyTree, count: int) -> PyTree:

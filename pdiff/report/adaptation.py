@@ -16,12 +16,14 @@ NAMES = {  # of rows, in order
     "zoo": "zoo networks, the likeliest",
     "reptile": "Reptile's initialisation",
     "base": "base",
+    "base_head": "base, the last layer alone",
     "unlabelled": "prior without a description, the surest drawn, no labels, not fine-tuned",
 }
 LINES = {
     "prior": (BLUE, "-"), "prior_guided": (BLUE, ":"), "prior_described": (SKY, "-"), "described": (PURPLE, "-"),
     "refined_zoo": (GREEN, "-"),
     "refined_all": (GREEN, ":"), "zoo": (ORANGE, "-"), "reptile": (VERMILLION, "-"), "base": (MUTED, "--"),
+    "base_head": (MUTED, ":"),
 }  # fmt: skip
 
 

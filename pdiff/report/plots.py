@@ -24,7 +24,7 @@ from pdiff.report.style import (
 from pdiff.results import CONTROLS, MERGED
 
 MAX_VECTOR_POINTS = 2000  # scatters of more are drawn as pixels, so that the page stays small
-MARKERS = {"seen": ("o", 2.5), "interp": ("D", 4.5), "unseen": ("s", 4.5)}
+MARKERS = {"seen": ("o", 2.5), "interp": ("D", 4.5), "unseen": ("s", 4.5), "unheard": ("^", 4.5)}
 CONTROL_LINES = {
     "linear_interpolation": (GREEN, (0, (4, 1.5))),
     "nearest_seen": (ORANGE, (0, (1, 1))),

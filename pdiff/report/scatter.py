@@ -9,7 +9,12 @@ from matplotlib.figure import Figure
 from pdiff.report import plots
 from pdiff.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, figure, styled
 
-SPLIT_STYLES = {"seen": (SKY, "o", 18), "interp": (GREEN, "D", 26), "unseen": (BLUE, "s", 26)}
+SPLIT_STYLES = {
+    "seen": (SKY, "o", 18),
+    "interp": (GREEN, "D", 26),
+    "unseen": (BLUE, "s", 26),
+    "unheard": (PURPLE, "^", 26),
+}
 MOST_NUMBERED = 12  # classes of a confusion matrix whose cells have numbers
 SHOWN_SHARE = 0.005  # least share of a label's images that a cell has a number for
 

@@ -3,17 +3,22 @@
 A target is a Flax Linen module used as a pure function: `init(rng) -> tree` and `apply(tree, x) -> logits`. A module
 with BatchNorm also takes `train`, and becomes `apply_train(tree, x) -> (logits, tree)` too. `get_target` finds one by
 the name of its file, so a new target is one new file. In it, `permutation_spec(module)` may say which units can be
-reordered.
+reordered, and `published()` which leaves, those that `FROZEN` matches, are not trained but known. A module whose file
+has `published` applies adapters itself.
 """
 
 import dataclasses
 import importlib
 import math
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
@@ -48,7 +53,23 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
         permutations.check(target.permutations, target.abstract())
     if RUNNING in target.abstract():
         target = with_running_statistics(target, module)
+    if hasattr(source, "published"):
+        whole = _with_published(target.init, source.published)
+        target = dataclasses.replace(
+            target, init=whole, frozen=source.FROZEN, head=source.HEAD, peft=source.peft(config)
+        )
     if config.lora_rank:
-        target = with_lora(target, config.lora_rank, config.lora_alpha, config.lora_modules)
+        apart = hasattr(source, "published")
+        target = with_lora(target, config.lora_rank, config.lora_alpha, config.lora_modules, apart)
     target.updates_running()  # refuses a regex that splits them
     return target
+
+
+def _with_published(init: Callable, published: Callable[[], dict[str, np.ndarray]]) -> Callable:
+    """`init` with the published leaves in the place of its own."""
+
+    def whole(rng: PRNGKeyArray) -> Any:
+        leaves = traverse_util.flatten_dict(init(rng), sep="/")
+        return traverse_util.unflatten_dict(leaves | jax.tree.map(jnp.asarray, published()), sep="/")
+
+    return whole

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,19 @@ RUNNING = "batch_stats"  # Flax's name of the collection
 
 
 @dataclasses.dataclass(frozen=True)
+class Peft:
+    """How a network is written as an adapter of PEFT.
+
+    Attributes:
+      names: by leaf path, what PEFT calls it. Matrices are transposed there.
+      config: adapter_config.json.
+    """
+
+    names: dict[str, str]
+    config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A target network as pure functions.
 
@@ -28,6 +42,9 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
+      frozen: regex over whole leaf paths that pretraining leaves as `init` has them, because they were published.
+      head: regex over whole leaf paths that is the last layer; "" where nobody needs to know.
+      peft: what its generated leaves are called as an adapter of PEFT; None if they are none.
       permutations: which units of the whole tree can be reordered; None if unknown, or if none can.
     """
 
@@ -36,6 +53,9 @@ class Target:
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
     generate: str = ".*"
     apply_train: Callable[[PyTree, Float[Array, "n features"]], tuple[Float[Array, "n classes"], PyTree]] | None = None
+    frozen: str = ""
+    head: str = ""
+    peft: Peft | None = None
     permutations: PermutationSpec | None = None
 
     def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:

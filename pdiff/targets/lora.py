@@ -25,8 +25,10 @@ from pdiff.targets.base import RUNNING, Target
 ADAPTERS = "lora"
 
 
-def with_lora(target: Target, rank: int, alpha: float, modules: str) -> Target:
+def with_lora(target: Target, rank: int, alpha: float, modules: str, apart: bool = False) -> Target:
     """`target` with adapters on the kernels of modules whose path (such as 'Dense_0') the regex `modules` matches.
+
+    Where it applies adapters `apart` from its kernels itself, it is given the tree as it is.
 
     Raises:
       PdiffError: no kernel is adapted, or the rank is above a kernel's smaller side.
@@ -51,6 +53,8 @@ def with_lora(target: Target, rank: int, alpha: float, modules: str) -> Target:
         logits, updated = target.apply_train(merged(tree, alpha / rank), x)
         return logits, tree | {RUNNING: updated[RUNNING]}
 
+    if apart:
+        return dataclasses.replace(target, init=init)
     apply_train = target.apply_train and apply_train
     return dataclasses.replace(target, init=init, apply=apply, apply_train=apply_train, permutations=None)
 

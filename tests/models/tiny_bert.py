@@ -10,7 +10,7 @@ from scipy.special import erf
 WIDTH, HIDDEN, DEPTH, HEADS, EPSILON = 24, 40, 2, 3, 1e-5
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 PIECES += [p + c for c in string.ascii_lowercase + string.digits + ".,-°" for p in ("", "##")]
-PIECES += ["digits", "rotated", "degrees"]
+PIECES += ["digits", "rotated", "degrees", ":"]
 
 
 def write(folder) -> None:
@@ -40,8 +40,9 @@ def write(folder) -> None:
         norms += [f"encoder.layer.{i}.{n}.LayerNorm" for n in ("attention.output", "output")]
     for name in norms:
         arrays |= {f"{name}.weight": 1 + normal(WIDTH), f"{name}.bias": normal(WIDTH)}
+    arrays["pooler.dense.bias"] = normal(WIDTH)
     safetensors.numpy.save_file(arrays, folder / "model.safetensors")
-    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "layer_norm_eps": EPSILON}
+    config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH, "layer_norm_eps": EPSILON}
     (folder / "config.json").write_text(json.dumps(config))
 
     vocabulary = {piece: i for i, piece in enumerate(PIECES)}

@@ -58,7 +58,7 @@ VAGUE, FEW = ("vague", 0), ("adaptation", "splits", "interp", 1)
 REMOVED = [
     *[(key,) for key in ("config", "seed", "commit", "command", "created", "target", "selection", "splits")],
     *[("timing", key) for key in ("zoo_s", "train_s", "sample_s_per_100", "evaluate_s", "peak_rss_mb", "total_s")],
-    *[(*UNSEEN, "controls", name) for name in lib.CONTROLS],
+    *[(*UNSEEN, "controls", name) for name in lib.CONTROLS if name not in lib.OF_TEXTS],
     *[(*SEEN, "finetuned", key) for key in complete.SUMMARY_KEYS],
     *[("novelty", key) for key in ("max_iou_to_zoo", "zoo_to_zoo_iou", "nearest_l2", "zoo_nearest_l2", "points")],
     SEEN,

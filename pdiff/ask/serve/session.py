@@ -57,7 +57,7 @@ class Session:
     """A loaded generator, its programs compiled, and the last few requests.
 
     Raises:
-      PdiffError: its family has no images.
+      PdiffError: its family has no images, or texts in their place.
     """
 
     def __init__(self, loaded: LoadedGenerator):
@@ -67,6 +67,10 @@ class Session:
         images = loaded.family.data.get("validation")
         if images is None:
             raise PdiffError("--mode=serve: the family has no images to show; --mode=sample writes its networks")
+        if loaded.family.reads is not None:
+            raise PdiffError(
+                "--mode=serve: the family has texts, and the page shows images; --mode=sample writes networks"
+            )
         rows = evenly(len(images.y), MOST_IMAGES)
         self._x, self._y = images.x[rows], images.y[rows]
         self._some = evenly(len(rows), SHOWN)

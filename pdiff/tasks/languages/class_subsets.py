@@ -48,12 +48,12 @@ def describe(factors: tuple[float, ...], class_names: tuple[str, ...]) -> tuple[
     chosen = [name for name, factor in zip(class_names, factors, strict=True) if factor > 0.5] or ["nothing"]
 
     def filled(wordings):
-        return tuple(wording.format(_listed(chosen, last, order)) for wording, last, order in wordings)
+        return tuple(wording.format(listed(chosen, last, order)) for wording, last, order in wordings)
 
     return filled(WORDINGS), filled(HELD_OUT_WORDINGS)
 
 
-def _listed(names: Sequence[str], last: str = "and", order: str = "forward") -> str:
+def listed(names: Sequence[str], last: str = "and", order: str = "forward") -> str:
     """'two, five and seven' with the names forward, backward, turned by one place, or from the inside out."""
     middle = len(names) // 2
     ordered = {
@@ -66,23 +66,27 @@ def _listed(names: Sequence[str], last: str = "and", order: str = "forward") -> 
 
 
 class Subsets:
-    """Sets of subsets of the classes with these names."""
+    """Sets of subsets, of some sizes, of the classes with these names; `one` and `many` are what a class is called."""
 
-    def __init__(self, names: tuple[str, ...]):
-        self.names, self.total = names, sum(math.comb(len(names), size) for size in SIZES)
+    def __init__(self, names: tuple[str, ...], sizes: Sequence[int] = SIZES, one: str = "class", many: str = "classes"):
+        self.names, self.sizes, self.one, self.many = names, sizes, one, many
+        self.total = sum(math.comb(len(names), size) for size in sizes)
 
-    def subsets(self, have: Sequence[str] = (), lack: Sequence[str] = (), sizes: Sequence[int] = SIZES) -> TaskSet:
-        """Those of these sizes that have all classes of `have` and none of `lack`."""
+    def subsets(
+        self, have: Sequence[str] = (), lack: Sequence[str] = (), sizes: Sequence[int] | None = None
+    ) -> TaskSet:
+        """Those of these sizes, by default any, that have all classes of `have` and none of `lack`."""
+        sizes = sizes or self.sizes
         if both := sorted({*have} & {*lack}):
-            raise Nonsense(f"says {both[0]} both as a class to have and as one to lack; allowed: one of them")
+            raise Nonsense(f"says {both[0]} both as a {self.one} to have and as one to lack; allowed: one of them")
         inside, outside = ([self.names.index(n) for n in dict.fromkeys(wanted)] for wanted in (have, lack))
         free = len(self.names) - len(inside) - len(outside)
         width = sum(math.comb(free, size - len(inside)) for size in sizes if size >= len(inside))
         if not width:
             raise Nonsense(
-                f"says a set without a subset of {sizes[0]} to {sizes[-1]} classes; allowed: fewer conditions"
+                f"says a set without a subset of {sizes[0]} to {sizes[-1]} {self.many}; allowed: fewer conditions"
             )
-        limits = [f"{word} {_listed([*those])}" for word, those in (("with", have), ("without", lack)) if those]
+        limits = [f"{word} {listed([*those])}" for word, those in (("with", have), ("without", lack)) if those]
         size = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
 
         def contains(factors):
@@ -90,23 +94,22 @@ class Subsets:
             fits = chosen[:, inside].all(1) & ~chosen[:, outside].any(1)
             return fits & np.isin(chosen.sum(1), sizes)
 
-        return TaskSet(" ".join(["any", size, "classes", *limits, f"({width} of {self.total} subsets)"]), contains)
+        return TaskSet(" ".join(["any", size, self.many, *limits, f"({width} of {self.total} subsets)"]), contains)
 
     def factors(self, those: Sequence[str]) -> tuple[float, ...]:
         """Of the one subset with these classes."""
         there = [n for n in self.names if n in those]
-        if len(there) not in SIZES:
-            few = "one class" if len(there) == 1 else f"{len(there)} classes"
-            hint = (
-                "; its complement can be described, and answers the other way round" if len(there) > SIZES[-1] else ""
-            )
-            raise Nonsense(f"names {few}, {_listed(there)}; allowed: {SIZES[0]} to {SIZES[-1]} of them{hint}")
+        if len(there) not in self.sizes:
+            few = f"one {self.one}" if len(there) == 1 else f"{len(there)} {self.many}"
+            hint = "; its complement can be described, and answers the other way round"
+            hint = hint if len(there) > self.sizes[-1] else ""
+            raise Nonsense(f"names {few}, {listed(there)}; allowed: {self.sizes[0]} to {self.sizes[-1]} of them{hint}")
         return tuple(float(n in there) for n in self.names)
 
     def either(self, *lists: Sequence[str]) -> TaskSet:
         """One of the listed subsets, exactly."""
         rows = [np.array(self.factors(those)) > 0.5 for those in lists]
-        said = " or ".join(_listed([*dict.fromkeys(those)]) for those in lists)
+        said = " or ".join(listed([*dict.fromkeys(those)]) for those in lists)
         return TaskSet(
             f"either {said} ({len(np.unique(rows, axis=0))} of {self.total} subsets)",
             lambda factors: np.any([((factors > 0.5) == row).all(1) for row in rows], axis=0),
@@ -286,7 +289,7 @@ class _Meaning(Transformer):
     def _exactly(self, those):
         factors = self._subsets.factors(those)
         there = [n for n, f in zip(self._subsets.names, factors, strict=True) if f]
-        return factors, f"the {len(there)} classes {_listed(there)}, and no others"
+        return factors, f"the {len(there)} classes {listed(there)}, and no others"
 
     def at_least(self, children):
         those = _lists(children)[0]
@@ -352,7 +355,7 @@ def make_grammar(names: tuple[str, ...]) -> Grammar:
     def lists(random: np.random.Generator) -> Values:
         sizes = random.choice(SIZES, 2)
         drawn = [list(pick(random, names, *map(str, range(size))).values()) for size in sizes]
-        return {slot: _listed(those) for slot, those in zip(("a", "b"), drawn, strict=True)}
+        return {slot: listed(those) for slot, those in zip(("a", "b"), drawn, strict=True)}
 
     def parts(text: str) -> list[str]:
         return text.replace(" and ", ", ").split(", ")
@@ -385,9 +388,9 @@ def make_grammar(names: tuple[str, ...]) -> Grammar:
          lambda a, b: sets.either(parts(a), parts(b))),
     ]  # fmt: skip
     made = tuple(construction(name, FRAMES, *rest) for name, *rest in constructions)
-    return Grammar(made, frozenset(), grid, _language(sets), f"recognise just {_listed(names[2:5])}")
+    return Grammar(made, frozenset(), grid, _language(sets), f"recognise just {listed(names[2:5])}")
 
 
-def every_subset(num_classes: int) -> list[frozenset[int]]:
-    """All subsets of SIZES classes."""
-    return [frozenset(s) for size in SIZES for s in itertools.combinations(range(num_classes), size)]
+def every_subset(num_classes: int, sizes: Sequence[int] = SIZES) -> list[frozenset[int]]:
+    """All subsets of so many classes."""
+    return [frozenset(s) for size in sizes for s in itertools.combinations(range(num_classes), size)]
