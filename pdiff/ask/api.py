@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ class LoadedGenerator:
 
     def adapt(
         self,
-        images: ArrayLike,
+        images: ArrayLike | Sequence[Any],
         labels: ArrayLike | None = None,
         *,
         prompt: str | None = None,
@@ -144,7 +145,7 @@ class LoadedGenerator:
 
     def adapted(
         self,
-        images: ArrayLike,
+        images: ArrayLike | Sequence[Any],
         labels: ArrayLike | None,
         *,
         prompt: str | None,
@@ -300,7 +301,7 @@ class LoadedGenerator:
         return jax.tree.map(np.asarray, family.all_of_task(variables, data.x, data.y))
 
     def apply(
-        self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike
+        self, params: PyTree[Float[ArrayLike, "..."]], x: ArrayLike | Sequence[Any]
     ) -> Float[Array, "n classes"] | Float[Array, "samples n classes"]:
         """Logits of one network, or of each of stacked ones.
 
