@@ -88,6 +88,17 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+def test_every_module_can_be_imported_beside_the_command_line():
+    """Programs of their own have flags of their own, which must not be defined where something imports them."""
+    code = (
+        "import importlib, pkgutil, pdiff, pdiff.main\n"
+        "for m in pkgutil.walk_packages(pdiff.__path__, 'pdiff.'):\n"
+        "    if not m.name.startswith('pdiff.convert'): importlib.import_module(m.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_leaves_complete_results_and_a_report(workdir):
     results = json.loads((workdir / "results.json").read_text())
     assert complete.check(results) == []

@@ -22,10 +22,6 @@ SLICES = {"v4": 4096, "v5e": 256, "v5p": 4096, "v6e": 256}  # most chips of one 
 CHIPS = tuple(2**k for k in range(13))
 BOUNDS = ("compute", "HBM", "ICI", "DCN")
 
-_COMPILED = flags.DEFINE_string("compiled", None, "The compile.json of --mode=compile.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Whose training step in it is scaled; by default the first.")
-_OUT = flags.DEFINE_string("out", None, "The SVG file to write.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -137,18 +133,21 @@ def plot(step: Step, names: Sequence[str], each: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if _COMPILED.value is None:
+    if flags.FLAGS.compiled is None:
         raise app.UsageError("--compiled is missing: the compile.json of --mode=compile")
     try:
-        step = step_of(json.loads(Path(_COMPILED.value).read_text()), _TOPOLOGY.value)
+        step = step_of(json.loads(Path(flags.FLAGS.compiled).read_text()), flags.FLAGS.topology)
     except PdiffError as e:
         raise app.UsageError(str(e)) from e
     each = max(1, step.batch // step.chips)
     for weak in (True, False):
         print(markdown(step, list(roofline.CHIPS), weak, each))
-    if _OUT.value:
-        files.write_atomic(Path(_OUT.value), plot(step, list(roofline.CHIPS), each).encode())
+    if flags.FLAGS.out:
+        files.write_atomic(Path(flags.FLAGS.out), plot(step, list(roofline.CHIPS), each).encode())
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not at import: other programs have flags of these names
+    flags.DEFINE_string("compiled", None, "The compile.json of --mode=compile.")
+    flags.DEFINE_string("topology", None, "Whose training step in it is scaled; by default the first.")
+    flags.DEFINE_string("out", None, "The SVG file to write.")
     app.run(main)

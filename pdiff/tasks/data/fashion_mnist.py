@@ -27,9 +27,6 @@ from pdiff.system.logs import log
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 VALIDATION = 5000
 
-_SOURCE = flags.DEFINE_string("source", None, "The folder of the four IDX files, compressed (.gz) or not.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
-
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS has another of this name
     """Writes the data set. `splits` maps a split to its images (n, height, width) and labels."""
@@ -126,14 +123,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logs.set_up()
     try:
-        for flag in (_SOURCE, _DATA_DIR):
-            if not flag.value:
-                raise PdiffError(f"--{flag.name}: missing; allowed: a folder")
-        log.info("fashion_mnist: %s", prepare(Path(_SOURCE.value), Path(_DATA_DIR.value)))
+        for name in ("source", "data_dir"):
+            if not flags.FLAGS[name].value:
+                raise PdiffError(f"--{name}: missing; allowed: a folder")
+        log.info("fashion_mnist: %s", prepare(Path(flags.FLAGS.source), Path(flags.FLAGS.data_dir)))
     except PdiffError as e:
         print(f"pdiff: error: {e}", file=sys.stderr)
         sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not at import: other programs have flags of these names
+    flags.DEFINE_string("source", None, "The folder of the four IDX files, compressed (.gz) or not.")
+    flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
     app.run(main)

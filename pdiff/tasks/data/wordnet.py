@@ -42,8 +42,6 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 COMMAND = "prepare it with `python -m pdiff.tasks.data.wordnet --source=DIR --data_dir={}`, DIR a folder with data.noun"
 DEBIAN = "Debian's wordnet-base has it in /usr/share/wordnet"
 
-_SOURCE = flags.DEFINE_string("source", None, "The folder with WordNet's data.noun.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
 _LINE = re.compile(r"(\d{8}) (\d\d) n ([0-9a-f]{2}) (\S+) .* \| (.+?) *")
 _POINTER = re.compile(r"[@~]i? (\d{8}) n ")
 
@@ -216,14 +214,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logs.set_up()
     try:
-        for flag in (_SOURCE, _DATA_DIR):
-            if not flag.value:
-                raise PdiffError(f"--{flag.name}: missing; allowed: a folder")
-        log.info("wordnet: %s", prepare(Path(_SOURCE.value), Path(_DATA_DIR.value)))
+        for name in ("source", "data_dir"):
+            if not flags.FLAGS[name].value:
+                raise PdiffError(f"--{name}: missing; allowed: a folder")
+        log.info("wordnet: %s", prepare(Path(flags.FLAGS.source), Path(flags.FLAGS.data_dir)))
     except PdiffError as e:
         print(f"pdiff: error: {e}", file=sys.stderr)
         sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not at import: other programs have flags of these names
+    flags.DEFINE_string("source", None, "The folder with WordNet's data.noun.")
+    flags.DEFINE_string("data_dir", None, "The folder of TFDS data sets to write into.")
     app.run(main)
