@@ -8,11 +8,12 @@ over `data`: a parameter is gathered where it is used and its gradient is summed
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 from ml_collections import ConfigDict
 
 from pdiff.errors import PdiffError
@@ -84,7 +85,7 @@ def state_shardings(state: PyTree, mesh: Mesh, config: ConfigDict) -> PyTree[Nam
     return jax.tree_util.tree_map_with_path(one, state)
 
 
-def by_example(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+def by_example(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """`x`, with a hint to XLA, where the mesh in use is its to split over, to split it by example and in no other way.
 
     Without it, XLA may split activations like the parameters that they meet, and gather the former.
@@ -93,3 +94,32 @@ def by_example(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     if DATA not in mesh.axis_names or DATA in mesh.manual_axes:
         return x
     return jax.lax.with_sharding_constraint(x, P(DATA, *[None] * (x.ndim - 1)))
+
+
+def in_parts(
+    f: Callable[..., PyTree[Float[Array, "batch ..."]]], args: PyTree[Shaped[Array, "batch ..."]], together: int
+) -> PyTree[Float[Array, "batch ..."]]:
+    """`f(*args)`, of at most `together` examples of each device at a time, and again so for its gradients.
+
+    `f` works on each example by itself. Examples stay on the devices that the batch is split over.
+    """
+    mesh, count = jax.sharding.get_abstract_mesh(), len(jax.tree.leaves(args)[0])
+    split = DATA in mesh.axis_names and DATA not in mesh.manual_axes and count % mesh.shape[DATA] == 0
+    devices = mesh.shape[DATA] if split else 1
+    each = count // devices
+    few = next(n for n in range(max(1, min(each, together)), 0, -1) if each % n == 0)
+    if few == each:
+        return f(*args)
+
+    def swapped(a: Array, first: int, second: int) -> Array:
+        """The two leading axes, (first, second) within axis 0, in the other order."""
+        return a.reshape(first, second, few, *a.shape[1:]).swapaxes(0, 1)
+
+    def part(args: PyTree) -> PyTree:
+        return jax.checkpoint(f)(*jax.tree.map(by_example, args))
+
+    parts = jax.tree.map(
+        lambda a: swapped(a, devices, each // few).reshape(each // few, devices * few, *a.shape[1:]), args
+    )
+    results = jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), jax.lax.map(part, parts))
+    return jax.tree.map(lambda a: swapped(a, each // few, devices).reshape(count, *a.shape[1:]), results)

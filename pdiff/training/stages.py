@@ -19,6 +19,7 @@ from pdiff.generator.refined import mean_networks, training_sets
 from pdiff.generator.sample import Samplers
 from pdiff.measures.accuracy import Scorer
 from pdiff.rng import Keys
+from pdiff.system import sharding
 from pdiff.training import data
 from pdiff.training.train import Losses, Stage
 from pdiff.weights import codec, stats
@@ -127,14 +128,7 @@ def _on_images(generator: Generator, z: Array, x: Array, y: Array) -> dict[str, 
         loss = losses.functional_loss(networks, generator.apply, x, y)
         return loss, losses.squared_distance(networks, base)
 
-    if generator.coordinates:
-        few = min(len(z), max(1, DECODED // generator.spec.num_params))
-        while len(z) % few:
-            few -= 1
-        split = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), (z, x, y))
-        loss, distance = jax.lax.map(lambda part: jax.checkpoint(measured)(*part), split)
-    else:
-        loss, distance = measured(z, x, y)
+    loss, distance = sharding.in_parts(measured, (z, x, y), max(1, DECODED // generator.spec.num_params))
     return {"functional_loss": loss.mean(), "base_distance": distance.mean()}
 
 

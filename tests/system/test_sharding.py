@@ -1,6 +1,7 @@
 """The layout of training: every parameter has its row, and no layout changes what is learned."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -102,3 +103,28 @@ def test_batches_that_do_not_divide_are_refused(field, tiny_config, mesh4):
         config[field.split(".")[0]].batch_size = 12
     with pytest.raises(PdiffError, match=f"{field}: got 12, which does not divide over 8"):
         sharding.check(config, mesh4)
+
+
+@pytest.mark.parametrize(("together", "alive"), [(1, 1), (3, 2), (4, 4), (9, 4)])
+def test_parts_of_a_batch_stay_on_their_devices(mesh4, together, alive):
+    """And give what the whole batch gives, gradients included."""
+    x, y = (np.random.default_rng(i).standard_normal((16, 3)).astype(np.float32) for i in range(2))
+    seen = []
+
+    def each(x, y):
+        seen.append(len(x))
+        return (x**2 * y).sum(1), y[:, 0]
+
+    def loss(x, y, together):
+        with jax.sharding.use_abstract_mesh(mesh4.abstract_mesh):
+            first, second = sharding.in_parts(each, (x, y), together)
+        return (first * jnp.arange(16.0)).sum() + second.sum(), (first, second)
+
+    args = dist.shard((x, y), mesh4)
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    found = run(*args, together)
+    assert set(seen) == {4 * alive}
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(run(x, y, 16)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    text = run.lower(*args, together).compile().as_text()
+    assert not any(f" {name}(" in text for name in ("all-gather", "all-to-all", "collective-permute"))
