@@ -39,7 +39,7 @@ def get_config(target: str = "resnet") -> ConfigDict:
         c.weights.token_dim = 32768  # 342 tokens of a ResNet-18
         c.model.update(dict(width=1024, depth=16, num_heads=16, dtype="bfloat16", remat=True))
         c.condition.update(dict(text_width=256, text_depth=4))
-        c.mean.update(dict(width=16, batch_size=256, functional_weight=0.0, zoo_weight=1.0))
+        c.mean.update(dict(width=16, batch_size=256, functional_images=32, zoo_weight=1.0))
         c.mesh.update(dict(model=1, fsdp=True))
         c.train.update(dict(steps=50000, batch_size=256, microbatches=1, learning_rate=3e-4, warmup_steps=1000))
         c.train.update(dict(ema_decay=0.9995, validate_every=5000, checkpoint_every=1000))

@@ -32,7 +32,8 @@ DENSER = 4.0  # so many times the products a second in fine-tuning and in the pr
 STATE_COPIES = 4  # of parameters in training: themselves, their average and two of the optimizer's
 SHORTER = 1.3  # times as short, from which a change is told
 SMALL_SIDE = 16  # of images that take minutes
-ANSWERED = 1.5e7  # images that networks answer in evaluation, all studies together
+COMPARED = 12  # networks that each task's generated ones are compared with in evaluation
+PLACES = 41  # tasks that a network of a vague description is scored on, where their images differ
 IMAGES = 64  # in the batch that a network's products are counted for
 
 
@@ -98,6 +99,14 @@ def lines(config: ConfigDict, family: Family, target: Target, mesh: Mesh, import
                 yield f"shorter, about {in_words(less.total)}: {flags}"
 
 
+def count_answers(config: ConfigDict, family: Family) -> float:
+    """How many images networks answer in evaluation."""
+    scored = sum(min(len(family.split(s)), config.eval.max_tasks) for s in {t.split for t in family.tasks})
+    compared = (len(config.sample.samplers) + COMPARED) * config.eval.samples_per_task * scored
+    places = 1 if family.same_images else PLACES
+    return len(family.data["test"].y) * (compared + config.eval.vague_samples * len(config.eval.vague_prompts) * places)
+
+
 def count_networks(config: ConfigDict, family: Family) -> int:
     """How many networks are fine-tuned for tasks."""
     seen = len(family.split("seen"))
@@ -147,7 +156,7 @@ def count_work(config: ConfigDict, family: Family, target: Target, shape: tuple[
         zoo=image * zoo.batch_size * (networks * zoo.steps + zoo.pretrain_steps),
         mean_step=mean.batch_size * (image * drawn + 6 * mean.width * outputs),
         prior=config.train.steps * prior_step,
-        evaluation=image / 3 * ANSWERED,
+        evaluation=image / 3 * count_answers(config, family) if family.data else 0.0,
     )
 
 
