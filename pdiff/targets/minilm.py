@@ -12,6 +12,7 @@ import itertools
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -29,6 +30,33 @@ HEAD_PARTS = {"kernel": "weight", "bias": "bias"}
 NEEDED_BY = "target.name: 'minilm'"
 
 
+@jax.custom_vjp
+def low_rank(
+    x: Float[Array, "*batch inputs"], a: Float[Array, "inputs rank"], b: Float[Array, "rank outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """x A B, whose gradients are products of rows as they lie.
+
+    JAX's own for B has the large matrix transposed, for which XLA's CPU compiler computes it anew, element by element:
+    a fifth of a step.
+    """
+    return x @ a @ b
+
+
+def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple]:
+    return low_rank(x, a, b), (x, a, b)
+
+
+def _low_rank_backward(kept: tuple, g: Array) -> tuple[Array, Array, Array]:
+    x, a, b = kept
+    rows, by_row = (v.reshape(-1, v.shape[-1]) for v in (x, g))
+    narrow = by_row @ b.T
+    of_b = jnp.einsum("nr,no->ro", rows @ a, by_row)
+    return (narrow @ a.T).reshape(x.shape), jnp.einsum("ni,nr->ir", rows, narrow), of_b
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
 class Adapted(nn.Module):
     """`nn.Dense` and, where the tree has an adapter of it, x A B times `scale`, never a whole matrix."""
 
@@ -42,7 +70,7 @@ class Adapted(nn.Module):
         if not self.has_variable("lora", "kernel"):
             return y
         adapter = self.get_variable("lora", "kernel")
-        return y + self.scale * (x @ adapter["a"]) @ adapter["b"]
+        return y + self.scale * low_rank(x, adapter["a"], adapter["b"])
 
 
 class Norm(nn.Module):

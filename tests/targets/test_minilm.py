@@ -11,6 +11,7 @@ from pdiff.ask import adapters
 from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
+from pdiff.targets.minilm import low_rank
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune
 from tests.models import tiny_bert
@@ -116,3 +117,12 @@ def test_only_the_matrices_that_are_adapted_are_named(folder):
 def test_inputs_that_are_no_tokens_are_refused(folder):
     with pytest.raises(PdiffError, match="target.name: 'minilm' reads texts.*allowed: tasks.family=text_rules"):
         get_target(settings(), (8, 8), 10)
+
+
+def test_gradients_of_adapters_are_those_of_their_products():
+    random = np.random.default_rng(0)
+    x, a, b, g = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((2, 5, 6), (6, 3), (3, 7), (2, 5, 7)))
+    out, ours = jax.vjp(low_rank, x, a, b)
+    plain, theirs = jax.vjp(lambda x, a, b: x @ a @ b, x, a, b)
+    for one, other in zip((out, *ours(g)), (plain, *theirs(g)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
