@@ -16,8 +16,10 @@ def get_config() -> ConfigDict:
     c = defaults()
     c.tasks.update(dict(family="text_rules", data="wordnet", data_dir="data", unseen="", eval_images=460))
     c.tasks.update(dict(num_seen=128, num_interp=8, num_unseen=16, num_validation=8, num_unheard=3))
-    c.target.update(dict(name="minilm", widths=(), lora_rank=8, lora_alpha=8.0, lora_modules="layer_.*"))
-    c.target.generate = "lora/.*|params/classifier/.*"
+    c.target.update(
+        dict(name="minilm", widths=(), lora_rank=8, lora_alpha=8.0, lora_modules="layer_.*", dtype="bfloat16")
+    )
+    c.target.update(dict(generate="lora/.*|params/classifier/.*", dtype="bfloat16"))
     c.zoo.update(dict(seeds_per_task=1, reference_seeds=1, pretrain_steps=20, chunk_size=8))
     c.zoo.update(dict(steps=320, batch_size=8, learning_rate=3e-3))
     c.weights.token_dim = 1024

@@ -168,6 +168,10 @@ class Generator:
         """Logits of one network, given as its generated part; the base's leaves are the rest."""
         return self.target.apply(codec.complete(self.spec, network, self.base), x)
 
+    def differentiated(self, network: PyTree, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        """The same, where gradients are taken (`target.dtype`)."""
+        return self.target.differentiated(codec.complete(self.spec, network, self.base), x)
+
     def condition(
         self, tasks: Sequence[Task], texts: Strings = None, given: Strings = None, members: Members = None
     ) -> dict[str, dict[str, Any]]:

@@ -48,6 +48,11 @@ def get_target(config: ConfigDict, image_shape: tuple[int, ...], num_classes: in
         return module.init(rng, jnp.zeros((1, math.prod(image_shape)), jnp.float32))
 
     target = Target(config.name, init, module.apply, config.generate)
+    if config.dtype != "float32":
+        if not hasattr(module, "dtype"):
+            raise PdiffError(f"target.dtype: got {config.dtype!r}; allowed for a {config.name}: float32")
+        rounded = module.clone(dtype=jnp.dtype(config.dtype))
+        target = dataclasses.replace(target, apply_rounded=rounded.apply)
     if hasattr(source, "permutation_spec"):
         target = dataclasses.replace(target, permutations=source.permutation_spec(module))
         permutations.check(target.permutations, target.abstract())

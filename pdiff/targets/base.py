@@ -42,6 +42,7 @@ class Target:
       generate: regex over whole leaf paths: what is fine-tuned and generated. The rest stays the base's.
       apply_train: (tree, inputs) -> (logits normalised by the batch, the tree with running statistics updated). None
         where there are no running statistics: then `apply` is for training too.
+      apply_rounded: `apply` in fewer bits, for gradients; None where `apply` is for them too.
       frozen: regex over whole leaf paths that pretraining leaves as `init` has them, because they were published.
       head: regex over whole leaf paths that is the last layer; "" where nobody needs to know.
       peft: what its generated leaves are called as an adapter of PEFT; None if they are none.
@@ -53,10 +54,16 @@ class Target:
     apply: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
     generate: str = ".*"
     apply_train: Callable[[PyTree, Float[Array, "n features"]], tuple[Float[Array, "n classes"], PyTree]] | None = None
+    apply_rounded: Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]] | None = None
     frozen: str = ""
     head: str = ""
     peft: Peft | None = None
     permutations: PermutationSpec | None = None
+
+    @property
+    def differentiated(self) -> Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]:
+        """What stands for `apply` where gradients are taken."""
+        return self.apply_rounded or self.apply
 
     def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the tree, without computing it."""

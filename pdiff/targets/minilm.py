@@ -8,6 +8,7 @@ What is published stays as it is. What is generated are low-rank adapters of the
 `generate="lora/.*|params/classifier/.*"`. `peft` says what PEFT calls these leaves.
 """
 
+import functools
 import itertools
 import re
 from typing import Any
@@ -30,31 +31,32 @@ HEAD_PARTS = {"kernel": "weight", "bias": "bias"}
 NEEDED_BY = "target.name: 'minilm'"
 
 
-@jax.custom_vjp
-def low_rank(
-    x: Float[Array, "*batch inputs"], a: Float[Array, "inputs rank"], b: Float[Array, "rank outputs"]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "*batch inputs"], w: Float[Array, "inputs outputs"], dtype: Any = jnp.float32
 ) -> Float[Array, "*batch outputs"]:
-    """x A B, whose gradients are products of rows as they lie.
+    """x W, of both rounded to `dtype`, summed in float32; its gradients are products of rows as they lie.
 
-    JAX's own for B has the large matrix transposed, for which XLA's CPU compiler computes it anew, element by element:
-    a fifth of a step.
+    JAX's own gradient of W has the large matrix transposed, for which XLA's CPU compiler computes it anew, element by
+    element: of adapters a fifth of a step.
     """
-    return x @ a @ b
+    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple]:
-    return low_rank(x, a, b), (x, a, b)
+def _product_forward(x: Array, w: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, w, dtype), (x, w)
 
 
-def _low_rank_backward(kept: tuple, g: Array) -> tuple[Array, Array, Array]:
-    x, a, b = kept
-    rows, by_row = (v.reshape(-1, v.shape[-1]) for v in (x, g))
-    narrow = by_row @ b.T
-    of_b = jnp.einsum("nr,no->ro", rows @ a, by_row)
-    return (narrow @ a.T).reshape(x.shape), jnp.einsum("ni,nr->ir", rows, narrow), of_b
+def _product_backward(dtype: Any, factors: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    rows, w, by_row = (v.reshape(-1, v.shape[-1]).astype(dtype) for v in (*factors, g))
+    of_x, of_w = (
+        jnp.einsum(over, a, b, preferred_element_type=jnp.float32)
+        for over, a, b in (("no,io->ni", by_row, w), ("ni,no->io", rows, by_row))
+    )
+    return of_x.reshape(factors[0].shape), of_w
 
 
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+product.defvjp(_product_forward, _product_backward)
 
 
 class Adapted(nn.Module):
@@ -62,15 +64,16 @@ class Adapted(nn.Module):
 
     features: int
     scale: float
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
-        y = x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+        y = product(x, kernel, self.dtype) + self.param("bias", nn.initializers.zeros, (self.features,))
         if not self.has_variable("lora", "kernel"):
             return y
         adapter = self.get_variable("lora", "kernel")
-        return y + self.scale * low_rank(x, adapter["a"], adapter["b"])
+        return y + self.scale * product(product(x, adapter["a"], self.dtype), adapter["b"], self.dtype)
 
 
 class Norm(nn.Module):
@@ -91,6 +94,7 @@ class Classifier(nn.Module):
     wider: int
     num_classes: int
     scale: float
+    dtype: Any = jnp.float32  # that matrices are rounded to
 
     @nn.compact
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n classes"]:
@@ -100,7 +104,7 @@ class Classifier(nn.Module):
 
             def dense(name, x, i=i):
                 features = self.wider if name == minilm.WIDER else self.sizes.width
-                return Adapted(features, self.scale, name=_module(i, name))(x)
+                return Adapted(features, self.scale, self.dtype, name=_module(i, name))(x)
 
             def norm(name, x, i=i):
                 return Norm(self.sizes.epsilon, name=_module(i, name))(x)

@@ -125,7 +125,7 @@ def _on_images(generator: Generator, z: Array, x: Array, y: Array) -> dict[str, 
 
     def measured(z: Array, x: Array, y: Array) -> tuple[Array, Array]:
         networks = generator.denormalize(z)
-        loss = losses.functional_loss(networks, generator.apply, x, y)
+        loss = losses.functional_loss(networks, generator.differentiated, x, y)
         return loss, losses.squared_distance(networks, base)
 
     loss, distance = sharding.in_parts(measured, (z, x, y), max(1, DECODED // generator.spec.num_params))

@@ -212,7 +212,8 @@ def finetune(
 def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTree], PyTree]]:
     """The target as functions of its generated part alone, that part of `base`, and the way back to a whole tree.
 
-    `apply_train` is None where running statistics are not in that part, so that the base's are used.
+    It is for training: its `apply` is what is differentiated. `apply_train` is None where running statistics are not in
+    that part, so that the base's are used.
     """
     spec = make_spec(base, generate=target.generate)
 
@@ -225,7 +226,7 @@ def _only(target: Target, base: PyTree) -> tuple[Target, PyTree, Callable[[PyTre
 
     of_part = dataclasses.replace(
         target,
-        apply=lambda part, x: target.apply(whole(part), x),
+        apply=lambda part, x: target.differentiated(whole(part), x),
         apply_train=apply_train if target.updates_running() else None,
     )
     return of_part, codec.take(spec, base), whole

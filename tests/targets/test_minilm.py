@@ -11,7 +11,7 @@ from pdiff.ask import adapters
 from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
 from pdiff.targets import get_target
-from pdiff.targets.minilm import low_rank
+from pdiff.targets.minilm import product
 from pdiff.weights.spec import make_spec
 from pdiff.zoo import finetune
 from tests.models import tiny_bert
@@ -36,7 +36,7 @@ def settings(**overrides):
     config = defaults().target
     with config.unlocked():
         config.update(dict(name="minilm", lora_rank=RANK, lora_alpha=ALPHA, lora_modules="layer_.*") | overrides)
-        config.generate = "lora/.*|params/classifier/.*"
+        config.generate = overrides.get("generate", "lora/.*|params/classifier/.*")
     return config
 
 
@@ -119,10 +119,26 @@ def test_inputs_that_are_no_tokens_are_refused(folder):
         get_target(settings(), (8, 8), 10)
 
 
-def test_gradients_of_adapters_are_those_of_their_products():
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_gradients_of_products(dtype, exact):
     random = np.random.default_rng(0)
-    x, a, b, g = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((2, 5, 6), (6, 3), (3, 7), (2, 5, 7)))
-    out, ours = jax.vjp(low_rank, x, a, b)
-    plain, theirs = jax.vjp(lambda x, a, b: x @ a @ b, x, a, b)
+    x, w, g = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((2, 5, 6), (6, 7), (2, 5, 7)))
+    out, ours = jax.vjp(lambda x, w: product(x, w, jnp.dtype(dtype)), x, w)
+    plain, theirs = jax.vjp(lambda x, w: x @ w, x, w)
     for one, other in zip((out, *ours(g)), (plain, *theirs(g)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, atol=exact * float(jnp.abs(other).max()))
+    if dtype == "bfloat16":
+        assert float(jnp.abs(out - plain).max()) > 1e-4  # it is rounded
+
+
+def test_only_what_is_differentiated_is_rounded(folder, target):
+    rounded = get_target(settings(dtype="bfloat16"), (FEATURES,), 2)
+    x = jnp.asarray(texts(folder)[1]).reshape(3, -1)
+    tree = noised(jax.jit(target.init)(jax.random.key(0)), 0.3)
+    plain = target.apply(tree, x)
+    np.testing.assert_array_equal(rounded.apply(tree, x), plain)
+    np.testing.assert_allclose(rounded.differentiated(tree, x), plain, atol=0.2)
+    assert np.abs(np.asarray(rounded.differentiated(tree, x) - plain)).max() > 1e-5
+    with pytest.raises(PdiffError, match="target.dtype: got 'bfloat16'; allowed for a mlp: float32"):
+        get_target(settings(name="mlp", dtype="bfloat16", lora_rank=0, generate=".*"), (FEATURES,), 2)
