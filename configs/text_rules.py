@@ -15,7 +15,7 @@ from pdiff.config.fields import defaults
 def get_config() -> ConfigDict:
     c = defaults()
     c.tasks.update(dict(family="text_rules", data="wordnet", data_dir="data", unseen="", eval_images=460))
-    c.tasks.update(dict(num_seen=128, num_interp=8, num_unseen=16, num_validation=8, num_unheard=3))
+    c.tasks.update(dict(num_seen=128, num_practice=1000, num_interp=8, num_unseen=16, num_validation=8, num_unheard=3))
     c.target.update(
         dict(name="minilm", widths=(), lora_rank=8, lora_alpha=8.0, lora_modules="layer_.*", dtype="bfloat16")
     )

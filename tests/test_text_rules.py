@@ -19,7 +19,8 @@ from tests.tasks import text_world
 from tests.test_config import SHRUNKEN, with_field
 
 CHANGES = SHRUNKEN | {
-    "tasks.num_unheard": 2, "tasks.eval_images": 46, "target.lora_rank": 2, "condition.text_max_length": 200,
+    "tasks.num_practice": 4, "tasks.num_unheard": 2,
+    "tasks.eval_images": 46, "target.lora_rank": 2, "condition.text_max_length": 200,
     "zoo.reference_seeds": 1, "eval.samples_per_task": 1, "eval.adapt_tasks": 2,
     "adapt.guided": 0, "eval.vague_samples": 2, "eval.vague_prompts": ("any kinds",),
 }  # fmt: skip

@@ -157,7 +157,7 @@ def _training(generator: Generator, mesh: Mesh, step: str) -> Program:
         one = codec.take(generator.spec, generator.target.abstract())
         if generator.coordinates:
             one = jax.ShapeDtypeStruct(generator.mean.shape, jnp.float32)
-        batch["params"] = _stacked(one, size)
+        batch |= {"params": _stacked(one, size), "fitted": jax.ShapeDtypeStruct((size,), jnp.bool_)}
     arguments = (train.abstract_state(training), batch, _shapes(training.constants))
     return Program(train.make_step(training, mesh), arguments)
 

@@ -23,6 +23,7 @@ from pdiff.generator import large
 from pdiff.generator.generator import Generator, abstract
 from pdiff.targets import Target, get_target
 from pdiff.tasks import Family
+from pdiff.tasks.base import FITTED_SPLITS
 from pdiff.weights.spec import make_spec
 
 REPEATS = 3  # measured steps, of which the fastest counts
@@ -101,7 +102,7 @@ def lines(config: ConfigDict, family: Family, target: Target, mesh: Mesh, import
 
 def count_answers(config: ConfigDict, family: Family) -> float:
     """How many images networks answer in evaluation."""
-    scored = sum(min(len(family.split(s)), config.eval.max_tasks) for s in {t.split for t in family.tasks})
+    scored = sum(min(len(family.split(s)), config.eval.max_tasks) for s in FITTED_SPLITS)
     compared = (len(config.sample.samplers) + COMPARED) * config.eval.samples_per_task * scored
     places = 1 if family.same_images else PLACES
     return len(family.data["test"].y) * (compared + config.eval.vague_samples * len(config.eval.vague_prompts) * places)
@@ -109,8 +110,8 @@ def count_answers(config: ConfigDict, family: Family) -> float:
 
 def count_networks(config: ConfigDict, family: Family) -> int:
     """How many networks are fine-tuned for tasks."""
-    seen = len(family.split("seen"))
-    return seen * config.zoo.seeds_per_task + (len(family.tasks) - seen) * config.zoo.reference_seeds
+    seen, fitted = len(family.split("seen")), sum(len(family.split(s)) for s in FITTED_SPLITS)
+    return seen * config.zoo.seeds_per_task + (fitted - seen) * config.zoo.reference_seeds
 
 
 def check_memory(generator: Generator) -> None:

@@ -104,6 +104,7 @@ FIELDS: dict[str, Field] = {
     "tasks.num_interp": count(16, low=0),  # tasks strictly inside the interp gaps
     "tasks.num_unseen": count(16, low=-1),  # tasks inside the unseen regions; of a folder, -1 is as many as suit
     "tasks.num_validation": count(20, low=-1),  # tasks inside the validation gaps, which select everything; -1 likewise
+    "tasks.num_practice": count(0, low=0),  # of text_rules: more rules for the mean's functional loss, not in the zoo
     "tasks.num_unheard": Field(0, low=0, high=3),  # of text_rules: tasks of a kind that no other task names
     "tasks.held_out": Field(""),  # of a folder: names of the unseen tasks, separated by commas; '' draws them
     # Of a folder: images that are larger, or not all of one size, are resized to squares of this side; 0: none is.

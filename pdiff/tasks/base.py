@@ -23,7 +23,8 @@ from pdiff.tasks.grammar import Grammar
 from pdiff.tasks.plain import plain
 
 SPLITS = ("seen", "validation", "interp", "unseen")
-EVERY_SPLIT = (*SPLITS, "unheard")
+FITTED_SPLITS = (*SPLITS, "unheard")  # whose tasks have networks in the zoo
+EVERY_SPLIT = (*FITTED_SPLITS, "practice")
 REPORTED_SPLITS = ("seen", "interp", "unseen", "unheard")  # validation tasks choose, so they prove nothing
 RENDER_BYTES = 1 << 28  # of rendered images that are kept, at most
 
@@ -36,8 +37,9 @@ class Task:
       name: unique in its family.
       id: position in `Family.tasks`; the id condition looks it up.
       split: `seen` (in the zoo that the generator learns from), `interp` (between seen ones), `unseen` (outside them),
-        `unheard` (of something that no seen task's description names), or `validation` (held out like these, and the
-        only tasks that may select a hyper-parameter, a sampler or a checkpoint).
+        `unheard` (of something that no seen task's description names), `validation` (held out like these, and the
+        only tasks that may select a hyper-parameter, a sampler or a checkpoint), or `practice` (like seen ones, but
+        without a network in the zoo: the mean learns from their labelled data alone, by its functional loss).
       factors: continuous coordinates, in the units of `Family.factor_names`.
       descriptions: texts that the generator is trained with.
       held_out_descriptions: other wordings of the same, never trained on.
@@ -252,7 +254,7 @@ class Family:
                 raise PdiffError(f"task {task.name}: needs descriptions, disjoint from the held-out ones")
         if not self.split("seen"):
             raise PdiffError(f"family {self.name}: the held-out regions leave no seen task; make tasks.unseen smaller")
-        seen = self.factors(self.split("seen"))
+        seen = self.factors(self.split("seen") + self.split("practice"))
         for split in SPLITS[1:] if self.factor_names else ():
             tasks = self.split(split)
             if tasks and self.distance(self.factors(tasks), seen).min() == 0:

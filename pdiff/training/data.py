@@ -24,6 +24,7 @@ def training_batches(
     rows: Int[np.ndarray, " rows"] | None = None,
     place: Callable[[dict], dict] = lambda batch: batch,
     params: bool = True,
+    practice: Int[np.ndarray, " tasks"] | None = None,
 ) -> Iterator[dict]:
     """Batches of steps `start` … `stop - 1`, which a background thread prepares and lays out over devices by `place`.
 
@@ -31,19 +32,24 @@ def training_batches(
     in the global batch. Step n is the same batch whatever `start` is. Every network is seen once before any is seen
     twice. With `rows`, only those of the batch are read, as a process does for its own devices. Without `params`, no
     network is read.
+
+    Tasks `practice` have no networks and come as if each had one: with the parameters of another task's, and `fitted`
+    of the batch, there wherever `params` are, says which examples have their own.
     """
     index = np.arange(batch_size) if rows is None else rows
+    count = len(networks)
+    tasks = np.concatenate([networks.task, np.zeros(0, np.int32) if practice is None else practice.astype(np.int32)])
 
     @functools.lru_cache(2)  # a batch may begin in one epoch and end in the next
-    def order(epoch: int) -> Int[np.ndarray, " networks"]:
-        return rng.on_host(seed, "data/order", epoch).permutation(len(networks))
+    def order(epoch: int) -> Int[np.ndarray, " examples"]:
+        return rng.on_host(seed, "data/order", epoch).permutation(len(tasks))
 
     def load(step: int) -> dict:
-        epochs, places = np.divmod(step * batch_size + index, len(networks))
+        epochs, places = np.divmod(step * batch_size + index, len(tasks))
         chosen = np.array([order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
-        batch = {"params": networks[chosen].params} if params else {}
+        batch = {"params": networks[chosen % count].params, "fitted": chosen < count} if params else {}
         wording = rng.on_host(seed, "data/wording", step).integers(wordings, size=batch_size, dtype=np.int32)
-        batch |= {"task": networks.task[chosen], "wording": wording[index], "index": index.astype(np.int32)}
+        batch |= {"task": tasks[chosen], "wording": wording[index], "index": index.astype(np.int32)}
         return place(batch)
 
     return _ahead(load, start, stop)

@@ -34,7 +34,9 @@ def mean(generator: Generator, networks: Networks | StoredNetworks, zoo: str, me
     """The mean's training on the seen `networks`; `zoo` is their fingerprint."""
     config, settings = generator.config, _settings(generator.config, "mean")
     wordings = len(generator.family.tasks[0].descriptions)
+    practice = np.array([t.id for t in generator.family.split("practice")], np.int32)
     options = {"seed": config.seed, "batch_size": settings.batch_size, "params": bool(config.mean.zoo_weight)}
+    options |= {"practice": practice} if config.mean.functional_weight else {}
     if generator.stored is not None:
         networks = _in_coordinates(generator, networks)
     arrays = generator.arrays()
@@ -94,7 +96,8 @@ def mean_loss(generator: Generator, params: PyTree, batch: dict, constants: dict
     z = generator.mean_tokens(condition)
     loss, parts = jnp.zeros(()), {}
     if config.zoo_weight:
-        parts["zoo_loss"] = _distance_from_zoo(generator, z, batch["params"]).mean()
+        distance, fitted = _distance_from_zoo(generator, z, batch["params"]), batch["fitted"]
+        parts["zoo_loss"] = jnp.where(fitted, distance, 0).sum() / jnp.maximum(fitted.sum(dtype=distance.dtype), 1)
         loss += config.zoo_weight * parts["zoo_loss"]
     if config.functional_weight:
         shape, images = (config.functional_images,), len(constants["y"])

@@ -24,7 +24,7 @@ from pdiff.system import claim, dist, processes
 from pdiff.system.stopping import StopSignal
 from pdiff.targets import Target
 from pdiff.tasks import Family
-from pdiff.tasks.base import EVERY_SPLIT
+from pdiff.tasks.base import FITTED_SPLITS
 from pdiff.weights import codec, matching
 from pdiff.weights.permutations import PermutationSpec
 from pdiff.weights.spec import make_spec
@@ -84,7 +84,7 @@ def _remove(folder: Path) -> None:
 def _outline(family: Family, target: Target, config: ConfigDict) -> store.Outline:
     """What the zoo will hold."""
     jobs = _jobs(family, config.zoo)
-    counts = {s: n * config.zoo.keep_last for s in EVERY_SPLIT if (n := int((jobs.split == s).sum()))}
+    counts = {s: n * config.zoo.keep_last for s in FITTED_SPLITS if (n := int((jobs.split == s).sum()))}
     spec = make_spec(target.abstract(), generate=target.generate)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), codec.take(spec, target.abstract()))
     return store.Outline({"task_blind": config.zoo.reference_seeds, **counts}, shapes)
@@ -102,7 +102,7 @@ class _Jobs:
 def _jobs(family: Family, config: ConfigDict) -> _Jobs:
     rows = [
         (split, task.id, seed)
-        for split in EVERY_SPLIT
+        for split in FITTED_SPLITS
         for task in family.split(split)
         for seed in range(config.seeds_per_task if split == "seen" else config.reference_seeds)
     ]
@@ -131,10 +131,10 @@ def _networks(
     if any(s.split == "task_blind" for s in shards):
         blind = _of_first(folder, "task_blind", lambda: task_blind(family, target, config, base_params))
         networks["task_blind"] = blind
-    counts = {split: outline.counts.get(split, 0) for split in EVERY_SPLIT}
-    first = dict(zip(EVERY_SPLIT, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
+    counts = {split: outline.counts.get(split, 0) for split in FITTED_SPLITS}
+    first = dict(zip(FITTED_SPLITS, np.cumsum([0, *counts.values()]).tolist(), strict=False))  # first row of each split
     due = np.full(len(jobs.task), config.zoo.align != "none")
-    for shard in (s for s in shards if s.split in EVERY_SPLIT):
+    for shard in (s for s in shards if s.split in FITTED_SPLITS):
         due[np.arange(first[shard.split] + shard.rows.start, first[shard.split] + shard.rows.stop) // keep] = True
     if due.any():
         step = chunk_step(family, target, config, mesh)

@@ -27,11 +27,11 @@ from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes, tfds_folder
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
-from pdiff.tasks.base import EVERY_SPLIT
+from pdiff.tasks.base import FITTED_SPLITS
 from pdiff.zoo import parts
 from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
 
-NETWORK_SPLITS = ("task_blind", *EVERY_SPLIT)
+NETWORK_SPLITS = ("task_blind", *FITTED_SPLITS)
 BASE = "base.safetensors"
 NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
 REMEDY = f"{RERUN}: it makes that file alone again"

@@ -76,11 +76,12 @@ def test_an_unheard_kind_is_told_from_the_heard_ones_alone(family):
 
 
 def test_splits_keep_their_distances(family):
-    split = {name: rules(family, name) for name in ("seen", "validation", "interp", "unseen")}
-    assert {n: len(r) for n, r in split.items()} == {"seen": 160, "validation": 8, "interp": 8, "unseen": 16}
+    split = {name: rules(family, name) for name in ("seen", "practice", "validation", "interp", "unseen")}
+    sizes = {"seen": 128, "practice": 1000, "validation": 8, "interp": 8, "unseen": 16}
+    assert {n: len(r) for n, r in split.items()} == sizes
     everything = [r for some in split.values() for r in some]
     assert len({*everything}) == len(everything) and {len(r) for r in everything} == {1, 2, 3, 4, 5}
-    for held, seen in itertools.product(split["unseen"] + split["validation"], split["seen"]):
+    for held, seen in itertools.product(split["unseen"] + split["validation"], split["seen"] + split["practice"]):
         assert len(held ^ seen) >= 2
     assert all(min(len(i ^ s) for s in split["seen"]) == 1 for i in split["interp"])
 
@@ -205,7 +206,7 @@ def test_texts_without_labels_come_in_one_file(family, tmp_path):
     [
         ({"unseen": "60:90"}, "tasks.unseen: got '60:90'.*allowed for text_rules: ''"),
         ({"data": "digits"}, "tasks.data: got 'digits'; allowed for text_rules: wordnet"),
-        ({"num_seen": 30_000}, "tasks.num_seen: got 30000.*allowed: at most"),
+        ({"num_seen": 30_000}, "tasks.num_seen [+] tasks.num_practice: got 31000.*allowed: at most"),
         ({"num_interp": 30_000}, "tasks.num_interp: got 30000.*allowed: at most"),
     ],
 )

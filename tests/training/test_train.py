@@ -191,6 +191,15 @@ def test_each_network_comes_once_before_any_comes_twice(tiny, tiny_zoo):
     )
 
 
+def test_tasks_without_networks_come_as_often_and_are_known_by_it(tiny_zoo):
+    networks, practice = tiny_zoo["seen"], np.arange(1000, 1005)
+    every = len(networks) + len(practice)
+    batches = list(data.training_batches(networks, 3, seed=5, batch_size=every, start=0, stop=1, practice=practice))
+    task, fitted = batches[0]["task"], batches[0]["fitted"]
+    assert sorted(task[~fitted].tolist()) == practice.tolist()
+    assert sorted(task[fitted].tolist()) == sorted(np.asarray(networks.task).tolist())
+
+
 def train(stage, workdir, mesh, stop=None):
     workdir.mkdir(exist_ok=True)
     return train_lib.train(stage, workdir, mesh, stop or stopping.StopSignal(), accuracy_by_task)

@@ -10,6 +10,7 @@ How far apart two rules are is a number of kinds: those that are in just one of 
   interp      exactly one kind away from the nearest seen rule
   unheard     a kind that no other task names, described by its dictionary definition
   seen        some of the rest
+  practice    more of the rest: no network is fine-tuned for them, but the mean learns what networks should answer
 
 Rules that fit none of these are not used. Which rule goes where is one fixed permutation of all of them, whatever the
 seed of the run.
@@ -168,7 +169,8 @@ def vectors(x: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n width"]:
 
 
 def split_rules(config: ConfigDict, num_kinds: int) -> dict[str, list[Rule]]:
-    """The rules of each split, by `num_seen`, `num_validation`, `num_interp` and `num_unseen`.
+    """The rules of each split, by `num_seen`, `num_practice`, `num_validation`, `num_interp` and
+    `num_unseen`.
 
     Raises:
       PdiffError: there is no room for that many.
@@ -178,13 +180,15 @@ def split_rules(config: ConfigDict, num_kinds: int) -> dict[str, list[Rule]]:
     held_out = shuffled[: config.num_unseen + config.num_validation]
     near = set(held_out).union(*({s ^ {k} for k in range(num_kinds)} for s in held_out))
     free = [s for s in shuffled if s not in near]
-    if len(free) < config.num_seen:
+    trained = config.num_seen + config.num_practice
+    if len(free) < trained:
         raise PdiffError(
-            f"tasks.num_seen: got {config.num_seen} with num_unseen = {config.num_unseen} and num_validation = "
-            f"{config.num_validation}; allowed: at most {len(free)}, the rules two kinds away from each of those"
+            f"tasks.num_seen + tasks.num_practice: got {trained} with num_unseen = {config.num_unseen} and "
+            f"num_validation = {config.num_validation}; allowed: at most {len(free)}, the rules two kinds away from "
+            "each of those"
         )
     seen = set(free[: config.num_seen])
-    interp = [s for s in free[config.num_seen :] if not seen.isdisjoint(s ^ {k} for k in range(num_kinds))]
+    interp = [s for s in free[trained:] if not seen.isdisjoint(s ^ {k} for k in range(num_kinds))]
     if len(interp) < config.num_interp:
         raise PdiffError(
             f"tasks.num_interp: got {config.num_interp} with num_seen = {config.num_seen}; allowed: at most "
@@ -192,6 +196,7 @@ def split_rules(config: ConfigDict, num_kinds: int) -> dict[str, list[Rule]]:
         )
     return {
         "seen": free[: config.num_seen],
+        "practice": free[config.num_seen : trained],
         "validation": held_out[config.num_unseen :],
         "interp": interp[: config.num_interp],
         "unseen": held_out[: config.num_unseen],
