@@ -207,7 +207,7 @@ def _zoo(family: Family, target: Target, config: ConfigDict, workdir: Path, mesh
 
 def _train(gen: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: StopSignal):
     """The generator with its mean and its refined zoo, and the prior's parameters; what is there already is read."""
-    name = build.fingerprint(gen.config)
+    name = config_lib.zoo_fingerprint(gen.config)
     mean = train_lib.train(stages.mean(gen, seen, name, mesh), workdir, mesh, stop, accuracy_by_task)
     where = workdir / generator.ARTIFACTS
     verify = partial(files.verify_manifest, where, generator.KIND, generator.REMEDY)
@@ -222,7 +222,7 @@ def _train(gen: generator.Generator, seen, workdir: Path, mesh: Mesh, stop: Stop
 
 def _read_zoo(config: ConfigDict, workdir: Path, remedy: str = build.store.REMEDY) -> dict:
     """The finished zoo of a run, after a check of its files."""
-    where, name = build.directory(config, workdir), build.fingerprint(config)
+    where, name = build.directory(config, workdir), config_lib.zoo_fingerprint(config)
     return build.store.read(where, name, config.zoo.memory_mb, remedy)
 
 

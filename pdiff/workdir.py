@@ -55,7 +55,7 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
 def check_import(config: ConfigDict, workdir: Path) -> None:
     """Raises PdiffError, naming the fields, if the networks in `workdir` were imported with others that shape a zoo."""
     imported = config_lib.read(workdir / "config.json")
-    if build.fingerprint(config) != build.fingerprint(imported):
+    if config_lib.zoo_fingerprint(config) != config_lib.zoo_fingerprint(imported):
         shaping = [
             x for x in config_lib.difference(config, imported) if x.startswith(("tasks.", "target.", "zoo.", "seed "))
         ]
@@ -153,7 +153,7 @@ def check(where: Path) -> Iterator[str]:
     config = config_lib.read(path)
     yield f"config: family {config.tasks.family}, target {config.target.name}, seed {config.seed}"
     remedy = store.REMEDY if scenario.load(where) is None else scenario.REMEDY
-    home, name = build.directory(config, where), build.fingerprint(config)
+    home, name = build.directory(config, where), config_lib.zoo_fingerprint(config)
     if not store.exists(home, name):
         raise PdiffError(f"{home}: the zoo is not finished; {START} goes on with it")
     files.verify_manifest(store.location(home, name), store.KIND, remedy)

@@ -26,9 +26,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import imported
+from pdiff import config as config_lib
 from pdiff import run, scenario
 from pdiff.errors import PdiffError
-from pdiff.zoo import build, store
+from pdiff.zoo import store
 from tests.fuzz_kinds import KINDS, Kind
 from tests.imports import zoos
 
@@ -244,7 +245,7 @@ def said(path: Path) -> list[dict]:
 def check_import(workdir: Path, root: Path, kind: Kind, manifest: Path | None) -> None:
     """Whether an import that went well has what the files hold."""
     facts = scenario.load(workdir)
-    networks = store.read(workdir / "zoo", build.fingerprint(config()))
+    networks = store.read(workdir / "zoo", config_lib.zoo_fingerprint(config()))
     by_task: dict[str, list[dict]] = {}
     if manifest is not None:
         for row in said(manifest):

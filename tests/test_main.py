@@ -276,7 +276,7 @@ def test_an_audit_is_complete_and_agrees_with_the_evaluation(workdir, audited):
 def test_the_kernels_shown_in_an_audit_are_those_of_zoo_networks(workdir, audited):
     example = results_lib.read(workdir / "audit.json")["examples"][0]
     config = config_lib.read(workdir / "config.json")
-    zoo = build.store.read(build.directory(config, workdir), build.fingerprint(config))["seen"]
+    zoo = build.store.read(build.directory(config, workdir), config_lib.zoo_fingerprint(config))["seen"]
     kernels = zoo.params["params"]["Dense_0"]["kernel"]
     assert kernels.shape[1:] == np.shape(example["nearest"]) == (64, 32)
     far = {n: np.abs(kernels - np.array(example[n])).max((1, 2)) for n in ("generated", "nearest", "next")}

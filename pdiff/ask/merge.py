@@ -138,7 +138,7 @@ def _tasks(family: Family, names: Sequence[str], method: Method) -> list[Task]:
 
 def _members(config: ConfigDict, workdir: Path, facts: Facts | None, tasks: Sequence[Task]) -> Members:
     """The tasks' networks, from the zoo."""
-    where, name = build.directory(config, workdir), build.fingerprint(config)
+    where, name = build.directory(config, workdir), config_lib.zoo_fingerprint(config)
     if not store.exists(where, name):
         raise PdiffError(f"--workdir: {workdir} has no finished zoo; allowed: that of a run, or of --mode=import")
     zoo = store.read(where, name, config.zoo.memory_mb, store.REMEDY if facts is None else scenario.REMEDY)

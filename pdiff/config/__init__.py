@@ -19,6 +19,7 @@ from pdiff.config.fields import FIELDS, RIVALS
 from pdiff.errors import PdiffError, complain
 from pdiff.system import files
 
+NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")  # fields of `zoo` for where it lies and how it is made
 REMEDY = "delete it, and run the command that started the run again"
 
 
@@ -156,6 +157,12 @@ def check_same(config: ConfigDict, workdir: Path) -> None:
 def fingerprint(*parts: Any) -> str:
     """16 hex digits of the sha256 of the parts' canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def zoo_fingerprint(config: ConfigDict) -> str:
+    """Hash of everything in a run's config that shapes its zoo."""
+    zoo = {k: v for k, v in config.zoo.items() if k not in NOT_THE_ZOO}
+    return fingerprint(config.tasks.to_dict(), config.target.to_dict(), zoo, config.seed)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

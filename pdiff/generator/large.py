@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from pdiff import config as config_lib
 from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes
 from pdiff.system.evenly import evenly
@@ -26,7 +27,6 @@ from pdiff.weights import basis, stats, table
 from pdiff.weights.basis import Basis
 from pdiff.weights.spec import Spec
 from pdiff.weights.stats import Stats
-from pdiff.zoo import build
 from pdiff.zoo.networks import Networks, StoredNetworks
 
 FOLDER = KIND = "basis"
@@ -126,7 +126,7 @@ def _fit(config: ConfigDict, spec: Spec, seen: Networks | StoredNetworks, base_t
 def _identity(config: ConfigDict, spec: Spec, networks: int) -> dict:
     """What a basis that is there already must agree on."""
     weights = config.weights.to_dict()
-    return {"zoo": build.fingerprint(config), "networks": networks, "used": spanning(config, networks)} | {
+    return {"zoo": config_lib.zoo_fingerprint(config), "networks": networks, "used": spanning(config, networks)} | {
         n: weights[n] for n in ("center", "scale", "token_dim", "basis_dtype")
     }
 

@@ -108,7 +108,7 @@ def write(
     with claim.claimed(workdir, f"--workdir: {workdir}"):
         if not check_workdir(workdir, facts):  # else another process has done it just now
             files.remove_partial(workdir)
-            store.write(build.directory(config, workdir), build.fingerprint(config), networks)
+            store.write(build.directory(config, workdir), config_lib.zoo_fingerprint(config), networks)
             scenario.save(facts, workdir)
             config_lib.write(workdir / "config.json", config)
     return {split: len(n) for split, n in networks.items() if split in SPLITS}

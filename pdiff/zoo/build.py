@@ -32,15 +32,7 @@ from pdiff.zoo import finetune, parts, score, store
 from pdiff.zoo.networks import Networks, StoredNetworks, tree_bytes
 
 TASKS_A_STEP = 16  # seen tasks that the minibatch of a task-blind network comes from
-# Fields of `zoo` for where it lies and how it is made and read.
-NOT_THE_ZOO = ("dir", "memory_mb", "import_mb", "chunk_size")
 NETWORKS_A_CORE, NETWORKS_AN_ACCELERATOR = 16, 128  # trained together on a device; 16 fit into a core's cache
-
-
-def fingerprint(config: ConfigDict) -> str:
-    """Hash of everything in a run's config that shapes its zoo."""
-    zoo = {k: v for k, v in config.zoo.items() if k not in NOT_THE_ZOO}
-    return config_lib.fingerprint(config.tasks.to_dict(), config.target.to_dict(), zoo, config.seed)
 
 
 def directory(config: ConfigDict, workdir: Path) -> Path:
@@ -59,7 +51,7 @@ def build(
       PdiffError: `zoo.memory_mb` is too small for it, it is of another format, or another run is building it.
       Interrupted: a signal came; finished chunks are kept.
     """
-    name, outline = fingerprint(config), _outline(family, target, config)
+    name, outline = config_lib.zoo_fingerprint(config), _outline(family, target, config)
     store.check_memory(config.zoo.memory_mb, len(family.split("seen")), tree_bytes(outline.shapes))
     folder = Path(where) / f"{name}.parts"
     if not processes.all_hold(not processes.is_first() or store.is_whole(where, name)):

@@ -147,7 +147,7 @@ def test_networks_of_a_family_s_own_and_factors_of_them(tiny_config, tiny_zoo, t
     from pdiff import config as config_lib
     from pdiff.zoo import build, store
 
-    store.write(build.directory(tiny_config, tmp_path), build.fingerprint(tiny_config), tiny_zoo)
+    store.write(build.directory(tiny_config, tmp_path), config_lib.zoo_fingerprint(tiny_config), tiny_zoo)
     config_lib.write(tmp_path / "config.json", tiny_config)
     merge(tmp_path, method="ties", tasks=["0", "1"], out=str(tmp_path / "x.npz"))
     assert all(len(v) == 1 for v in np.load(tmp_path / "x.npz").values())

@@ -18,14 +18,14 @@ from pdiff.generator.generator import suited_token_dim
 from pdiff.imports import tasks
 from pdiff.system import exits
 from pdiff.training import stages
-from pdiff.zoo import build, store
+from pdiff.zoo import store
 from tests.fuzz_import import config as exact_config
 from tests.fuzz_import import fuzz
 from tests.imports import zoos
 
 
 def networks_of(workdir, config):
-    return store.read(workdir / "zoo", build.fingerprint(config))
+    return store.read(workdir / "zoo", config_lib.zoo_fingerprint(config))
 
 
 def flat(networks, row):

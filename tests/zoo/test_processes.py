@@ -85,7 +85,7 @@ def test_two_processes_write_the_bytes_that_one_writes(tiny_config, mesh4, tmp_p
     # 8 jobs a chunk, 2 rows a job, half of them on each process; what neither had finished was made afterwards.
     made, seen = json.loads((together / "made.json").read_text())
     assert made == ["rows_00000000_00000008", "rows_00000008_00000016"] and seen == 16
-    name = build.fingerprint(config)
+    name = config_lib.zoo_fingerprint(config)
     digests = [files.read_manifest(store.location(d, name), store.KIND, "") for d in (together, alone)]
     assert digests[0] == digests[1]
     assert sum("-seen.array_record" in n for n in digests[0]) == 6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from pdiff import config as config_lib
 from pdiff.errors import PdiffError
 from pdiff.system import files, stopping
 from pdiff.targets import get_target
@@ -102,12 +103,12 @@ def test_another_config_is_another_zoo(tiny_config):
     config = tiny_config.copy_and_resolve_references()
     with config.unlocked():
         config.zoo.learning_rate *= 2
-    assert build.fingerprint(config) != build.fingerprint(tiny_config)
+    assert config_lib.zoo_fingerprint(config) != config_lib.zoo_fingerprint(tiny_config)
     with config.unlocked():
         config.zoo.learning_rate /= 2
         config.zoo.dir = "/elsewhere"
         config.train.steps += 1
-    assert build.fingerprint(config) == build.fingerprint(tiny_config)
+    assert config_lib.zoo_fingerprint(config) == config_lib.zoo_fingerprint(tiny_config)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
@@ -127,7 +128,7 @@ def test_damage_is_found_and_named(tiny_zoo, tmp_path, damage):
 
 
 def digests(where, config):
-    return files.read_manifest(store.location(where, build.fingerprint(config)), store.KIND, "")
+    return files.read_manifest(store.location(where, config_lib.zoo_fingerprint(config)), store.KIND, "")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_damaged_files_are_made_again_alone_with_the_same_bits(
     monkeypatch.setattr(store, "SHARD_NETWORKS", 5)
     where = tmp_path / "zoo"
     shutil.copytree(built, where)
-    before, home = digests(where, tiny_config), store.location(where, build.fingerprint(tiny_config))
+    before, home = digests(where, tiny_config), store.location(where, config_lib.zoo_fingerprint(tiny_config))
     victims = [p for p in home.iterdir() if any(n in p.name for n in names)]
     assert len(victims) == len(names)
     times = {p: p.stat().st_mtime_ns for p in home.iterdir() if p not in victims and p.name != files.MANIFEST}
@@ -166,7 +167,7 @@ def test_damaged_files_are_made_again_alone_with_the_same_bits(
     keep_rows = build.parts.keep_rows
     monkeypatch.setattr(build.parts, "keep_rows", lambda *a: made.append(a) or keep_rows(*a))
     make(parts, tiny_config, where, mesh)
-    assert digests(where, tiny_config) == before and store.is_whole(where, build.fingerprint(tiny_config))
+    assert digests(where, tiny_config) == before and store.is_whole(where, config_lib.zoo_fingerprint(tiny_config))
     assert times == {p: p.stat().st_mtime_ns for p in times} and len(made) == chunks
     assert all(f"{v}: damaged" in said() for v in victims) and "other bits" not in said()
 
@@ -174,7 +175,7 @@ def test_damaged_files_are_made_again_alone_with_the_same_bits(
 def test_a_zoo_whose_manifest_is_damaged_is_built_again(parts, tiny_config, mesh, built, tmp_path, said):
     where = tmp_path / "zoo"
     shutil.copytree(built, where)
-    manifest = store.location(where, build.fingerprint(tiny_config)) / files.MANIFEST
+    manifest = store.location(where, config_lib.zoo_fingerprint(tiny_config)) / files.MANIFEST
     before = digests(where, tiny_config)
     manifest.write_text(manifest.read_text().replace("seen", "sein", 1))
     whole = make(parts, tiny_config, where, mesh)
@@ -189,7 +190,7 @@ def test_a_zoo_of_another_format_is_refused_by_its_number(parts, tiny_config, me
     monkeypatch.setattr(files, "FORMAT", files.FORMAT + 1)
     with pytest.raises(PdiffError, match=f"of format {files.FORMAT - 1}; this pdiff reads format {files.FORMAT}"):
         make(parts, tiny_config, where, mesh)
-    manifest = store.location(where, build.fingerprint(tiny_config)) / files.MANIFEST
+    manifest = store.location(where, config_lib.zoo_fingerprint(tiny_config)) / files.MANIFEST
     manifest.write_text(json.dumps({"base.safetensors": 64 * "0"}))  # as it was before formats had numbers
     with pytest.raises(PdiffError, match="of format 1; this pdiff reads format"):
         make(parts, tiny_config, where, mesh)
