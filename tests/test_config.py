@@ -21,7 +21,7 @@ from pdiff import run
 from pdiff.config import fields
 from pdiff.config.fields import defaults
 from pdiff.errors import PdiffError
-from pdiff.system import exits
+from pdiff.system import exits, files
 from tests import complete
 
 SCENARIOS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
@@ -338,3 +338,11 @@ def test_property_overrides_are_within_the_table_or_refused_by_name(pairs):
             assert flat[name] == text
         elif field.type in (int, float) and not field.each:
             assert flat[name] == field.type(text)
+
+
+def test_fields_that_are_newer_than_a_kept_config_have_their_defaults(tmp_path):
+    config = defaults()
+    kept = config.to_dict()
+    del kept["target"]["dtype"], kept["refined"]
+    files.write_json(tmp_path / "config.json", kept)
+    assert config_lib.difference(config_lib.read(tmp_path / "config.json"), config) == []

@@ -117,13 +117,17 @@ def write(path: Path, config: ConfigDict) -> None:
 
 
 def read(path: Path, remedy: str = REMEDY) -> ConfigDict:
-    """The config that `write` wrote.
+    """The config that `write` wrote. Fields that are newer than the file have their defaults, by which nothing changes.
 
     Raises:
       PdiffError: it is missing or damaged, or a field has a value that is not allowed: who makes a workdir can write
         its digests too.
     """
-    config = ConfigDict(_with_tuples(files.read_json(path, remedy))).lock()
+    kept = _with_tuples(files.read_json(path, remedy))
+    for name, field in FIELDS.items():
+        part, _, leaf = name.rpartition(".")
+        (kept.setdefault(part, {}) if part else kept).setdefault(leaf, field.default)
+    config = ConfigDict(kept).lock()
     for name, value in flatten(config).items():
         if name in FIELDS and not FIELDS[name].allows(value):
             raise PdiffError(f"{path}: {name}: got {str(value)[:80]!r}; allowed: {FIELDS[name]}; {remedy}")

@@ -29,7 +29,7 @@ def test_arguments_are_the_batch_the_state_and_what_the_step_reads_of_the_zoo(me
     state, batch, constants = aot.program(generator, mesh, "mean").arguments
     size = generator.spec.num_params
     padded = generator.spec.num_tokens * generator.spec.token_dim
-    assert tree_bytes(batch) == memory.BATCH * (4 * size + 3 * 4)
+    assert tree_bytes(batch) == memory.BATCH * (4 * size + 3 * 4 + 1)
     assert tree_bytes(constants["generator"]) == 4 * size + 2 * 4 * padded
     assert tree_bytes((state.ema, state.opt_state)) >= 3 * tree_bytes(state.params)
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((state, batch, constants)))
