@@ -139,7 +139,7 @@ def test_without_images_nothing_is_measured(tiny_start, tiny, tiny_zoo, mesh):
 
 def test_the_mean_reads_networks_only_where_it_learns_from_them(make_stage, mesh):
     told = [set(next(make_stage(stages.MEAN, mesh, mean__zoo_weight=w).batches(start=0, stop=1))) for w in (0.0, 1.0)]
-    assert told == [{"task", "wording", "index"}, {"task", "wording", "index", "params"}]
+    assert told == [{"task", "wording", "index"}, {"task", "wording", "index", "params", "fitted"}]
 
 
 def test_settings_are_those_of_training_with_the_stage_s_own(make_stage, mesh):
