@@ -113,7 +113,7 @@ class LoadedGenerator:
     def adapt(
         self,
         images: ArrayLike | Sequence[Any],
-        labels: ArrayLike | None = None,
+        labels: ArrayLike | Sequence[int] | None = None,
         *,
         prompt: str | None = None,
         num_samples: int = 512,
@@ -146,7 +146,7 @@ class LoadedGenerator:
     def adapted(
         self,
         images: ArrayLike | Sequence[Any],
-        labels: ArrayLike | None,
+        labels: ArrayLike | Sequence[int] | None,
         *,
         prompt: str | None,
         num_samples: int,
