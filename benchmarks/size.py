@@ -35,6 +35,7 @@ NETWORKS, TESTED = 128, 16
 WAVES, FREQUENCY = 32, 2.5  # of which a network is a sum; in radians over the range of a factor
 SIGNAL, NOISE = 0.01, 0.005  # rms of what the factors and the seed change, of weights whose rms is 0.05
 NUMBER_NOISE = 0.06  # condition.number_noise: of .01, .03 and .06 the best at 10 k, on descriptions of no test
+FACTORS = ("warmth", "sharpness")
 SLICE = 1 << 16  # weights at a time
 STAGES = ("import", "train", "sample")  # what a user's networks go through
 SMALL_MB = 1024  # zoo.memory_mb and zoo.import_mb
@@ -90,7 +91,7 @@ def other_factors(stream: int) -> Float[np.ndarray, "tested 2"]:
 
 
 def described(factors: np.ndarray) -> str:
-    return f"warmth {factors[0]:.3f} and sharpness {factors[1]:.3f}"
+    return " and ".join(f"{name} {value:.3f}" for name, value in zip(FACTORS, factors, strict=True))
 
 
 def make_zoo(source: Path, size: str, count: int) -> None:
@@ -103,7 +104,7 @@ def make_zoo(source: Path, size: str, count: int) -> None:
         header[path] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    lines = ["file,task,description,factor:warmth,factor:sharpness"]
+    lines = [",".join(("file", "task", "description", *(f"factor:{name}" for name in FACTORS)))]
     files = []
     for i, (a, b) in enumerate(factors):
         name = f"network_{i:03d}"
@@ -192,7 +193,8 @@ def compare(workdir: Path, size: str, count: int) -> dict:
         return _norms(gram, rows, blocks[truth]) / (SIGNAL * np.sqrt(num_params(size)))
 
     def control(model, factors) -> np.ndarray:
-        tasks = [dataclasses.replace(loaded.family.tasks[0], id=-1, split="unseen", factors=tuple(f)) for f in factors]
+        ordered = factors[:, [FACTORS.index(name) for name in loaded.family.factor_names]]
+        tasks = [dataclasses.replace(loaded.family.tasks[0], id=-1, split="unseen", factors=tuple(f)) for f in ordered]
         return model.sample(tasks, 1, np.random.default_rng(0)).reshape(len(tasks), -1)
 
     ridge = Ridge.select(zoo, lambda model: -distance(control(model, choosing), "choosing").mean())
