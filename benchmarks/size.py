@@ -184,6 +184,8 @@ def compare(workdir: Path, size: str, count: int) -> dict:
                 row[:] = np.concatenate([np.asarray(value).reshape(-1) for _, value in flatten(network)])
                 rows.flush()
         gram, blocks = _products(Curve(size), seen, [tested, choosing], list(drawn.values()))
+    if not np.allclose(loaded.family.factors(), in_order_of(loaded.family, seen)):
+        raise SystemExit("the tasks are not those of the zoo that was made, in its order")
     zoo = _identity_zoo(loaded.family, count)
 
     def distance(weights: np.ndarray, truth: str) -> Float[np.ndarray, " tested"]:
@@ -193,7 +195,7 @@ def compare(workdir: Path, size: str, count: int) -> dict:
         return _norms(gram, rows, blocks[truth]) / (SIGNAL * np.sqrt(num_params(size)))
 
     def control(model, factors) -> np.ndarray:
-        ordered = factors[:, [FACTORS.index(name) for name in loaded.family.factor_names]]
+        ordered = in_order_of(loaded.family, factors)
         tasks = [dataclasses.replace(loaded.family.tasks[0], id=-1, split="unseen", factors=tuple(f)) for f in ordered]
         return model.sample(tasks, 1, np.random.default_rng(0)).reshape(len(tasks), -1)
 
@@ -211,6 +213,11 @@ def compare(workdir: Path, size: str, count: int) -> dict:
     first = {s: seconds[i * TESTED] for i, s in enumerate(samplers)}
     again = {s: float(np.median(seconds[i * TESTED + 1 : (i + 1) * TESTED])) for i, s in enumerate(samplers)}
     return {"distance": means, "first_draw_s": first, "draw_s": again, "ridge": [ridge.harmonics, ridge.penalty]}
+
+
+def in_order_of(family, factors: np.ndarray) -> Float[np.ndarray, "n 2"]:
+    """Factors as the family has them, which has them by name."""
+    return factors[:, [FACTORS.index(name) for name in family.factor_names]]
 
 
 def _products(curve: Curve, seen: np.ndarray, truths: list[np.ndarray], drawn: list[np.ndarray]):

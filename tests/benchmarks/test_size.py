@@ -1,5 +1,7 @@
 """The zoos of the benchmark of sizes, whose truth is known, and the distances that it computes from inner products."""
 
+import types
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -99,6 +101,11 @@ def test_linear_interpolation_is_exact_for_linear_functions():
     assert ((weights > 1e-9).sum(1) <= 3).all() and np.isfinite(weights).all()
     np.testing.assert_allclose(weights @ seen, tested, atol=1e-9)
     np.testing.assert_allclose(weights.sum(1), 1)
+
+
+def test_factors_are_in_the_order_of_the_family():
+    named = types.SimpleNamespace(factor_names=tuple(reversed(size.FACTORS)))
+    assert size.in_order_of(named, np.array([[1.0, 2.0]])).tolist() == [[2.0, 1.0]]
 
 
 def test_slopes_are_exponents():
