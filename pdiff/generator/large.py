@@ -32,7 +32,7 @@ from pdiff.zoo.networks import Networks, StoredNetworks
 FOLDER = KIND = "basis"
 IDENTITY = "identity.json"
 REMEDY = f"delete that folder and {RERUN} to compute it again"
-LARGE = 1 << 24  # parameters of the mean's last layer
+LARGE, LARGE_ON_IMAGES = 1 << 22, 1 << 24  # parameters of the mean's last layer, and where it has a functional loss
 BYTES = 16  # of each in training: itself, its average and two of the optimizer's
 
 
@@ -41,7 +41,9 @@ def suits(config: ConfigDict, num_params: int, networks: int) -> bool:
     if config.weights.basis != "auto":
         return config.weights.basis == "always"
     layer = config.mean.width * num_params
-    return layer > LARGE and (config.mean.width > networks or BYTES * layer > config.zoo.memory_mb * 1e6)
+    if not config.mean.functional_weight:
+        return layer > LARGE
+    return layer > LARGE_ON_IMAGES and (config.mean.width > networks or BYTES * layer > config.zoo.memory_mb * 1e6)
 
 
 def spanning(config: ConfigDict, networks: int) -> int:

@@ -55,19 +55,22 @@ def flat(made, networks):
 
 
 @pytest.mark.parametrize(
-    ("width", "weights", "networks", "memory_mb", "expected"),
+    ("functional", "width", "weights", "networks", "memory_mb", "expected"),
     [
-        (64, 10_560, 128, 4096, False),  # small
-        (64, 986_880, 128, 4096, False),  # a layer of half the zoo
-        (64, 986_880, 32, 4096, True),  # of twice the zoo
-        (64, 10_496_000, 128, 4096, True),  # of half the zoo, but 11 GB in training
-        (256, 24_754, 100, 4096, False),  # small, though of more than the zoo
-        (256, 111_362, 100, 4096, True),
-        (256, 111_362, 480, 4096, False),
+        (0.0, 64, 10_560, 128, 4096, False),  # small
+        (0.0, 64, 99_840, 128, 4096, True),  # nothing is lost
+        (1.0, 64, 99_840, 128, 4096, False),
+        (1.0, 64, 986_880, 128, 4096, False),  # a layer of half the zoo
+        (1.0, 64, 986_880, 32, 4096, True),  # of twice the zoo
+        (1.0, 64, 10_496_000, 128, 4096, True),  # of half the zoo, but 11 GB in training
+        (1.0, 256, 24_754, 100, 4096, False),  # small, though of more than the zoo
+        (1.0, 256, 111_362, 100, 4096, True),
+        (1.0, 256, 111_362, 480, 4096, False),
     ],
 )
-def test_where_coordinates_are_used(tiny_config, width, weights, networks, memory_mb, expected):
-    config = changed(tiny_config, mean__width=width, zoo__memory_mb=float(memory_mb))
+def test_where_coordinates_are_used(tiny_config, functional, width, weights, networks, memory_mb, expected):
+    own = dict(mean__functional_weight=functional, mean__width=width, zoo__memory_mb=float(memory_mb))
+    config = changed(tiny_config, **own)
     assert large.suits(config, weights, networks) == expected
     assert large.suits(changed(config, weights__basis="always"), weights, networks)
     assert not large.suits(changed(config, weights__basis="never"), weights, networks)
