@@ -152,8 +152,8 @@ FIELDS: dict[str, Field] = {
     "weights.center": one_of("mean", "mean", "base"),
     "weights.scale": one_of("leaf", "param", "leaf", "global"),
     # Whether the mean and the subspace work in coordinates on all principal components of the seen networks, which lie
-    # on disk, and not in weights. auto: where the mean's last layer would otherwise have more than 4.2 M parameters; with
-    # a functional loss more than 16.8 M, and either more than the zoo or, in training, more than zoo.memory_mb.
+    # on disk, and not in weights. auto: where the mean's last layer would otherwise have more than 4.2 M parameters;
+    # with a functional loss more than 16.8 M, and either more than the zoo or, in training, more than zoo.memory_mb.
     "weights.basis": one_of("auto", "auto", "always", "never"),
     "weights.basis_dtype": one_of("float32", "float32", "bfloat16"),  # of these components, in their file
     # The mean: from a condition to one network. `train` says the rest of how it is trained.
