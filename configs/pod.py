@@ -5,16 +5,9 @@
     python -m pdiff.main --config=configs/pod.py --mode=compile --topology=v5e:16x16
 
 `configs/pod.py:vit` generates a vision transformer of ViT-S's width (21.4 M numbers). The last command needs neither a
-TPU nor the images. The generator has 380 M parameters and reads 342 tokens of 32,768 numbers; the global batch is 256
-networks, 11.4 GB of them. Predicted for a training step, not measured (docs/scaling.md has the assumptions, and why
-the functional loss is off):
-
-    topology   chips  examples a chip  step, ms  bound by  HBM a chip, GiB
-    v4:2x2x2       8               32       183  HBM        9.9 of 32
-    v5e:4x4       16               16       181  HBM        6.8 of 16
-    v5e:16x16    256                1        50  ICI        1.6 of 16
-    v5p:2x2x2      8               32        80  HBM       10.7 of 95
-    v6e:4x4       16               16        93  HBM        6.8 of 32
+TPU nor the images. Mean and prior have 505 M parameters; the global batch is 256 networks, 11.4 GB of them. Predicted on
+v5e:4x4, not measured: 162 ms for a step of the mean and 28 ms for one of the prior, in 7.2 and 1.2 GiB of 16
+(docs/scaling.md has the assumptions, and other topologies for an older generator).
 
 On 16 chips or fewer take `--config.zoo.chunk_size=64`. The zoo, 1,000 networks or so, is 45 GB.
 """
@@ -39,7 +32,7 @@ def get_config(target: str = "resnet") -> ConfigDict:
         c.weights.token_dim = 32768  # 342 tokens of a ResNet-18
         c.model.update(dict(width=1024, depth=16, num_heads=16, dtype="bfloat16", remat=True))
         c.condition.update(dict(text_width=256, text_depth=4))
-        c.mean.update(dict(width=16, batch_size=256, functional_images=32, zoo_weight=1.0))
+        c.mean.update(dict(width=16, batch_size=256, functional_images=16, zoo_weight=1.0))
         c.mesh.update(dict(model=1, fsdp=True))
         c.train.update(dict(steps=50000, batch_size=256, microbatches=1, learning_rate=3e-4, warmup_steps=1000))
         c.train.update(dict(ema_decay=0.9995, validate_every=5000, checkpoint_every=1000))
