@@ -5,8 +5,8 @@
     python -m pdiff.main --config=configs/pod.py --mode=compile --topology=v5e:16x16
 
 `configs/pod.py:vit` generates a vision transformer of ViT-S's width (21.4 M numbers). The last command needs neither a
-TPU nor the images. Mean and prior have 505 M parameters; the global batch is 256 networks, 11.4 GB of them. Predicted on
-v5e:4x4, not measured: 162 ms for a step of the mean and 28 ms for one of the prior, in 7.2 and 1.2 GiB of 16
+TPU nor the images. Mean and prior have 505 M parameters; the global batch is 256 networks, 11.4 GB of them. Predicted
+on v5e:4x4, not measured: 162 ms for a step of the mean and 28 ms for one of the prior, in 7.2 and 1.2 GiB of 16
 (docs/scaling.md has the assumptions, and other topologies for an older generator).
 
 On 16 chips or fewer take `--config.zoo.chunk_size=64`. The zoo, 1,000 networks or so, is 45 GB.
