@@ -56,9 +56,7 @@ def check_import(config: ConfigDict, workdir: Path) -> None:
     """Raises PdiffError, naming the fields, if the networks in `workdir` were imported with others that shape a zoo."""
     imported = config_lib.read(workdir / "config.json")
     if config_lib.zoo_fingerprint(config) != config_lib.zoo_fingerprint(imported):
-        shaping = [
-            x for x in config_lib.difference(config, imported) if x.startswith(("tasks.", "target.", "zoo.", "seed "))
-        ]
+        shaping = [x for x in config_lib.difference(config, imported) if config_lib.shapes_zoo(x.partition(" ")[0])]
         raise PdiffError(
             f"--workdir: {workdir}: its networks were imported with other fields: {'; '.join(shaping)}; import them "
             "again with these, into a new --workdir"

@@ -8,9 +8,9 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
+from pdiff.imports.lora import CONFIG
+from pdiff.imports.lora.peft import MODEL
 from pdiff.targets.base import Peft
-
-CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 
 
 def arrays(network: Mapping[str, Float[np.ndarray, "..."]], peft: Peft) -> dict[str, Float[np.ndarray, "..."]]:

@@ -108,10 +108,8 @@ def write(
         np.savez(buffer, **arrays)
         files.write_atomic(_facts_of(out), _as_json(metadata))
         files.write_with_digest(out, buffer.getvalue())
-    elif form == "peft" and as_adapter:
-        _folders(arrays, Path(out), lambda network, where: adapters.write(network, where, as_adapter), metadata)
     else:
-        _folders(arrays, Path(out), _writer(form, facts), metadata)
+        _folders(arrays, Path(out), _writer(form, facts, as_adapter), metadata)
 
 
 def flat(networks: PyTree[Float[np.ndarray, "samples ..."]]) -> Flat:
@@ -150,10 +148,12 @@ def _as_json(metadata: Mapping[str, str]) -> bytes:
     return json.dumps(dict(metadata), indent=1, sort_keys=True).encode()
 
 
-def _writer(form: str, facts: Facts | None) -> Callable[[Flat, Path], None]:
+def _writer(form: str, facts: Facts | None, as_adapter: Peft | None) -> Callable[[Flat, Path], None]:
     """Writes one network at a path."""
     if form == "orbax":
         return _orbax
+    if form == "peft" and as_adapter:
+        return lambda network, where: adapters.write(network, where, as_adapter)
     if facts.adapter is None:
         return lambda network, where: _plain(network, facts, where)
     came = lora.Adapter.of(facts.adapter)

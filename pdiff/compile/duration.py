@@ -151,7 +151,7 @@ def count_work(config: ConfigDict, family: Family, target: Target, shape: tuple[
     image = 3 * _forward(target, math.prod(shape)) if family.data else 0.0  # and gradients
     networks = count_networks(config, family) + zoo.reference_seeds  # these are task-blind
     drawn = mean.functional_images if mean.functional_weight else 0
-    seen = len(family.split("seen")) * zoo.seeds_per_task * zoo.keep_last
+    seen = large.count_seen(config, family)
     outputs = large.spanning(config, seen) if large.suits(config, weights, seen) else weights  # of the mean
     return Work(
         zoo=image * zoo.batch_size * (networks * zoo.steps + zoo.pretrain_steps),

@@ -163,9 +163,15 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def shapes_zoo(field: str) -> bool:
+    """Whether a field, by name, is in `zoo_fingerprint`."""
+    part, _, leaf = field.partition(".")
+    return part in ("tasks", "target", "seed") or (part == "zoo" and leaf not in NOT_THE_ZOO)
+
+
 def zoo_fingerprint(config: ConfigDict) -> str:
     """Hash of everything in a run's config that shapes its zoo."""
-    zoo = {k: v for k, v in config.zoo.items() if k not in NOT_THE_ZOO}
+    zoo = {k: v for k, v in config.zoo.items() if shapes_zoo(f"zoo.{k}")}
     return fingerprint(config.tasks.to_dict(), config.target.to_dict(), zoo, config.seed)
 
 

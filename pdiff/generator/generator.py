@@ -256,7 +256,7 @@ def abstract(config: ConfigDict, family: Family, target: Target) -> Generator:
     shape, most, count = (spec.num_tokens, spec.token_dim), config.subspace.components, config.refined.networks
     fitted = jax.eval_shape(lambda: stats.Stats(center=jnp.zeros(shape), scale=jnp.zeros(shape)))
     generator = _assemble(config, family, target, fitted, target.abstract(), make_tokenizer(config, family))
-    seen = len(family.split("seen")) * config.zoo.seeds_per_task * config.zoo.keep_last
+    seen = large.count_seen(config, family)
     if large.suits(config, spec.num_params, seen):
         used = large.spanning(config, seen)
         shape = (1, used - 1)

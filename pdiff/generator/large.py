@@ -23,6 +23,7 @@ from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes
 from pdiff.system.evenly import evenly
 from pdiff.system.logs import log
+from pdiff.tasks import Family
 from pdiff.weights import basis, stats, table
 from pdiff.weights.basis import Basis
 from pdiff.weights.spec import Spec
@@ -44,6 +45,11 @@ def suits(config: ConfigDict, num_params: int, networks: int) -> bool:
     if not config.mean.functional_weight:
         return layer > LARGE
     return layer > LARGE_ON_IMAGES and (config.mean.width > networks or BYTES * layer > config.zoo.memory_mb * 1e6)
+
+
+def count_seen(config: ConfigDict, family: Family) -> int:
+    """How many networks of seen tasks a zoo will have that is fine-tuned."""
+    return len(family.split("seen")) * config.zoo.seeds_per_task * config.zoo.keep_last
 
 
 def spanning(config: ConfigDict, networks: int) -> int:

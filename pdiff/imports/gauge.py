@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pdiff.imports.columns import Columns
 from pdiff.merging.updates import Factors, truncated
-from pdiff.zoo.store import BAR_AFTER_S
+from pdiff.system.logs import BAR_AFTER_S
 
 ROUNDS = 5  # of the mean and the rotations to it
 

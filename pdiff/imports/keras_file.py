@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ from pdiff.imports.reading import (
     HEADER_BYTES,
     MOST_LEAVES,
     ZIP,
+    ZIP_STUMBLES,
     Arrays,
     Budget,
     File,
@@ -40,7 +40,6 @@ CHILD = Path(__file__).with_name("hdf5_child.py")
 MEMBER = "model.weights.h5"  # of a .keras
 OPTIMIZER = ("optimizer/", "optimizer_weights/")  # the second of Keras 2
 SECONDS = 120  # most that a file may take
-STUMBLES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
 
 def read_h5(path: Path, budget: Budget) -> File:
@@ -53,7 +52,7 @@ def read_h5(path: Path, budget: Budget) -> File:
 def read_keras(path: Path, budget: Budget) -> File:
     """The weights of a model that Keras saved as a whole."""
     size_of(path)
-    with damaged(".keras", *STUMBLES), open(path, "rb") as f, tempfile.TemporaryFile() as weights:
+    with damaged(".keras", *ZIP_STUMBLES), open(path, "rb") as f, tempfile.TemporaryFile() as weights:
         if f.read(len(ZIP)) != ZIP:
             raise PdiffError("is damaged or no .keras: it does not begin as a zip archive")
         with zipfile.ZipFile(f) as archive:

@@ -6,7 +6,6 @@ are: {"path of a leaf": [its shape], ...} in their order. A row is named FILE.np
 
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pdiff.imports.reading import (
     BFLOAT16,
     MOST_LEAVES,
     ZIP,
+    ZIP_STUMBLES,
     Arrays,
     Budget,
     File,
@@ -35,7 +35,7 @@ from pdiff.imports.reading import (
 SHAPES = "shapes.json"
 ARRAY = "array"  # the one leaf of a .npy
 ROWS = (".npy", ".safetensors")
-STUMBLES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, TypeError)
+STUMBLES = (*ZIP_STUMBLES, TypeError)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 

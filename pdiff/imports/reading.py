@@ -8,6 +8,8 @@ import dataclasses
 import json
 import math
 import stat
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ FILES = (".safetensors", ".npz", ".npy", ".msgpack", ".h5", ".keras")  # endings
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 LFS = b"version https://git-lfs.github.com/spec/"
 ZIP = b"PK\x03\x04"
+ZIP_STUMBLES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 CONVERT = "python -m pdiff.convert --source=DIR --out=NEW_DIR"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -23,8 +23,7 @@ from pdiff.imports.manifest import Row
 from pdiff.imports.mapping import Place
 from pdiff.imports.network import Network, Outline
 from pdiff.system import files
-from pdiff.system.logs import log
-from pdiff.zoo.store import BAR_AFTER_S
+from pdiff.system.logs import BAR_AFTER_S, log
 
 RATES = {"read": 250.0, "gauge": 40.0, "write": 60.0}  # MB of float32 in a second, measured on two cores
 TELL_ABOVE_S = 20

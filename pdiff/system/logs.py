@@ -8,6 +8,7 @@ from pdiff.errors import printable
 from pdiff.system import processes
 
 log = logging.getLogger("pdiff")
+BAR_AFTER_S = 3  # what takes longer shows how far it is and how long it will take
 
 
 class _Printable(logging.Formatter):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from pdiff.errors import RERUN, PdiffError
 from pdiff.system import files, processes, tfds_folder
 from pdiff.system.evenly import evenly
-from pdiff.system.logs import log
+from pdiff.system.logs import BAR_AFTER_S, log
 from pdiff.tasks.base import FITTED_SPLITS
 from pdiff.zoo import parts
 from pdiff.zoo.networks import COLUMNS, Networks, StoredNetworks, tree_bytes
@@ -35,7 +35,6 @@ NETWORK_SPLITS = ("task_blind", *FITTED_SPLITS)
 BASE = "base.safetensors"
 NAME, VERSION, KIND = "pdiff_zoo", "1.0.0", "zoo"
 REMEDY = f"{RERUN}: it makes that file alone again"
-BAR_AFTER_S = 3  # what takes longer shows how far it is and how long it will take
 SHARD_BYTES, SHARD_NETWORKS = 1 << 26, 4096  # at most, of a shard
 
 
