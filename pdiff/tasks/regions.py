@@ -43,7 +43,7 @@ class Range:
                 start, end = (float(s) for s in item.split(":"))
             except ValueError:
                 start = end = np.nan
-            ordered = start != end if self.wraps else start < end
+            ordered = start < end or (self.wraps and 0 < start - end < self.length)
             if not (0 <= start <= self.length and 0 <= end <= self.length and ordered):
                 order, example = ("different", "60:90,216:234") if self.wraps else ("in that order", "45:60,85:100")
                 raise PdiffError(

@@ -1,6 +1,6 @@
 """Injects faults into small runs, and says what became of each.
 
-  python -m tests.faults --kills=200 --power=40 --flips=500 --full=50 --starts=100 --jobs=2 --out=faults.json
+  python -m tests.faults --kills=200 --power=40 --flips=500 --full=50 --starts=100 --reads=100 --out=faults.json
   python -m tests.faults --soak=3600 --jobs=2          all of them mixed, at random, for an hour
   python -m tests.faults --only='kill:0.17'            one again, by the name that a failure was printed with
 
@@ -18,12 +18,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.faults import access, disk, flips, kills, starts
+from tests.faults import access, disk, flips, kills, reads, starts
 from tests.faults.outcome import Outcome, failures, table
 from tests.faults.scenario import Ground
 
 FRESH = 25  # of so many kills, and of so many damaged files, one is met by `python -m pdiff.main` in a new process
-MIXED = ("kill", "kill", "kill", "power", "flip", "flip", "flip", "flip", "unfinished", "full", "start", *access.KINDS)
+MIXED = (
+    "kill",
+    "kill",
+    "kill",
+    "power",
+    "flip",
+    "flip",
+    "flip",
+    "flip",
+    "unfinished",
+    "full",
+    "start",
+    "read",
+    *access.KINDS,
+)
 
 
 class Campaign:
@@ -49,6 +63,7 @@ class Campaign:
             "flip": lambda seed: flips.flip(ground, self._readers(), seed, fresh=_fresh(seed)),
             "unfinished": lambda seed: flips.unfinished(ground, seed),
             "full": lambda seed: disk.full(ground, seed, mount=self._mounts),
+            "read": lambda seed: reads.read(ground, self._readers(), seed),
             "start": lambda seed: starts.start(ground, seed),
         }
 
@@ -116,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
 
 COUNTED = {
     "kill": "kills", "power": "power", "flip": "flips", "unfinished": "unfinished", "full": "full", "start": "starts",
+    "read": "reads",
     "permission": "permissions", "clock": "clocks", "late": "late",
 }  # fmt: skip
 

@@ -72,12 +72,12 @@ def flip(ground: Ground, readers: Readers, seed: str, scenario: str = "", fresh:
     shutil.copytree(ground.reference(chosen.name), workdir)
     kind, damaged = damage(workdir, draw)
     done = Outcome(f"damage: {kind}", f"{chosen.name}, {' and '.join(damaged)}", seed, "detected")
-    config, as_damaged = chosen.args[0].split("=", 1)[1], _digest_of_all(workdir)
+    config, as_damaged = chosen.args[0].split("=", 1)[1], digest_of_all(workdir)
     if fresh:
         ended = children.fresh([f"--workdir={workdir}", "--mode=check"], ground.compiled)
     else:
         ended = readers("check", config, workdir)
-    if _digest_of_all(workdir) != as_damaged:
+    if digest_of_all(workdir) != as_damaged:
         return done.fail("different", ended, workdir, "--mode=check changed a file")
     harmless = all(d.split("/")[0] in HARMLESS for d in damaged)
     if ended.traceback:
@@ -171,7 +171,7 @@ def _read(
     ground: Ground, readers: Readers, chosen: Scenario, reader: str, workdir: Path, damaged: list[str]
 ) -> tuple[str, str]:
     """What a reader makes of a damaged workdir. Going back to an older checkpoint is fine if a warning says so."""
-    config, before = chosen.args[0].split("=", 1)[1], _digest_of_all(workdir)
+    config, before = chosen.args[0].split("=", 1)[1], digest_of_all(workdir)
     if reader == "sample":
         out = workdir.with_name(f"{workdir.name}.npz")
         ended = readers("sample", config, workdir, prompt=PROMPTS[chosen.name], out=str(out))
@@ -183,7 +183,7 @@ def _read(
     last = f"exit {ended.code}: " + " | ".join(ended.said.strip().splitlines()[-3:])[-400:]
     warnings = [line for line in ended.said.splitlines() if "warning: " in line]
     warned = any(name in line for name in damaged for line in warnings)
-    if reader == "sample" and _digest_of_all(workdir) != before:
+    if reader == "sample" and digest_of_all(workdir) != before:
         return "different", "it changed a file"
     if ended.traceback:
         return "traceback", last
@@ -206,7 +206,7 @@ def _read(
     return ("silent", f"{', '.join(wrong[:4])} differ") if wrong else ("healed", "")
 
 
-def _digest_of_all(workdir: Path) -> str:
+def digest_of_all(workdir: Path) -> str:
     """Of every file's name and contents."""
     digest = hashlib.sha256()
     for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
@@ -233,9 +233,10 @@ def _read_on(pipe, out: str) -> None:
     import importlib.util
     import shlex
     import traceback
+    from unittest import mock
 
     from pdiff import modes, run
-    from pdiff.ask import commands
+    from pdiff.ask import commands, serve
     from pdiff.system import exits, machine
 
     file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -250,8 +251,13 @@ def _read_on(pipe, out: str) -> None:
         code = 0
         try:
             with exits.said():
-                if mode == "sample":
-                    commands.sample(Path(workdir), num_samples=2, sampler=None, seed=0, **more)
+                if mode in ("sample", "adapt"):
+                    getattr(commands, mode)(Path(workdir), num_samples=2, seed=0, **more)
+                elif mode == "publish":
+                    commands.publish(Path(workdir), **more)
+                elif mode == "serve":  # until it is ready
+                    with mock.patch("waitress.server.BaseWSGIServer.run"):
+                        serve.serve(Path(workdir), 0)
                 elif mode == "run":
                     spec = importlib.util.spec_from_file_location("config", config)
                     module = importlib.util.module_from_spec(spec)

@@ -23,7 +23,7 @@ _TRAINS = re.compile(r"train (mean|prior): +\d+%\|[^|]*\| +(\d+)/\d+")
 def kill(ground: Ground, seed: str, scenario: str = "", stage: str = "", cut: bool = False) -> Outcome:
     """One kill, at a stage and a point of it drawn by `seed`; with `cut`, unsynced files are lost as well."""
     draw = random.Random(seed)
-    chosen, point, detail = _draw(ground, draw, scenario, stage)
+    chosen, point, detail = drawn_point(ground, draw, scenario, stage)
     signal = "KILL" if cut else draw.choice(SIGNALS)
     how = {"stage": point.at, "nth": point.nth, "signal": signal}
     if point.gap:
@@ -110,7 +110,7 @@ def clean(ground: Ground, workdir: Path, name: str) -> None:
         path.unlink()
 
 
-def _draw(ground: Ground, draw: random.Random, scenario: str, stage: str) -> tuple[Scenario, Point, str]:
+def drawn_point(ground: Ground, draw: random.Random, scenario: str, stage: str) -> tuple[Scenario, Point, str]:
     """Every stage as often as another; in a stage, moments of computation as often as system calls."""
     by_stage: dict[tuple[str, str], list[Point]] = {}
     for name, points in ground.points.items():

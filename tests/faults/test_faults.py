@@ -9,7 +9,7 @@ import pytest
 
 from pdiff import workdir as workdir_lib
 from pdiff.errors import PdiffError
-from tests.faults import access, children, disk, flips, kills, power, shim, starts
+from tests.faults import access, children, disk, flips, kills, power, reads, shim, starts
 from tests.faults.ends import differences, ends
 from tests.faults.outcome import Outcome, failures, table
 from tests.faults.scenario import Ground
@@ -80,6 +80,13 @@ def test_what_is_damaged_of_a_finished_run_is_named_and_made_again_to_the_bit(gr
     assert str(newest.relative_to(workdir)) in ended.said and "warning: " in ended.said
     assert ground.different(chosen, workdir) == []
     kills.clean(ground, workdir, f"again_{folder}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zoo", "mean", "checkpointing", "evaluation"])
+def test_what_a_kill_leaves_is_read_or_refused_on_one_line(ground, readers, stage):
+    """Takes 5 to 10 s each."""
+    fine(reads.read(ground, readers, f"{stage}.0", "run", stage))
 
 
 @pytest.mark.slow

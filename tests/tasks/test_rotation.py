@@ -103,7 +103,7 @@ def test_arcs_are_parsed(text, arcs):
 
 
 @pytest.mark.parametrize(
-    "text", ["60", "60:90:120", "a:b", "-10:20", "60:400", "60:60", "60:90,80:100", "350:10,0:5", "nan:3"]
+    "text", ["60", "60:90:120", "a:b", "-10:20", "60:400", "60:60", "360:0", "60:90,80:100", "350:10,0:5", "nan:3"]
 )
 def test_bad_arcs_are_refused_with_their_text(text):
     with pytest.raises(PdiffError, match="tasks.unseen") as error:
