@@ -16,7 +16,7 @@ from pdiff.system.evenly import evenly
 from pdiff.tasks.base import Family, Task
 from pdiff.zoo import score
 
-AT_ONCE_ON_CPU = 4  # networks of a chunk that a CPU's device answers for together: their images fit into its cache
+AT_ONCE_ON_CPU = 4  # networks that a CPU's device answers for together; one where `score` takes images block by block
 MOST_PROBABILITIES = 256  # images for which class probabilities are kept
 
 
@@ -61,6 +61,7 @@ class Scorer:
             variables, x, y = jax.jit(jax.vmap(family.all_of_task, (0, None, None)))(variables, x, y), None, None
         constants = dist.replicate({"own": variables, "x": x, "y": y, "generator": generator.arrays()}, mesh)
         some = evenly(len(images.y), MOST_PROBABILITIES)
+        at_once = AT_ONCE_ON_CPU if len(images.y) <= score.block_size(images.x) else 1
 
         def each(constants, networks, task, answer):
             """`answer(apply, network, own, x, y)` of each network, on the images that it has or renders."""
@@ -73,7 +74,7 @@ class Scorer:
                 return answer(apply, network, variables, x, y)
 
             on_cpu = mesh.devices.flat[0].platform == "cpu"
-            return jax.lax.map(one, (networks, task), batch_size=AT_ONCE_ON_CPU if on_cpu else len(task))
+            return jax.lax.map(one, (networks, task), batch_size=at_once if on_cpu else len(task))
 
         def labelled(variables, x, y):
             return (x, y) if ahead else family.labelled(variables, x, y)

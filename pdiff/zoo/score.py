@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-BLOCK, NUMBERS = 512, 1 << 21  # images at a time, and numbers in them
+BLOCK, NUMBERS = 512, 1 << 19  # images at a time, and numbers in them: what a CPU's core keeps in its cache
 
 Apply = Callable[[PyTree, Float[Array, "n features"]], Float[Array, "n classes"]]
 Labelled = Callable[[Any, Array, Array], tuple[Array, Array]]  # as `Family.labelled`
@@ -48,11 +48,16 @@ def answers(
 
 def in_blocks(answer: Callable[[PyTree], PyTree[Array]], rows: PyTree[Array]) -> PyTree[Array]:
     """`answer` over the leading axis of `rows`, at most BLOCK of them at a time, and fewer where they are large."""
-    count = len(jax.tree.leaves(rows)[0])
-    size = max(1, min(BLOCK, NUMBERS // max(1, max(a.size // max(1, count) for a in jax.tree.leaves(rows)))))
+    count, size = len(jax.tree.leaves(rows)[0]), block_size(rows)
     if count <= size:
         return answer(rows)
     blocks = -(-count // size)
     index = jnp.minimum(jnp.arange(blocks * size), count - 1).reshape(blocks, size)  # the last row fills up
     answers = jax.lax.map(lambda i: answer(jax.tree.map(lambda a: a[i], rows)), index)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], answers)
+
+
+def block_size(rows: PyTree[Array]) -> int:
+    """How many rows `in_blocks` takes at a time."""
+    count = max(1, len(jax.tree.leaves(rows)[0]))
+    return max(1, min(BLOCK, NUMBERS // max(1, max(a.size // count for a in jax.tree.leaves(rows)))))

@@ -44,7 +44,7 @@ def kill(ground: Ground, seed: str, scenario: str = "", stage: str = "", cut: bo
         before = power.seen(workdir)
     stopped = children.run(ground.args(chosen, workdir), out, ground.settings(chosen, workdir, **more))
     fine = (0, *_STOPPED[signal])
-    done = Outcome(fault, detail, seed, "identical", seconds=stopped.seconds)
+    done = Outcome(fault, detail, seed, "identical" if stopped.code else "missed", seconds=stopped.seconds)
     if stopped.code not in fine or stopped.traceback:
         return done.fail("traceback" if stopped.traceback else "different", stopped, workdir)
     if cut:
@@ -78,7 +78,8 @@ def kill_fresh(ground: Ground, seed: str) -> Outcome:
     stopped = children.fresh(ground.args(chosen, workdir), ground.compiled, kill_after=after)
     ended = children.fresh(ground.args(chosen, workdir), ground.compiled)
     seconds = stopped.seconds + ended.seconds
-    done = Outcome("kill: by the clock", f"run, after {after:.1f} s", seed, "identical", seconds=seconds)
+    verdict = "identical" if stopped.code else "missed"
+    done = Outcome("kill: by the clock", f"run, after {after:.1f} s", seed, verdict, seconds=seconds)
     if ended.code or ended.traceback or stopped.code not in (0, -9):
         return done.fail("traceback" if ended.traceback else "stuck", ended if ended.code else stopped, workdir)
     return compared(ground, done, chosen, ended, workdir, name)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-FINE = ("identical", "detected", "refused", "healed", "harmless")
+FINE = ("identical", "detected", "refused", "healed", "harmless", "missed")  # missed: nothing was injected
 BAD = ("different", "silent", "traceback", "unnamed", "lost", "stuck")
 
 

@@ -25,7 +25,7 @@ def read(ground: Ground, readers: Readers, seed: str, scenario: str = "", stage:
     how = {"stage": point.at, "nth": point.nth, "signal": "KILL", "when": draw.choice(("before", "after"))}
     workdir, out = ground.place(chosen, name, point.stage), ground.folder / "said" / f"{name}.txt"
     stopped = children.run(ground.args(chosen, workdir), out, ground.settings(chosen, workdir, kill=how))
-    done = Outcome(f"read after a kill: {point.stage}", detail, seed, "refused")
+    done = Outcome(f"read after a kill: {point.stage}", detail, seed, "refused" if stopped.code else "missed")
     if stopped.code not in (0, -9):
         return done.fail("different", stopped, workdir)
     workdir.mkdir(exist_ok=True)  # killed before there was one
@@ -33,8 +33,8 @@ def read(ground: Ground, readers: Readers, seed: str, scenario: str = "", stage:
     for mode in MODES:
         ended = readers(mode, "", workdir, **_more(ground, mode, chosen.name, name))
         done.seconds = time.perf_counter() - start
-        if ended.code == 0:
-            done.verdict = "identical"
+        if ended.code == 0 and done.verdict == "refused":
+            done.verdict = "harmless"  # to one of the modes at least
         elif not ended.plain_error:
             return done.fail("traceback", ended, workdir, f"--mode={mode}: {ended.said.strip()[-400:]}")
         if digest_of_all(workdir) != before:

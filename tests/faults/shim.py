@@ -26,13 +26,16 @@ import threading
 import time
 from pathlib import Path
 
+from pdiff.system import claim
+
 # What the first part of a path in a workdir says about the stage in which it is changed.
 STAGES = {
     "zoo": "zoo", "imported": "import", "mean": "mean", "generator": "generator", "metrics.jsonl": "training",
     "tensorboard": "training", "checkpoints": "checkpointing", "rivals": "evaluation", "results.json": "evaluation",
     "closeup.json": "evaluation", "plots": "report", "report.html": "report", "table.md": "report",
 }  # fmt: skip
-OTHER = "bookkeeping"  # config.json, timing.json, manifest.json, the claim
+OTHER = "bookkeeping"  # config.json, timing.json, manifest.json
+CLAIM = "claim"  # which is written anew every few seconds: how often depends on the machine, and nothing else may
 GROWS = ("open", "mkdir", "replace", "rename", "link", "fsync")  # what a full disk refuses
 
 
@@ -69,9 +72,11 @@ class _Watch:
         path = os.path.abspath(path)
         root = str(self.root)
         if path == root or path.startswith(root + os.sep):
+            parts = Path(path).relative_to(root).parts
+            if claim.FOLDER in parts:
+                return CLAIM
             if "stage" in self.settings:
                 return self.settings["stage"]
-            parts = Path(path).relative_to(root).parts
             first = parts[0] if parts else ""
             if first.startswith(".") and first.endswith(".partial"):  # of `files.write_atomic`
                 first = first[1:].rsplit(".", 2)[0]
