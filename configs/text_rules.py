@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     c.refined.networks = 512
     c.train.update(dict(steps=1000, batch_size=64, validate_every=200, checkpoint_every=200))
     c.sample.update(dict(condition=("text", "sentence"), samplers=("heun", "posterior_mean"), batch_size=16))
-    c.adapt.update(dict(num_samples=128, learning_rates=(1e-3, 3e-3)))
+    c.adapt.update(dict(num_samples=128, steps=24, learning_rates=(1e-3, 3e-3)))
     c.eval.update(dict(samples_per_task=1, chunk_size=8, max_tasks=16, adapt_tasks=16, adapt_shots=(4,), reptile=False))
     c.eval.update(dict(vague_samples=8, vague_prompts=("is it about plants and some other kinds", "any kinds")))
     c.eval.update(dict(calibration_samples=0, mixing_separations=(), closeup_tasks=0, novelty_networks=8))

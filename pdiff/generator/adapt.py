@@ -159,7 +159,7 @@ class Adapter:
 
     @staticmethod
     def _score(generator: Generator, networks: PyTree, support: dict) -> Float[Array, " nets"]:
-        likelihood, labelled = _likelihood(generator, support)
+        likelihood, labelled = _likelihood(generator.apply, support)
 
         def one(network):
             sure = negative_entropy(generator.apply, network, support["x"], support["real"])
@@ -170,7 +170,7 @@ class Adapter:
     @staticmethod
     def _draw_guided(count: int, generator: Generator, whole: tuple, row: tuple) -> PyTree:
         (params, key), (support, number) = whole, row
-        each, labelled = _likelihood(generator, support)
+        each, labelled = _likelihood(generator.differentiated, support)
         config = generator.config.sample
 
         def likelihood(x0):
@@ -193,7 +193,7 @@ class Adapter:
         schedule = optax.cosine_decay_schedule(1.0, steps)
         adam = optax.adamw(schedule, weight_decay=0.0 if inside else WEIGHT_DECAY)
         rate = rate * (IN_SUBSPACE if inside else 1.0)
-        likelihood, _ = _likelihood(generator, support)
+        likelihood, _ = _likelihood(generator.differentiated, support)
         start = generator.encode(jax.tree.map(lambda w: w[None], network)) if inside else network
 
         def read(parameters):
@@ -217,10 +217,10 @@ def _in_head(generator: Generator, network: PyTree) -> PyTree[bool]:
     return traverse_util.unflatten_dict(head, sep="/")
 
 
-def _likelihood(generator: Generator, support: dict) -> tuple[Callable, Bool[Array, " images"]]:
+def _likelihood(apply: Callable, support: dict) -> tuple[Callable, Bool[Array, " images"]]:
     """The `log_likelihood` of a task's labelled images, as a function of one network, and which images these are."""
     labelled, y = (support["y"] != UNKNOWN) & support["real"], jnp.maximum(support["y"], 0)
-    return lambda network: log_likelihood(generator.apply, network, support["x"], y, labelled), labelled
+    return lambda network: log_likelihood(apply, network, support["x"], y, labelled), labelled
 
 
 def log_likelihood(

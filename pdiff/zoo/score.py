@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 BLOCK, NUMBERS = 512, 1 << 19  # images at a time, and numbers in them: what a CPU's core keeps in its cache
@@ -57,7 +58,7 @@ def in_blocks(answer: Callable[[PyTree], PyTree[Array]], rows: PyTree[Array]) ->
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], answers)
 
 
-def block_size(rows: PyTree[Array]) -> int:
+def block_size(rows: PyTree[ArrayLike]) -> int:
     """How many rows `in_blocks` takes at a time."""
     count = max(1, len(jax.tree.leaves(rows)[0]))
-    return max(1, min(BLOCK, NUMBERS // max(1, max(a.size // count for a in jax.tree.leaves(rows)))))
+    return max(1, min(BLOCK, NUMBERS // max(1, max(np.size(a) // count for a in jax.tree.leaves(rows)))))
