@@ -121,8 +121,9 @@ FIELDS: dict[str, Field] = {
     "target.lora_rank": count(0, low=0),  # above 0: adapters; then generate="lora/.*" (or "(lora|batch_stats)/.*")
     "target.lora_alpha": positive(8.0),  # an adapter counts lora_alpha / lora_rank times
     "target.lora_modules": Field(".*"),  # regex over module paths, such as "Dense_0": which kernels are adapted
-    # What matrices are rounded to where networks are differentiated, in fine-tuning and in the functional loss; sums
-    # and whatever is scored are float32. Of minilm alone: 3 to 5 times as fast on a CPU with AMX.
+    # What matrices are rounded to where networks are differentiated, in fine-tuning and in the functional loss, and
+    # where a few examples choose among many; sums and whatever is scored are float32. Of minilm alone: 3 to 5 times as
+    # fast on a CPU with AMX.
     "target.dtype": one_of("float32", "float32", "bfloat16"),
     # How networks are fine-tuned.
     "zoo.dir": Field(""),  # '' is <workdir>/zoo; name a directory to share one zoo between runs

@@ -159,10 +159,10 @@ class Adapter:
 
     @staticmethod
     def _score(generator: Generator, networks: PyTree, support: dict) -> Float[Array, " nets"]:
-        likelihood, labelled = _likelihood(generator.apply, support)
+        likelihood, labelled = _likelihood(generator.differentiated, support)
 
         def one(network):
-            sure = negative_entropy(generator.apply, network, support["x"], support["real"])
+            sure = negative_entropy(generator.differentiated, network, support["x"], support["real"])
             return jnp.where(labelled.any(), likelihood(network), sure)
 
         return jax.vmap(one)(networks)
