@@ -33,8 +33,8 @@ def read(ground: Ground, readers: Readers, seed: str, scenario: str = "", stage:
     for mode in MODES:
         ended = readers(mode, "", workdir, **_more(ground, mode, chosen.name, name))
         done.seconds = time.perf_counter() - start
-        if ended.code == 0 and done.verdict == "refused":
-            done.verdict = "harmless"  # to one of the modes at least
+        if ended.code == 0:  # harmless to one of the modes at least
+            done.verdict = "harmless" if done.verdict == "refused" else done.verdict
         elif not ended.plain_error:
             return done.fail("traceback", ended, workdir, f"--mode={mode}: {ended.said.strip()[-400:]}")
         if digest_of_all(workdir) != before:
