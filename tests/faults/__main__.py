@@ -23,21 +23,7 @@ from tests.faults.outcome import Outcome, failures, table
 from tests.faults.scenario import Ground
 
 FRESH = 25  # of so many kills, and of so many damaged files, one is met by `python -m pdiff.main` in a new process
-MIXED = (
-    "kill",
-    "kill",
-    "kill",
-    "power",
-    "flip",
-    "flip",
-    "flip",
-    "flip",
-    "unfinished",
-    "full",
-    "start",
-    "read",
-    *access.KINDS,
-)
+MIXED = (*3 * ("kill",), "power", *4 * ("flip",), "unfinished", "full", "start", "read", *access.KINDS)
 
 
 class Campaign:

@@ -4,7 +4,7 @@ Each mode ends well or in one plain line, whatever is there, and changes nothing
 """
 
 import random
-import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,30 +30,27 @@ def read(ground: Ground, readers: Readers, seed: str, scenario: str = "", stage:
         return done.fail("different", stopped, workdir)
     workdir.mkdir(exist_ok=True)  # killed before there was one
     before = digest_of_all(workdir)
-    for mode in MODES:
-        ended = readers(mode, "", workdir, **_more(ground, mode, chosen.name, name))
-        done.seconds = time.perf_counter() - start
-        if ended.code == 0:  # harmless to one of the modes at least
-            done.verdict = "harmless" if done.verdict == "refused" else done.verdict
-        elif not ended.plain_error:
-            return done.fail("traceback", ended, workdir, f"--mode={mode}: {ended.said.strip()[-400:]}")
-        if digest_of_all(workdir) != before:
-            return done.fail("different", ended, workdir, f"--mode={mode} changed a file")
+    with tempfile.TemporaryDirectory(dir=ground.folder / "work") as written:
+        for mode in MODES:
+            ended = readers(mode, "", workdir, **_more(ground, mode, chosen.name, Path(written)))
+            done.seconds = time.perf_counter() - start
+            if ended.code == 0:  # harmless to one of the modes at least
+                done.verdict = "harmless" if done.verdict == "refused" else done.verdict
+            elif not ended.plain_error:
+                return done.fail("traceback", ended, workdir, f"--mode={mode}: {ended.said.strip()[-400:]}")
+            if digest_of_all(workdir) != before:
+                return done.fail("different", ended, workdir, f"--mode={mode} changed a file")
     kills.clean(ground, workdir, name)
     return done
 
 
-def _more(ground: Ground, mode: str, scenario: str, name: str) -> dict[str, str]:
-    """What a mode is asked for beside the workdir. Where it writes to is empty before."""
+def _more(ground: Ground, mode: str, scenario: str, written: Path) -> dict[str, str]:
+    """What a mode is asked for beside the workdir; what it writes is in `written`."""
     if mode in ("check", "serve"):
         return {}
-    out = ground.folder / "work" / f"{name}_out"
-    shutil.rmtree(out, ignore_errors=True)
-    for path in out.parent.glob(f"{out.name}.*"):
-        path.unlink()
     if mode == "publish":
-        return {"out": str(out)}
-    more = {"prompt": PROMPTS[scenario], "out": f"{out}.npz"}
+        return {"out": str(written / "published")}
+    more = {"prompt": PROMPTS[scenario], "out": str(written / f"{mode}.npz")}
     return more | ({"support": str(_images(ground.folder / "support"))} if mode == "adapt" else {})
 
 
